@@ -1,0 +1,409 @@
+"""THE protocol: every message of every link, by direction, with its encoder and decoder.
+
+Links (DESIGN 4): *control* (worker <-> manager), *data* (worker dials the manager, one object per link) and *library*
+(worker <-> library parent and worker <-> slot, over socket pairs). Messages are tagged arrays of msgspec: decoding
+validates types. Bytes of user payloads pass through unopened; nothing here is ever unpickled by the manager.
+
+Each docstring says: who sends, when legal, what it causes, what answers it, whether a duplicate is harmless.
+New fields get defaults, types never change, removal raises ``PROTOCOL_VERSION``.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from vinecore.errors import ProtocolError
+
+PROTOCOL_VERSION = 1
+
+# Larger payloads travel on data links (or through the store); raising it lengthens the time a heartbeat may queue.
+INLINE_LIMIT_BYTES = 64 * 1024
+# One Run or Done frame is cut near this size, so that a peer's buffer stays bounded.
+BATCH_LIMIT_BYTES = 4 * 1024 * 1024
+# A control frame above this is a ProtocolError; it must exceed BATCH_LIMIT_BYTES plus one inline payload.
+CONTROL_FRAME_LIMIT_BYTES = 16 * 1024 * 1024
+
+# Result.status
+OK_INLINE = 0  # value holds the encoded result
+OK_STORED = 1  # the result is an object of the worker's store; size_bytes is its length
+OK_KEPT = 2  # the result stays unwritten in the slot, for later calls of the same group
+RAISED = 3  # value holds an encoded error; the call is not retried unless its retries say so
+LOST = 4  # the slot died while it ran this call; value holds a text
+HANDED_BACK = 5  # never started; nothing was executed
+NO_INPUT = 6  # an input was not here; value holds its name as text
+
+
+class Call(Struct, array_like=True, gc=False):
+    """One execution of a function (or of one vertex of a graph's piece). Part of ``Run``.
+
+    ``index`` -1: ``code_id`` names a pickled function and ``payload`` its pickled arguments; otherwise ``code_id``
+    names a piece of a graph and ``index`` the vertex in it. ``inputs``: an int is a value in the slot's table (by task
+    id), a str the cache name of an object in the worker's store. ``uses``: how many later calls of the same group
+    read the result out of the slot's table. ``publish``: report the value (inline or stored). With ``payload_file``
+    the first input is the object that holds the pickled arguments.
+    """
+
+    task_id: int
+    attempt: int
+    code_id: int
+    index: int
+    payload: bytes
+    inputs: list[int | str]
+    uses: int
+    publish: bool
+    payload_file: bool = False
+
+
+class Result(Struct, array_like=True, gc=False):
+    """The end of one Call. Part of ``Done``. ``duration_us`` is the time inside the user's function."""
+
+    task_id: int
+    attempt: int
+    status: int
+    duration_us: int
+    value: bytes = b""
+    size_bytes: int = 0
+
+
+# ---------------------------------------------------------------- manager -> worker
+
+
+class Welcome(Struct, array_like=True, tag="welcome", frozen=True):
+    """First message of the manager. ``run`` prefixes the names of this run's temps; keepalive in seconds."""
+
+    worker_id: int
+    run: str
+    keepalive_interval_s: float
+    keepalive_timeout_s: float
+    inline_limit_bytes: int = INLINE_LIMIT_BYTES
+
+
+class StartLibrary(Struct, array_like=True, tag="startlib", frozen=True):
+    """Start one instance of a library; answered by LibraryReady or LibraryGone. A duplicate is refused."""
+
+    library_id: int
+    name: str
+    slots: int
+    exec_mode: str
+    payload: bytes
+    modules: list[str]
+    max_restarts: int
+    restart_window_s: float
+    payload_name: str = ""
+
+
+class StopLibrary(Struct, array_like=True, tag="stoplib", frozen=True):
+    """End a library and its slots; answered by LibraryGone. A duplicate is harmless."""
+
+    library_id: int
+
+
+class Code(Struct, array_like=True, tag="code", frozen=True):
+    """A pickled function or graph piece, before the first Run that names it. A duplicate replaces it, harmless.
+
+    ``modules`` are hoisted before slots run it. A large one is not carried: ``name`` is its object, to be fetched.
+    """
+
+    library_id: int
+    code_id: int
+    payload: bytes
+    modules: list[str]
+    name: str = ""
+
+
+class ForgetCode(Struct, array_like=True, tag="forget", frozen=True):
+    """These code ids are not used again. Causes memory to be freed; no answer; a duplicate is harmless."""
+
+    library_id: int
+    code_ids: list[int]
+
+
+class Run(Struct, array_like=True, tag="run"):
+    """Work. Each group runs in order in one slot; groups are independent. ``values``: inline inputs by task id.
+
+    Answered by one Result for each Call, in any number of Done messages. A duplicate is an error of the manager.
+    """
+
+    library_id: int
+    groups: list[list[Call]]
+    values: list[tuple[int, bytes]]
+
+
+class Cancel(Struct, array_like=True, tag="cancel", frozen=True):
+    """Give up these (task id, attempt): drop what waits, end what runs. No answer. Unknown pairs are harmless."""
+
+    tasks: list[tuple[int, int]]
+
+
+class HandBack(Struct, array_like=True, tag="handback", frozen=True):
+    """Return up to ``count`` calls that have not started; answered by Results with HANDED_BACK (maybe none)."""
+
+    count: int
+
+
+class Fetch(Struct, array_like=True, tag="fetch", frozen=True):
+    """Bring an object from the manager over a data link; answered by Fetched or FetchFailed. Duplicates attach."""
+
+    name: str
+    size_bytes: int
+
+
+class Upload(Struct, array_like=True, tag="upload", frozen=True):
+    """Send an object to the manager over a data link; UploadFailed when it is not here. ``transfer_id`` is ours."""
+
+    transfer_id: int
+    name: str
+
+
+class Unlink(Struct, array_like=True, tag="unlink", frozen=True):
+    """Drop these objects from the store. No answer; names that are not here are harmless."""
+
+    names: list[str]
+
+
+class Ping(Struct, array_like=True, tag="ping", frozen=True):
+    """Keepalive of either side; the worker answers with Pong. Harmless at any time."""
+
+
+class Release(Struct, array_like=True, tag="release", frozen=True):
+    """The manager is done with this worker. ``exit``: end the process, else look for another manager."""
+
+    exit: bool
+    reason: str
+
+
+# ---------------------------------------------------------------- worker -> manager
+
+
+class Hello(Struct, array_like=True, tag="hello", frozen=True):
+    """First message of a worker after the handshake. Sizes in MB. A second one is a ProtocolError."""
+
+    hostname: str
+    pid: int
+    cores: int
+    memory_mb: int
+    disk_mb: int
+    gpus: int
+    features: list[str]
+    python: str
+    machine: str
+    store: str
+    objects: list[tuple[str, int]]
+
+
+class Done(Struct, array_like=True, tag="done"):
+    """Ends of calls. Late ones of older attempts are dropped by the manager; a duplicate is harmless."""
+
+    results: list[Result]
+
+
+class LibraryReady(Struct, array_like=True, tag="libready", frozen=True):
+    """The library answers calls with this many slots."""
+
+    library_id: int
+    slots: int
+    note: str = ""
+
+
+class LibraryGone(Struct, array_like=True, tag="libgone", frozen=True):
+    """The library ended here (``error``: text of why it failed, empty when it was asked to stop)."""
+
+    library_id: int
+    error: str
+    traceback: bytes = b""
+
+
+class Fetched(Struct, array_like=True, tag="fetched", frozen=True):
+    """An object is complete in the store."""
+
+    name: str
+    size_bytes: int
+
+
+class FetchFailed(Struct, array_like=True, tag="fetchfail", frozen=True):
+    """An object could not be brought here; ``reason`` is for people."""
+
+    name: str
+    reason: str
+
+
+class UploadFailed(Struct, array_like=True, tag="upfail", frozen=True):
+    """An object that was asked for is not here or cannot be read."""
+
+    transfer_id: int
+    name: str
+    reason: str
+
+
+class Removed(Struct, array_like=True, tag="removed", frozen=True):
+    """Objects that vanished from the store without an Unlink (disk error, damage)."""
+
+    names: list[str]
+
+
+class Pong(Struct, array_like=True, tag="pong", frozen=True):
+    """Answer to Ping."""
+
+
+class Goodbye(Struct, array_like=True, tag="goodbye", frozen=True):
+    """The worker leaves on purpose; its link closes next."""
+
+    reason: str
+
+
+# ---------------------------------------------------------------- data links (worker dials; first message says which)
+
+
+class Get(Struct, array_like=True, tag="get", frozen=True):
+    """Worker asks the manager for an object; answered by Object and that many raw bytes, or Missing."""
+
+    worker_id: int
+    name: str
+
+
+class Put(Struct, array_like=True, tag="put", frozen=True):
+    """Worker brings the object of an Upload; ``size_bytes`` raw bytes follow. ``digest``: xxh3 of them."""
+
+    worker_id: int
+    transfer_id: int
+    name: str
+    size_bytes: int
+    digest: bytes
+
+
+class Object(Struct, array_like=True, tag="object", frozen=True):
+    """``size_bytes`` raw bytes follow, whose xxh3 is ``digest``."""
+
+    name: str
+    size_bytes: int
+    digest: bytes
+
+
+class Missing(Struct, array_like=True, tag="missing", frozen=True):
+    """There is no such object here."""
+
+    name: str
+
+
+# ---------------------------------------------------------------- worker <-> library parent
+
+
+class Begin(Struct, array_like=True, tag="begin", frozen=True):
+    """Worker to a fresh library process: what it is. Sent once. ``store`` is the directory of objects."""
+
+    library_id: int
+    name: str
+    payload: bytes
+    modules: list[str]
+    store: str
+    run: str
+    inline_limit_bytes: int
+    payload_path: str = ""
+
+
+class Hoist(Struct, array_like=True, tag="hoist", frozen=True):
+    """Import these modules in the parent; answered by Hoisted. Failures are ignored here and raised in the call."""
+
+    modules: list[str]
+
+
+class ForkSlots(Struct, array_like=True, tag="fork", frozen=True):
+    """Fork one slot for each id; the sockets and claim files ride along as descriptors (SCM_RIGHTS)."""
+
+    slot_ids: list[int]
+
+
+class Began(Struct, array_like=True, tag="began", frozen=True):
+    """The library's own code is loaded (context included); ``error``: an encoded error, empty when well."""
+
+    error: bytes
+    text: str = ""
+
+
+class Hoisted(Struct, array_like=True, tag="hoisted", frozen=True):
+    """Answer to Hoist: modules that are imported now, and how many threads the process has."""
+
+    modules: list[str]
+    threads: int
+
+
+class Forked(Struct, array_like=True, tag="forked", frozen=True):
+    """A slot process exists."""
+
+    slot_id: int
+    pid: int
+
+
+class SlotExited(Struct, array_like=True, tag="exited", frozen=True):
+    """A slot process ended; ``status`` is the exit code, negative for a signal."""
+
+    slot_id: int
+    pid: int
+    status: int
+
+
+# ---------------------------------------------------------------- worker <-> slot
+
+
+class SlotCode(Struct, array_like=True, tag="scode", frozen=True):
+    """Code for this slot, before the first batch that names it. ``path``: read it from there instead."""
+
+    code_id: int
+    payload: bytes
+    path: str = ""
+
+
+class Batch(Struct, array_like=True, tag="batch"):
+    """Calls to run in order. ``first`` is the sequence number of the first of them in this slot's life."""
+
+    first: int
+    groups: list[list[Call]]
+    values: list[tuple[int, bytes]]
+
+
+class SlotForget(Struct, array_like=True, tag="sforget", frozen=True):
+    """Code ids that are not used again."""
+
+    code_ids: list[int]
+
+
+FromManager = (
+    Welcome | StartLibrary | StopLibrary | Code | ForgetCode | Run | Cancel | HandBack | Fetch | Upload | Unlink | Ping | Release
+)
+FromWorker = (
+    Hello | Done | LibraryReady | LibraryGone | Fetched | FetchFailed | UploadFailed | Removed | Pong | Ping | Goodbye
+)
+OnDataLink = Get | Put | Object | Missing
+ToLibrary = Begin | Hoist | ForkSlots
+FromLibrary = Began | Hoisted | Forked | SlotExited
+ToSlot = SlotCode | Batch | SlotForget
+FromSlot = Done
+
+_encoder = msgspec.msgpack.Encoder()
+encode = _encoder.encode
+
+
+class Decoder:
+    """Decodes one direction of one link; anything that is not a legal message of it raises ProtocolError."""
+
+    __slots__ = ("_decode", "_name")
+
+    def __init__(self, union: object, name: str) -> None:
+        self._decode = msgspec.msgpack.Decoder(union).decode
+        self._name = name
+
+    def __call__(self, data: bytes | memoryview) -> object:
+        try:
+            return self._decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"not a message {self._name}: {error}") from None
+
+
+decode_from_manager = Decoder(FromManager, "from a manager")
+decode_from_worker = Decoder(FromWorker, "from a worker")
+decode_on_data_link = Decoder(OnDataLink, "of a data link")
+decode_to_library = Decoder(ToLibrary, "to a library")
+decode_from_library = Decoder(FromLibrary, "from a library")
+decode_to_slot = Decoder(ToSlot, "to a slot")
+decode_from_slot = Decoder(FromSlot, "from a slot")
