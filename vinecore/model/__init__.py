@@ -1,0 +1,1 @@
+"""Values: frozen or slotted, comparable, with no behaviour that touches the world."""

@@ -1,0 +1,1 @@
+"""The only rooms with sockets, processes and disks. They decide nothing: machines do."""

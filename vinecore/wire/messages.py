@@ -102,13 +102,16 @@ class StopLibrary(Struct, array_like=True, tag="stoplib", frozen=True):
 class Code(Struct, array_like=True, tag="code", frozen=True):
     """A pickled function or graph piece, before the first Run that names it. A duplicate replaces it, harmless.
 
-    ``modules`` are hoisted before slots run it. A large one is not carried: ``name`` is its object, to be fetched.
+    ``modules`` are hoisted before slots run it; ``requires`` are the functions that a graph's piece names.
+    A large one is not carried: ``name`` is its object, to be fetched.
     """
 
     library_id: int
     code_id: int
     payload: bytes
     modules: list[str]
+    requires: list[int]
+    is_piece: bool
     name: str = ""
 
 
@@ -351,6 +354,7 @@ class SlotCode(Struct, array_like=True, tag="scode", frozen=True):
 
     code_id: int
     payload: bytes
+    is_piece: bool
     path: str = ""
 
 

@@ -1,0 +1,1 @@
+"""The worker's machine: events in, orders out. Never imports the manager's."""

@@ -1,0 +1,157 @@
+"""Opens and closes the systems under measurement, each with two slots, each as its own documentation says.
+
+``open_pool`` gives something to submit calls to, ``open_graphs`` something to run Dask graphs on. Both yield the moment at
+which creation began (imports of the client's side excluded: the startup row measures those), so that a cold figure can hold it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.bench import calls
+
+SLOTS = 2
+# A FunctionCall that is not back in this time will not come back.
+CALL_WAIT_S = 10
+
+OURS = "ours"
+OURS_FUNCTION_CALL = "ours-fc"
+PPE = "ppe"
+DISTRIBUTED = "distributed"
+DASK_THREADS = "dask-threads"
+SYSTEMS = (OURS, OURS_FUNCTION_CALL, PPE, DISTRIBUTED, DASK_THREADS)
+
+
+@dataclass(slots=True)
+class Pool:
+    """An open executor; ``run_all`` submits one call for each value and gives the results in order."""
+
+    started_s: float
+    submit: Callable[..., Any]
+    run_all: Callable[[Callable[..., Any], list[int]], list[Any]]
+    shutdown: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Graphs:
+    """An open Dask scheduler: ``get`` for raw graphs, ``compute`` for collections."""
+
+    started_s: float
+    get: Callable[[dict[Any, Any], Any], Any]
+    compute: Callable[[Any], Any]
+
+
+def _executor_pool(executor: Any, started_s: float) -> Pool:
+    def run_all(function: Callable[..., Any], values: list[int]) -> list[Any]:
+        futures = [executor.submit(function, value) for value in values]
+        return [future.result() for future in futures]
+
+    return Pool(started_s, executor.submit, run_all, lambda: executor.shutdown(wait=True, cancel_futures=True))
+
+
+def _function_call_pool(manager: Any, started_s: float) -> Pool:
+    from vinecore import FunctionCall
+
+    def run_all(function: Callable[..., Any], values: list[int]) -> list[Any]:
+        order = [manager.submit(FunctionCall("lib", function.__name__, value)) for value in values]
+        outputs: dict[Any, Any] = {}
+        while len(outputs) < len(order):
+            task = manager.wait(CALL_WAIT_S)
+            if task is None:
+                raise TimeoutError(f"{len(order) - len(outputs)} of {len(order)} FunctionCalls did not finish in {CALL_WAIT_S} s")
+            outputs[task.id] = task.output
+        return [outputs[task_id] for task_id in order]
+
+    def submit(function: Callable[..., Any], *arguments: Any) -> Any:
+        return manager.submit(FunctionCall("lib", function.__name__, *arguments))
+
+    return Pool(started_s, submit, run_all, lambda: None)
+
+
+@contextmanager
+def _distributed_client() -> Iterator[tuple[Any, float]]:
+    from distributed import Client, LocalCluster
+
+    started_s = time.perf_counter()
+    options = {"dashboard_address": None, "worker_dashboard_address": None, "silence_logs": logging.CRITICAL}
+    with (
+        LocalCluster(n_workers=SLOTS, threads_per_worker=1, processes=True, host="127.0.0.1", **options) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client, started_s
+
+
+@contextmanager
+def open_pool(system: str) -> Iterator[Pool]:
+    """Open a system for calls.
+
+    Raises:
+        ValueError: the system has no calls.
+    """
+    if system == OURS:
+        from daskvine import FuturesExecutor
+
+        started_s = time.perf_counter()
+        with FuturesExecutor(max_workers=SLOTS) as executor:
+            yield _executor_pool(executor, started_s)
+    elif system == OURS_FUNCTION_CALL:
+        from vinecore import Manager
+
+        started_s = time.perf_counter()
+        with Manager(local_cores=SLOTS) as manager:
+            library = manager.create_library_from_functions("lib", calls.inc, exec_mode="direct")
+            library.set_function_slots(SLOTS)
+            manager.install_library(library)
+            yield _function_call_pool(manager, started_s)
+    elif system == PPE:
+        from concurrent.futures import ProcessPoolExecutor
+
+        started_s = time.perf_counter()
+        with ProcessPoolExecutor(SLOTS) as executor:
+            yield _executor_pool(executor, started_s)
+    elif system == DISTRIBUTED:
+        with _distributed_client() as (client, started_s):
+
+            def submit(function: Callable[..., Any], *arguments: Any) -> Any:
+                return client.submit(function, *arguments, pure=False)
+
+            def run_all(function: Callable[..., Any], values: list[int]) -> list[Any]:
+                # gather is the quickest way that distributed has for many results
+                return list(client.gather([submit(function, value) for value in values]))
+
+            yield Pool(started_s, submit, run_all, lambda: None)
+    else:
+        raise ValueError(f"{system!r} cannot run calls; choose from {OURS}, {OURS_FUNCTION_CALL}, {PPE}, {DISTRIBUTED}")
+
+
+@contextmanager
+def open_graphs(system: str) -> Iterator[Graphs]:
+    """Open a system for Dask graphs.
+
+    Raises:
+        ValueError: the system has no graphs.
+    """
+    if system == OURS:
+        from daskvine import DaskVine
+
+        started_s = time.perf_counter()
+        with DaskVine(local_cores=SLOTS) as manager:
+            yield Graphs(started_s, manager.get, lambda collection: collection.compute(scheduler=manager.get))
+    elif system == DASK_THREADS:
+        from dask.threaded import get
+
+        def threads_get(graph: dict[Any, Any], keys: Any) -> Any:
+            return get(graph, keys, num_workers=SLOTS)
+
+        started_s = time.perf_counter()
+        yield Graphs(started_s, threads_get, lambda collection: collection.compute(scheduler="threads", num_workers=SLOTS))
+    elif system == DISTRIBUTED:
+        with _distributed_client() as (client, started_s):
+            yield Graphs(started_s, client.get, lambda collection: collection.compute(scheduler=client.get))
+    else:
+        raise ValueError(f"{system!r} cannot run graphs; choose from {OURS}, {DASK_THREADS}, {DISTRIBUTED}")

@@ -1,0 +1,76 @@
+"""The embedded worker: ``vine_worker`` exec'd from the user's process, on loopback, with the run's own secret.
+
+It ends with us: its lifeline is a pipe whose other end only this process holds. Nothing of HOME is touched, the user's process is never forked.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+_CODE = "import sys; from vinecore.cli.worker import main; sys.exit(main())"
+# After a polite request to end, a worker gets this long before it is killed.
+END_GRACE_S = 5.0
+
+
+class EmbeddedWorker:
+    """A worker process of this machine; ``stop`` ends it with its tree.
+
+    Parameters:
+        port: of the manager, on loopback.
+        secret: of the run; handed over through an inherited descriptor.
+        cores: number of cores it offers.
+        extra: more command-line arguments.
+    """
+
+    def __init__(self, port: int, secret: bytes | None, cores: int, extra: tuple[str, ...] = ()) -> None:
+        secret_read, secret_write = os.pipe()
+        lifeline_read, self._lifeline = os.pipe()
+        os.write(secret_write, secret or b"")
+        os.close(secret_write)
+        # Where this process finds modules the worker's libraries must find them too.
+        paths = [os.path.abspath(path) for path in sys.path if path != "" and os.path.isdir(path)]  # noqa: PTH100, PTH112
+        environment = {**os.environ, "VINE_EXTRA_PATH": os.pathsep.join([os.getcwd(), *paths])}  # noqa: PTH109
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+        try:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-c",
+                    f"import sys; sys.path.append({root!r}); {_CODE}",
+                    "127.0.0.1",
+                    str(port),
+                    *("--secret-fd", str(secret_read), "--lifeline-fd", str(lifeline_read)),
+                    *("--cores", str(cores), "--gpus", "0", "--single-shot", "--idle-timeout", "1e9"),
+                    *("--min-backoff", "0.05", "--connect-timeout", "60"),
+                    *extra,
+                ],
+                pass_fds=(secret_read, lifeline_read),
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(self._lifeline)
+            raise
+        finally:
+            os.close(secret_read)
+            os.close(lifeline_read)
+
+    def stop(self) -> None:
+        """End it: SIGTERM, then SIGKILL after the grace. Safe to call twice."""
+        if self.process.returncode is None:
+            self.process.terminate()
+            try:
+                self.process.wait(END_GRACE_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.close_lifeline()
+
+    def close_lifeline(self) -> None:
+        """Let go of the pipe; the worker ends when nobody holds it."""
+        if self._lifeline >= 0:
+            fd, self._lifeline = self._lifeline, -1
+            os.close(fd)

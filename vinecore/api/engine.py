@@ -1,0 +1,428 @@
+"""The engine as user threads see it: a manager loop, perhaps an embedded worker, and interned code.
+
+Everything that users hold (futures, manager facade, Dask's ``get``) stands on this. User threads pickle here, build entries, and post them;
+they never touch the machine. Start-up order matters for the time to the first result: bind the port, start the embedded worker, and only then
+import and start the loop, so that both come up at the same time.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import os
+import socket
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vinecore.errors import LoopDied, UsageError
+
+if TYPE_CHECKING:
+    from vinecore.api.embedded import EmbeddedWorker
+    from vinecore.manager.state import CodeEntry, FileEntry, Handle, Kind, LibraryEntry, Shape, TaskEntry
+    from vinecore.model.resources import Resources
+    from vinecore.runtime.functions import FunctionPickle
+    from vinecore.shell.manager_loop import ManagerLoop
+
+DEFAULT_PORT = 9123
+STOP_TIMEOUT_S = 5.0
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Engine:
+    """A running manager.
+
+    Parameters:
+        port: TCP port; None: any free one on loopback when only an embedded worker is used, else 9123 on all interfaces; 0: any free
+            one; (low, high): the first free one of a range. ``$VINE_PORT``, if set, beats it.
+        local_cores: start an embedded worker with this many cores; True: all cores; None: none.
+        auth: "secret" (default) or None, which switches authentication off.
+        password_file: file with a secret or password; default: the user's own secret file.
+        slots: slots of the default library per worker; 0: the worker's cores.
+        say: prints one line for the user.
+    """
+
+    def __init__(
+        self,
+        port: int | tuple[int, int] | list[int] | None = None,
+        local_cores: int | bool | None = None,
+        auth: str | None = "secret",
+        password_file: str | None = None,
+        slots: int = 0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.pid = os.getpid()
+        self.closed = False
+        self._lock = threading.Lock()
+        self.embedded: EmbeddedWorker | None = None
+        cores = _core_count(local_cores)
+        listener, only_embedded = _listen(port, cores)
+        try:
+            self.port: int = listener.getsockname()[1]
+            self.secret = _secret(auth, password_file, only_embedded)
+            if cores:
+                from vinecore.api.embedded import EmbeddedWorker
+
+                self.embedded = EmbeddedWorker(self.port, self.secret, cores)
+            self._start(listener, slots, say or _print_line)
+        except BaseException:
+            listener.close()
+            if self.embedded is not None:
+                self.embedded.stop()
+            raise
+        _engines.add(self)
+        _ensure_exit_hook()
+
+    def _start(self, listener: socket.socket, slots: int, say: Callable[[str], None]) -> None:
+        # Imported late: the embedded worker boots on another core meanwhile.
+        from vinecore.manager import state
+        from vinecore.manager.machine import ManagerMachine
+        from vinecore.model.config import Tunables
+        from vinecore.runtime.functions import FunctionCache
+        from vinecore.shell.machine_id import machine_id
+        from vinecore.shell.manager_loop import ManagerLoop
+
+        self.tunables = Tunables()
+        machine = ManagerMachine(f"r{os.urandom(6).hex()}", self.tunables)
+        machine.state.machine = machine_id()
+        machine.state.address = f"{socket.gethostname()} {self.port}"
+        self.machine = machine
+        self.loop: ManagerLoop = ManagerLoop(machine, listener, self.secret, say)
+        self.functions = FunctionCache()
+        self._task_entry = state.TaskEntry
+        self._state = state
+        self._code_ids = itertools.count(1)
+        self._library_ids = itertools.count(1)
+        self._file_ids = itertools.count(1)
+        self._graph_ids = itertools.count(1)
+        self._task_ids = itertools.count(1)
+        self.codes: dict[FunctionPickle, tuple[CodeEntry, Kind]] = {}
+        self.kinds: dict[tuple[str, Shape], Kind] = {}
+        self.loop.start()
+        self.python = self.new_library("python", slots=slots)
+        self.python.eager = True
+        self.default_shape = state.Shape(self.python)
+        self._shapes: dict[tuple[int, Resources], Shape] = {}
+        self.install(self.python)
+
+    # ------------------------------------------------------------ posting
+
+    def post(self, item: object) -> None:
+        """Hand an event, an entry or a callable to the loop.
+
+        Raises:
+            UsageError: this process is a fork of the one that made the manager.
+            LoopDied: the manager has ended.
+        """
+        loop = self.loop
+        loop.inbox.append(item)
+        if not loop.awake:
+            if os.getpid() != self.pid:
+                raise UsageError("this manager was made in another process, which forked this one: make a new one here")
+            if self.closed:
+                raise LoopDied("the manager has been closed; make a new one")
+            loop.wake()
+
+    def refuse_in_loop(self, what: str) -> None:
+        """A blocking call from the loop's own thread would wait for itself.
+
+        Raises:
+            UsageError: this is the loop's thread.
+        """
+        if threading.current_thread() is self.loop.thread:
+            raise UsageError(f"{what} would block the manager's own thread (is it called from a done-callback?): call it elsewhere")
+
+    def call_in_loop(self, function: Callable[[], Any]) -> Any:
+        """Run a function in the loop's thread and return what it returned."""
+        self.refuse_in_loop("this call")
+        done = threading.Event()
+        box: list[Any] = []
+
+        def run() -> None:
+            try:
+                box.append((True, function()))
+            except Exception as error:
+                box.append((False, error))
+            done.set()
+
+        self.post(run)
+        while not done.wait(1.0):
+            if self.loop.thread is None or not self.loop.thread.is_alive():
+                raise LoopDied("the manager has ended")
+        ok, value = box[0]
+        if not ok:
+            raise value
+        return value
+
+    # ------------------------------------------------------------ code, libraries, shapes
+
+    def new_library(self, name: str, **options: Any) -> LibraryEntry:
+        """A library entry with a fresh id; not installed."""
+        return self._state.LibraryEntry(next(self._library_ids), name, **options)
+
+    def install(self, library: LibraryEntry) -> None:
+        """Let calls of a library come."""
+        from vinecore.manager.events import LibraryInstalled
+
+        self.post(LibraryInstalled(0.0, library))
+
+    def shape_for(self, library: LibraryEntry, request: Resources) -> Shape:
+        """The shape of a library and a request, one object for equal ones."""
+        if library is self.python and request.is_unset():
+            return self.default_shape
+        key = (library.library_id, request)
+        shape = self._shapes.get(key)
+        if shape is None:
+            with self._lock:
+                shape = self._shapes.get(key) or self._state.Shape(library, request)
+                self._shapes[key] = shape
+        return shape
+
+    def kind_for(self, name: str, shape: Shape) -> Kind:
+        """What is measured of tasks of this name, one object for equal ones."""
+        key = (name, shape)
+        kind = self.kinds.get(key)
+        if kind is None:
+            kind = self.kinds.setdefault(key, self._state.Kind(name, shape))
+        return kind
+
+    def code_of(self, function: object) -> tuple[CodeEntry, Kind]:
+        """Intern a function for the default library.
+
+        Raises:
+            UnpicklableError: it cannot be pickled; the text names what is at fault.
+        """
+        pickled = self.functions.get(function)
+        found = self.codes.get(pickled)
+        if found is None:
+            code = self.new_code(self.python, pickled.payload, pickled.modules)
+            found = self.codes.setdefault(pickled, (code, self.kind_for(pickled.name, self.default_shape)))
+        return found
+
+    def new_code(
+        self,
+        library: LibraryEntry,
+        payload: bytes,
+        modules: tuple[str, ...] = (),
+        requires: tuple[CodeEntry, ...] = (),
+        is_piece: bool = False,
+    ) -> CodeEntry:
+        """A code entry; a payload above the inline limit becomes an object of the manager."""
+        file = None
+        if len(payload) > INLINE_LIMIT_BYTES:
+            file = self.new_file([payload], len(payload))
+            payload = b""
+        return self._state.CodeEntry(next(self._code_ids), library.library_id, payload, modules, requires, is_piece, file)
+
+    def new_file(self, parts: Sequence[bytes | memoryview], size_bytes: int) -> FileEntry:
+        """An object held by the manager, released with its last use."""
+        number = next(self._file_ids)
+        file = self._state.FileEntry(-number, f"{self.machine.state.run}-b{number}", size_bytes)
+        file.at_manager = True
+        self.loop.objects[file.name] = parts
+        return file
+
+    # ------------------------------------------------------------ calls
+
+    def submit_call(
+        self,
+        function: object,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        handle: Handle,
+        retries: int = 0,
+        priority: float = 0.0,
+    ) -> TaskEntry:
+        """Pickle a call in the caller's thread and hand it over.
+
+        Raises:
+            UnpicklableError: the function or an argument cannot be pickled.
+        """
+        code, kind = self.code_of(function)
+        return self.submit_code(code, kind, args, kwargs, handle, retries, priority)
+
+    def submit_code(
+        self,
+        code: CodeEntry,
+        kind: Kind,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        handle: Handle,
+        retries: int = 0,
+        priority: float = 0.0,
+    ) -> TaskEntry:
+        """The same for code that is interned already."""
+        payload, dependencies = encode_arguments(args, kwargs, kind.name)
+        if type(payload) is bytes and len(payload) <= INLINE_LIMIT_BYTES:
+            entry = self._task_entry(next(self._task_ids), kind, code, payload, handle, (), retries, priority)
+        else:
+            entry = self._with_payload(kind, code, payload, handle, retries, priority)
+        if dependencies:
+            entry.inputs += tuple(dependency.entry for dependency in dependencies)  # type: ignore[attr-defined]
+        self.post(entry)
+        return entry
+
+    def _with_payload(
+        self, kind: Kind, code: CodeEntry, payload: Any, handle: Handle, retries: int, priority: float
+    ) -> TaskEntry:
+        """An entry whose arguments are too large for a message, or have buffers of their own."""
+        if type(payload) is not bytes and payload.size_bytes <= INLINE_LIMIT_BYTES:
+            return self._task_entry(next(self._task_ids), kind, code, payload.join(), handle, (), retries, priority)
+        if type(payload) is bytes:
+            file = self.new_file([payload], len(payload))
+        else:
+            # The caller may change its arrays after submit returns: what is sent is what they were.
+            file = self.new_file([payload.join()], payload.size_bytes)
+        entry = self._task_entry(next(self._task_ids), kind, code, b"", handle, (file,), retries, priority)
+        entry.payload_file = True
+        return entry
+
+    # ------------------------------------------------------------ values
+
+    def read_value(self, file: FileEntry, timeout: float | None = None) -> Any:
+        """Bring a file's value here and decode it, in the caller's thread.
+
+        Raises:
+            TimeoutError, FileLost, LoopDied: it did not come.
+        """
+        from vinecore.api.waiting import FileWaiter
+
+        self.refuse_in_loop("reading a value that is on a worker")
+        return FileWaiter(self, file).value(timeout)
+
+    def release(self, files: list[FileEntry]) -> None:
+        """References of the user to these files ended; also legal in a finaliser: it takes no lock."""
+        if os.getpid() != self.pid or self.closed:
+            return
+        from vinecore.manager.events import FileReleased
+
+        with contextlib.suppress(LoopDied):
+            self.post(FileReleased(0.0, files))
+
+    # ------------------------------------------------------------ end
+
+    def close(self) -> None:
+        """End the embedded worker, release the others, stop the loop. Safe to call twice, and from any thread."""
+        with self._lock:
+            if self.closed:
+                return
+            self.closed = True
+        _engines.discard(self)
+        if os.getpid() != self.pid:
+            return
+        self.loop.stop(STOP_TIMEOUT_S)
+        if self.embedded is not None:
+            self.embedded.stop()
+
+
+def _print_line(text: str) -> None:
+    print(f"vine: {text}", file=sys.stderr, flush=True)
+
+
+def _core_count(local_cores: int | bool | None) -> int:
+    if local_cores is None or local_cores is False:
+        return 0
+    if local_cores is True:
+        return len(os.sched_getaffinity(0))
+    if not isinstance(local_cores, int) or local_cores < 1:
+        raise UsageError(f"local_cores must be a number of cores above 0, True or None, not {local_cores!r}")
+    return local_cores
+
+
+def _secret(auth: str | None, password_file: str | None, only_embedded: bool) -> bytes | None:
+    if auth is None:
+        return None
+    if auth != "secret":
+        raise UsageError(f"auth must be 'secret' (the default) or None to switch authentication off, not {auth!r}")
+    if only_embedded and password_file is None:
+        # Nobody else can join: the run has a secret of its own and nothing of HOME is touched.
+        return os.urandom(32).hex().encode()
+    from vinecore.shell.secrets import secret_for_manager
+
+    return secret_for_manager(password_file)
+
+
+def _listen(port: int | tuple[int, int] | list[int] | None, cores: int) -> tuple[socket.socket, bool]:
+    """A listening socket, and whether only an embedded worker can reach it.
+
+    Raises:
+        UsageError: the port is no port, or is in use.
+    """
+    given = os.environ.get("VINE_PORT")
+    if given:
+        if not given.isdigit():
+            raise UsageError(f"VINE_PORT={given!r} is no port number: set it to a number from 0 to 65535, or unset it")
+        port = int(given)
+    if port is None and cores:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        return listener, True
+    low, high = _port_range(DEFAULT_PORT if port is None else port)
+    for number in range(low, high + 1):
+        try:
+            return _bind(number), False
+        except OSError as error:
+            last = error
+    where = f"port {low} is" if low == high else f"every port from {low} to {high} is"
+    raise UsageError(f"{where} in use or not allowed ({last.strerror}): choose another with port=, or port=0 for any free one")
+
+
+def _port_range(port: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    if isinstance(port, tuple | list):
+        if len(port) != 2 or not all(isinstance(p, int) and 0 < p < 65536 for p in port):
+            raise UsageError(f"a range of ports is (low, high) with numbers from 1 to 65535, not {port!r}")
+        if port[0] > port[1]:
+            raise TypeError(f"a range of ports is (low, high): {port[0]} is above {port[1]}")
+        return port[0], port[1]
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536:
+        raise UsageError(f"port must be a number from 0 to 65535 or a range (low, high), not {port!r}")
+    return port, port
+
+
+def _bind(port: int) -> socket.socket:
+    """Listen on all interfaces, IPv6 too where the machine has it."""
+    if socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):
+            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+    return socket.create_server(("0.0.0.0", port), backlog=1024)
+
+
+# ---------------------------------------------------------------- interpreter exit, forks
+
+_exit_hook = False
+_before_exit: list[Callable[[], None]] = []
+
+
+def before_exit(function: Callable[[], None]) -> None:
+    """Run a function when the interpreter ends, before engines are closed."""
+    _before_exit.append(function)
+
+
+def _ensure_exit_hook() -> None:
+    global _exit_hook
+    if not _exit_hook:
+        _exit_hook = True
+        # Like concurrent.futures: before the interpreter joins threads, so that pending work can finish.
+        register = getattr(threading, "_register_atexit", atexit.register)
+        register(_close_all)
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _close_all() -> None:
+    for function in list(_before_exit):
+        function()
+    for engine in list(_engines):
+        engine.close()
+
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.loop.close_in_child()
+        if engine.embedded is not None:
+            engine.embedded.close_lifeline()
+
+
+from vinecore.runtime.payload import encode_arguments  # noqa: E402
+from vinecore.wire.messages import INLINE_LIMIT_BYTES  # noqa: E402

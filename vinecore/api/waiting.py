@@ -1,0 +1,88 @@
+"""Waiting for the bytes of a file, from a user's thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from vinecore.errors import FileLost, LoopDied
+from vinecore.manager.events import FileWanted
+from vinecore.runtime import payload as payloads
+
+if TYPE_CHECKING:
+    from vinecore.api.engine import Engine
+    from vinecore.manager.state import FileEntry
+
+# A copy on this machine may vanish between being named and being opened (its worker died): asked again this often.
+TRIES = 5
+
+
+class FileWaiter:
+    """One wish for a file's bytes."""
+
+    def __init__(self, engine: Engine, file: FileEntry) -> None:
+        self.engine = engine
+        self.file = file
+        self.done = threading.Event()
+        self.path = ""
+        self.error: Exception | None = None
+
+    def here(self, file: FileEntry, path: str) -> None:
+        """The file can be read (loop's thread)."""
+        self.path = path
+        self.done.set()
+
+    def failed(self, error: Exception) -> None:
+        """It cannot be had (loop's thread)."""
+        self.error = error
+        self.done.set()
+
+    def value(self, timeout: float | None) -> Any:
+        """Wait, then decode.
+
+        Raises:
+            TimeoutError: it did not come in time. FileLost: it cannot be had. LoopDied: the manager ended.
+        """
+        return self._read(timeout, payloads.decode_file, payloads.decode)
+
+    def raw(self, timeout: float | None) -> bytes:
+        """Wait, then return the bytes as they are."""
+        return bytes(self._read(timeout, _read_file, bytes))
+
+    def _read(self, timeout: float | None, from_path: Any, from_bytes: Any) -> Any:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for _ in range(TRIES):
+            self.done.clear()
+            self.path, self.error = "", None
+            self.engine.post(FileWanted(0.0, self.file, self))
+            self._wait(deadline)
+            if self.error is not None:
+                raise self.error
+            if self.path:
+                try:
+                    return from_path(self.path)
+                except FileNotFoundError:
+                    continue
+            if self.file.data is not None:
+                return from_bytes(self.file.data)
+            parts = self.engine.loop.objects.get(self.file.name)
+            if parts is not None:
+                return from_bytes(parts[0] if len(parts) == 1 else b"".join(parts))
+        raise FileLost(f"{self.file.name} vanished {TRIES} times before it could be read")
+
+    def _wait(self, deadline: float | None) -> None:
+        thread = self.engine.loop.thread
+        while True:
+            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            if self.done.wait(max(0.0, left)):
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"{self.file.name or 'the value'} did not come in time")
+            if thread is None or not thread.is_alive():
+                raise LoopDied("the manager ended before the value came")
+
+
+def _read_file(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

@@ -1,0 +1,137 @@
+"""``vine_worker HOST PORT``: parse, call, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+
+from vinecore.errors import UsageError, VineError
+
+_DESCRIPTION = "Run work for a manager. It connects by itself (also before the manager starts), serves one manager after another, and ends with its whole process tree."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, every flag explained."""
+    parser = argparse.ArgumentParser(prog="vine_worker", description=_DESCRIPTION)
+    parser.add_argument("manager", nargs="+", metavar="HOST PORT", help="HOST PORT, or HOST:PORT[;HOST:PORT...], or [IPV6]:PORT")
+    size = parser.add_argument_group("what it offers (default: all of the machine; environment CORES, MEMORY, DISK, GPUS)")
+    size.add_argument("--cores", default=None, help="number of cores, or 'all'")
+    size.add_argument("--memory", default=None, metavar="MB", help="memory in MB, or 'all'")
+    size.add_argument("--disk", default=None, metavar="MB", help="disk in MB (default: half of what is free in the workspace)")
+    size.add_argument("--gpus", default=None, help="number of gpus, or 'all' (default: as many as nvidia-smi lists)")
+    size.add_argument("--feature", action="append", default=[], metavar="TEXT", help="a feature that tasks may ask for; repeatable")
+    where = parser.add_argument_group("files and secrets")
+    where.add_argument("-s", "--workspace", "--workdir", default=None, metavar="DIR", help="directory for the cache (default: a private one, removed at the end)")
+    where.add_argument("--keep-workspace", action="store_true", help="leave a workspace directory that this worker made")
+    where.add_argument("-P", "--password", default=None, metavar="FILE", help="file with the manager's secret or password (default: $VINE_PASSWORD_FILE, else the user's own secret file)")
+    where.add_argument("--no-authentication", action="store_true", help="join a manager that was started with auth=None; anybody on the network could be that manager")
+    times = parser.add_argument_group("times, in seconds")
+    times.add_argument("-t", "--timeout", type=float, default=None, metavar="S", help="sets both --idle-timeout and --connect-timeout")
+    times.add_argument("--idle-timeout", type=float, default=None, metavar="S", help="leave after S without work (default 900)")
+    times.add_argument("--connect-timeout", type=float, default=None, metavar="S", help="give up after S without reaching a manager (default 900)")
+    times.add_argument("-i", "--min-backoff", type=float, default=1.0, metavar="S", help="first pause between tries to connect; it doubles (default 1)")
+    times.add_argument("-b", "--max-backoff", type=float, default=8.0, metavar="S", help="longest pause between tries to connect (default 8)")
+    times.add_argument("--single-shot", action="store_true", help="exit after the first disconnection")
+    parser.add_argument("-d", "--debug", nargs="?", const="all", default=None, metavar="SUBSYSTEM", help="print every event on standard error")
+    parser.add_argument("-v", "--version", action="version", version=_version())
+    # Used by an embedded manager only: descriptors it left open for us.
+    parser.add_argument("--secret-fd", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--lifeline-fd", type=int, default=-1, help=argparse.SUPPRESS)
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"vine_worker {version('daskvine')}"
+    except PackageNotFoundError:
+        return "vine_worker (not installed)"
+
+
+def parse_managers(words: list[str]) -> list[tuple[str, int]]:
+    """Addresses out of ``HOST PORT`` or ``HOST:PORT[;HOST:PORT...]``.
+
+    Raises:
+        UsageError: a port is missing or no number from 1 to 65535.
+    """
+    texts = [f"[{words[0]}]:{words[1]}" if ":" in words[0] else f"{words[0]}:{words[1]}"] if len(words) == 2 else words[0].split(";")
+    if len(words) > 2:
+        raise UsageError(f"give HOST PORT or HOST:PORT, not {len(words)} words: {' '.join(words)}")
+    found = []
+    for text in filter(None, texts):
+        match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]+)):(\d+)", text.strip())
+        if match is None or not 1 <= int(match[3]) <= 65535:
+            raise UsageError(f"{text!r} is no HOST:PORT with a port from 1 to 65535 (write an IPv6 address as [ADDRESS]:PORT)")
+        found.append((match[1] or match[2], int(match[3])))
+    if not found:
+        raise UsageError("no manager was named: give HOST PORT")
+    return found
+
+
+def _amount(flag: str, value: str | None) -> int | None:
+    """A number of a resource; None for all or unset.
+
+    Raises:
+        UsageError: it is neither a whole number > 0 nor 'all'.
+    """
+    value = value if value is not None else os.environ.get(flag.upper())
+    if value is None or value == "all":
+        return None
+    if not value.isdigit() or (int(value) == 0 and flag != "gpus"):
+        raise UsageError(f"--{flag} takes a whole number above 0 or 'all', not {value!r}")
+    return int(value)
+
+
+def _secret(options: argparse.Namespace) -> bytes | None:
+    if options.secret_fd >= 0:
+        with open(options.secret_fd, "rb") as file:
+            return file.read() or None
+    if options.no_authentication:
+        return None
+    from vinecore.shell.secrets import secret_for_worker
+
+    return secret_for_worker(options.password)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code (0 well, 1 failed, 2 bad usage)."""
+    options = build_parser().parse_args(argv)
+    from vinecore.shell.worker_loop import WorkerConfig, WorkerLoop, count_gpus
+
+    embedded = options.lifeline_fd >= 0
+    idle = options.idle_timeout if options.idle_timeout is not None else options.timeout
+    connect = options.connect_timeout if options.connect_timeout is not None else options.timeout
+    try:
+        gpus = _amount("gpus", options.gpus)
+        config = WorkerConfig(
+            managers=parse_managers(options.manager),
+            secret=_secret(options),
+            cores=_amount("cores", options.cores) or 0,
+            memory_mb=_amount("memory", options.memory) or 0,
+            disk_mb=_amount("disk", options.disk) or 0,
+            gpus=count_gpus() if gpus is None else gpus,
+            features=options.feature,
+            workspace=options.workspace,
+            keep_workspace=options.keep_workspace,
+            idle_timeout_s=900.0 if idle is None else idle,
+            connect_timeout_s=900.0 if connect is None else connect,
+            min_backoff_s=options.min_backoff,
+            max_backoff_s=options.max_backoff,
+            single_shot=options.single_shot,
+            embedded=embedded,
+            lifeline_fd=options.lifeline_fd,
+            debug=options.debug is not None,
+            quiet=embedded,
+        )
+        loop = WorkerLoop(config)
+    except (VineError, OSError) as error:
+        print(f"vine_worker: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return loop.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

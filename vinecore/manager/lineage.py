@@ -1,0 +1,169 @@
+"""Which task makes which file: references, availability, release, and what must run again when the last copy is gone.
+
+A file's entry holds its producer, a producer holds its inputs until its own output is safe (inline, at the manager, or released): so the
+chain that could make a file again lives exactly as long as it may be needed.
+"""
+
+from __future__ import annotations
+
+from vinecore.manager import orders
+from vinecore.manager import transitions as t
+from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry
+
+
+def attach(state: ManagerState, entry: TaskEntry) -> None:
+    """Count a new entry as user of its inputs; one input lost meanwhile is made again."""
+    missing = 0
+    for file in entry.inputs:
+        file.uses += 1
+        file.consumers.append(entry)
+        if not file.is_available():
+            missing += 1
+            producer = file.producer
+            if producer is not None and producer.state is t.FINISHED and producer.error is None and not file.kept:
+                rerun(state, producer)
+    entry.missing = missing
+
+
+def became_available(state: ManagerState, file: FileEntry) -> None:
+    """Consumers that waited only for this file are ready."""
+    for consumer in file.consumers:
+        if consumer.state is t.WAITING:
+            consumer.missing -= 1
+            if consumer.missing == 0:
+                make_ready(state, consumer)
+
+
+def make_ready(state: ManagerState, entry: TaskEntry) -> None:
+    """Queue an entry whose inputs are all available, near its large inputs if it has any."""
+    entry.state = t.TASK[entry.state, "inputs available"]
+    entry.dequeued = False
+    shape = entry.kind.shape
+    if entry.inputs:
+        instance = _nearest(entry)
+        if instance is not None:
+            instance.local.push(entry)
+            shape.library.hungry[instance.worker.worker_id] = instance
+            state.activate(shape)
+            return
+    shape.ready.push(entry)
+    state.activate(shape)
+
+
+def _nearest(entry: TaskEntry) -> Instance | None:
+    """The instance on the worker that holds most bytes of the inputs; None when no input is on a worker only."""
+    best: Instance | None = None
+    most = 0
+    instances = entry.kind.shape.library.instances
+    if len(instances) < 2:
+        return None
+    held: dict[int, int] = {}
+    for file in entry.inputs:
+        if file.data is None and file.on_workers:
+            for worker_id in file.on_workers:
+                held[worker_id] = held.get(worker_id, 0) + file.size_bytes
+    for worker_id, size in held.items():
+        instance = instances.get(worker_id)
+        if instance is not None and instance.state is t.UP and not instance.worker.draining and size > most:
+            best, most = instance, size
+    return best
+
+
+def became_unavailable(state: ManagerState, file: FileEntry) -> None:
+    """Its last copy is gone: consumers wait again, and it is made again if anybody needs it."""
+    for consumer in file.consumers:
+        if consumer.state is t.READY:
+            consumer.state = t.TASK[consumer.state, "input lost"]
+            consumer.missing = 1
+        elif consumer.state is t.WAITING:
+            consumer.missing += 1
+    if file.uses > 0 or file.holds > 0:
+        make_again(state, file)
+
+
+def make_again(state: ManagerState, file: FileEntry) -> None:
+    """Run the producer of a lost file once more, and theirs, as deep as needed."""
+    producer = file.producer
+    if producer is None:
+        return
+    if producer.state is t.FINISHED and producer.error is None:
+        rerun(state, producer)
+
+
+def rerun(state: ManagerState, entry: TaskEntry) -> None:
+    """A finished entry whose output is lost runs again; without recursion, chains may be long."""
+    pending = [entry]
+    while pending:
+        task = pending.pop()
+        if task.state is not t.FINISHED:
+            continue
+        state.counters.rerun += 1
+        if task.graph is not None:
+            task.graph.unplaced += 1
+            task.graph.finished_count -= 1
+        task.state = t.TASK[task.state, "output lost"]
+        task.value = None
+        state.tasks[task.task_id] = task
+        missing = 0
+        for file in task.inputs:
+            file.uses += 1
+            if not file.is_available():
+                missing += 1
+                if file.producer is not None and not file.kept:
+                    pending.append(file.producer)
+        task.missing = missing
+        if missing == 0:
+            make_ready(state, task)
+
+
+def wait_again(state: ManagerState, entry: TaskEntry, cause: str) -> None:
+    """A placed entry did not run to its end: back to waiting or ready, its lost inputs are made again."""
+    entry.state = t.TASK[entry.state, cause]
+    entry.instance = None
+    entry.bundle = None
+    if entry.graph is not None:
+        entry.graph.unplaced += 1
+    missing = 0
+    for file in entry.inputs:
+        if not file.is_available():
+            missing += 1
+            if not file.kept:
+                make_again(state, file)
+    # Making inputs again never makes them available at once, so the count is still right here.
+    entry.missing = missing
+    if missing == 0:
+        make_ready(state, entry)
+
+
+def use_ended(state: ManagerState, entry: TaskEntry) -> None:
+    """A finished entry needs its inputs no more; it lets go of them when its output cannot be lost."""
+    for file in entry.inputs:
+        file.uses -= 1
+        if file.uses <= 0 and file.holds <= 0:
+            release(state, file)
+    output = entry.output
+    if output is None or output.data is not None or output.at_manager or entry.error is not None:
+        entry.inputs = ()
+
+
+def release(state: ManagerState, file: FileEntry) -> None:
+    """Nobody needs this file: drop every copy, and the lineage that could make it again."""
+    drop_copies(state, file)
+    file.data = None
+    file.kept = False
+    if file.at_manager:
+        file.at_manager = False
+        state.orders.append(orders.ForgetObjects([file.name]))
+    producer = file.producer
+    if producer is not None and producer.state is t.FINISHED:
+        producer.inputs = ()
+
+
+def drop_copies(state: ManagerState, file: FileEntry) -> None:
+    """Unlink a file on every worker that has it or was told to fetch it."""
+    for worker_id in (file.on_workers or set()) | (file.coming or set()):
+        if worker_id in state.workers:
+            state.unlinks.setdefault(worker_id, []).append(file.name)
+    file.on_workers = None
+    file.coming = None
+    state.held.pop(file.name, None)

@@ -1,0 +1,130 @@
+"""The manager's machine.
+
+    callers ──────┐                                ┌─> messages to workers (Run, Fetch, Upload, Unlink, Cancel ...)
+    workers ──────┼─> handle(event) ─> on_*.py ────┼─> outcomes to deliver
+    transfers ────┤       then settle(): place,    ├─> files that are here now
+    ticks ────────┘       unlink, cancel           └─> one line for the user, notes for observers
+
+It has no clock, no socket, no thread: events carry the time, orders are performed by ``shell/manager_loop.py`` (or by the simulator).
+Events and orders carry lists, and settling looks only at what an event touched, so that a call costs microseconds.
+"""
+
+from __future__ import annotations
+
+from vinecore.errors import ProtocolError, unreachable
+from vinecore.manager import events, on_files, on_libraries, on_tasks, on_workers, orders, placement
+from vinecore.manager.state import ManagerState
+from vinecore.model.config import Tunables
+
+
+class ManagerMachine:
+    """Feed it events, perform the orders it returns.
+
+    Parameters:
+        run: short text that makes the names of this run's temps unique.
+        tunables: values in force; may be changed between events.
+    """
+
+    def __init__(self, run: str, tunables: Tunables | None = None) -> None:
+        self.state = ManagerState(run, tunables or Tunables())
+
+    def handle(self, event: events.Event) -> list[orders.Order]:
+        """The only way in. Returns the orders that follow from this event.
+
+        Raises:
+            ProtocolError: a worker sent what is not legal now; the tables are untouched, its link should be closed.
+        """
+        state = self.state
+        state.now = event.now
+        kind = type(event)
+        if kind is events.WorkerSaid:
+            on_workers.said(state, event.worker_id, event.message)  # type: ignore[union-attr]
+        elif kind is events.TasksSubmitted:
+            on_tasks.submitted(state, event.entries)  # type: ignore[union-attr]
+        elif kind is events.VerticesSubmitted:
+            on_tasks.vertices_submitted(state, event.graph, event.entries)  # type: ignore[union-attr]
+        else:
+            self._rare(event)
+        self._settle()
+        out: list[orders.Order] = state.orders
+        state.orders = []
+        return out
+
+    def _rare(self, event: events.Event) -> None:
+        state = self.state
+        match event:
+            case events.WorkerJoined():
+                on_workers.joined(state, event.worker_id, event.hello)
+            case events.WorkerLeft():
+                on_workers.left(state, event.worker_id, event.reason)
+            case events.TasksCancelled():
+                on_tasks.cancelled(state, event.entries)
+            case events.GraphCancelled():
+                on_tasks.graph_cancelled(state, event.graph)
+            case events.LibraryInstalled():
+                on_libraries.installed(state, event.library)
+            case events.LibraryRemoved():
+                on_libraries.removed(state, event.library)
+            case events.FileReleased():
+                on_files.released(state, event.files)
+            case events.FilePruned():
+                on_files.pruned(state, event.file)
+            case events.FileWanted():
+                on_files.wanted(state, event.file, event.handle)
+            case events.UploadArrived():
+                on_files.arrived(state, event.transfer_id)
+            case events.Tick():
+                on_workers.tick(state)
+            case events.WorkerSaid() | events.TasksSubmitted() | events.VerticesSubmitted():
+                raise ProtocolError("handled before")
+            case _:
+                unreachable(event)
+
+    def _settle(self) -> None:
+        """Place what can be placed, then send what was gathered."""
+        state = self.state
+        if state.active:
+            placement.place(state)
+        if state.wanted_later:
+            on_files.look_again(state)
+        if state.unlinks:
+            on_files.send_unlinks(state)
+        if state.cancels:
+            on_tasks.send_cancels(state)
+        if state.delivered:
+            state.orders.append(orders.Deliver(state.delivered))
+            state.delivered = []
+        if state.notes:
+            state.orders.append(orders.Emit(state.notes))
+            state.notes = []
+        if state.stuck_since == 0.0 and state.tasks and not state.workers:
+            state.stuck_since = state.now
+
+    def next_deadline(self) -> float | None:
+        """When to send a Tick at the latest; None: nothing is pending."""
+        state = self.state
+        due: list[float] = []
+        interval = state.tunables.keepalive_interval
+        if interval > 0 and state.workers:
+            due.append(min(max(w.last_heard, w.pinged_at) for w in state.workers.values()) + interval)
+        if state.stuck_since and not state.stuck_told:
+            due.append(state.stuck_since + state.tunables.no_worker_notice)
+        elif state.active:
+            due.append(state.now + state.tunables.no_worker_notice)
+        return min(due, default=None)
+
+    def check(self) -> None:
+        """Raise InvariantError when a promise of the state is broken."""
+        self.state.check()
+
+    def story(self, *ids: int) -> list[str]:
+        """What is known of these tasks, for error reports and ``explain``."""
+        lines = []
+        for task_id in ids:
+            entry = self.state.tasks.get(task_id)
+            lines.append(f"task {task_id}: finished or unknown" if entry is None else repr(entry))
+            if entry is not None:
+                lines.extend(f"  waits for {file!r}" for file in entry.inputs if not file.is_available())
+        return lines
+
+

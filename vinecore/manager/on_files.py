@@ -1,0 +1,129 @@
+"""Files: wanted at the manager, fetched by workers, released, lost."""
+
+from __future__ import annotations
+
+from vinecore.manager import lineage, on_tasks, orders, placement
+from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
+from vinecore.wire import messages
+
+
+def wanted(state: ManagerState, file: FileEntry, handle: object) -> None:
+    """Somebody wants the bytes here: say where they are, bring them, or make them again first."""
+    if file.data is not None or file.at_manager:
+        state.orders.append(orders.FileHere(file, handle, ""))
+        return
+    if file.on_workers:
+        for worker_id in file.on_workers:
+            hello = state.workers[worker_id].hello
+            if hello.machine == state.machine and handle is not None and not state.never_map:
+                state.orders.append(orders.FileHere(file, handle, f"{hello.store}/{file.name}"))
+                return
+        placement.bring_here(state, file)
+        state.wanted_here[file.name].append(handle)
+        return
+    if file.producer is None:
+        state.orders.append(orders.FileFailed(file, handle, "nothing made it, and no copy of it is left"))
+        return
+    # It is being made (again): asked for once more when it is there.
+    state.wanted_later.append((file, handle))
+    lineage.make_again(state, file)
+
+
+def look_again(state: ManagerState) -> None:
+    """Files that were wanted before they existed."""
+    waiting, state.wanted_later = state.wanted_later, []
+    for file, handle in waiting:
+        producer = file.producer
+        if file.is_available():
+            wanted(state, file, handle)
+        elif producer is not None and producer.error is not None:
+            state.orders.append(orders.FileFailed(file, handle, f"the task that makes it failed: {producer.error}"))
+        else:
+            state.wanted_later.append((file, handle))
+
+
+def arrived(state: ManagerState, transfer_id: int) -> None:
+    """A worker brought an object: it is at the manager now."""
+    relay = state.relays.pop(transfer_id, None)
+    if relay is None:
+        return
+    file = relay.file
+    if file.uses <= 0 and file.holds <= 0:
+        state.wanted_here.pop(file.name, None)
+        state.orders.append(orders.ForgetObjects([file.name]))
+        return
+    file.at_manager = True
+    for handle in state.wanted_here.pop(file.name, ()):
+        state.orders.append(orders.FileHere(file, handle, ""))
+    placement.unpark(state, file.name)
+
+
+def upload_failed(state: ManagerState, worker: WorkerEntry, message: messages.UploadFailed) -> None:
+    """The object was not there: believe the worker, try another copy or make it again."""
+    relay = state.relays.pop(message.transfer_id, None)
+    if relay is None:
+        return
+    _relay_failed(state, relay.file, worker.worker_id)
+
+
+def relays_lost(state: ManagerState, worker_id: int) -> None:
+    """A worker left with these transfers under way."""
+    for transfer_id in [i for i, relay in state.relays.items() if relay.worker_id == worker_id]:
+        _relay_failed(state, state.relays.pop(transfer_id).file, worker_id)
+
+
+def _relay_failed(state: ManagerState, file: FileEntry, worker_id: int) -> None:
+    handles = state.wanted_here.pop(file.name, [])
+    name = file.name
+    on_tasks.lose_copy(state, file, worker_id)
+    placement.unpark(state, name)
+    for handle in handles:
+        wanted(state, file, handle)
+
+
+def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched) -> None:
+    """A worker has an object that it was told to fetch."""
+    file = state.held.get(message.name)
+    if file is not None and file.coming is not None and worker.worker_id in file.coming:
+        file.coming.discard(worker.worker_id)
+        if file.on_workers is None:
+            file.on_workers = set()
+        file.on_workers.add(worker.worker_id)
+
+
+def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.FetchFailed) -> None:
+    """A worker could not fetch an object; its calls find it missing and come back."""
+    file = state.held.get(message.name)
+    if file is not None and file.coming is not None:
+        file.coming.discard(worker.worker_id)
+
+
+def lost_copy(state: ManagerState, worker_id: int, name: str) -> None:
+    """An object vanished from a worker's store."""
+    file = state.held.get(name)
+    if file is not None:
+        on_tasks.lose_copy(state, file, worker_id)
+
+
+def released(state: ManagerState, files: list[FileEntry]) -> None:
+    """References from outside ended."""
+    for file in files:
+        file.holds -= 1
+        if file.holds <= 0 and file.uses <= 0:
+            lineage.release(state, file)
+
+
+def pruned(state: ManagerState, file: FileEntry) -> None:
+    """Drop the copies on workers; needed again, it is made again."""
+    had = file.is_available()
+    lineage.drop_copies(state, file)
+    if had and not file.is_available() and file.uses > 0:
+        lineage.became_unavailable(state, file)
+
+
+def send_unlinks(state: ManagerState) -> None:
+    """One Unlink for each worker concerned."""
+    for worker_id, names in state.unlinks.items():
+        if worker_id in state.workers:
+            state.orders.append(orders.SendTo(worker_id, messages.Unlink(names)))
+    state.unlinks = {}

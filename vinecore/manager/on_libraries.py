@@ -1,0 +1,90 @@
+"""Libraries as the manager sees them: installed, started on workers, ready, failed, removed."""
+
+from __future__ import annotations
+
+from vinecore.errors import LibraryFailed
+from vinecore.manager import on_tasks, orders, placement
+from vinecore.manager import transitions as t
+from vinecore.manager.state import RAISED, LibraryEntry, ManagerState, TaskEntry, WorkerEntry
+from vinecore.model.notes import LibraryMoved
+from vinecore.wire import messages
+
+
+def installed(state: ManagerState, library: LibraryEntry) -> None:
+    """Calls of this library may come now; it is started where workers are."""
+    state.libraries[library.library_id] = library
+    if library.eager:
+        placement.ensure_started(state, library)
+
+
+def start_wanted(state: ManagerState, worker: WorkerEntry) -> None:
+    """A worker joined: start what has work, and what every worker gets at once."""
+    for library in state.libraries.values():
+        if library.eager or any(len(shape.ready) for shape in library.shapes):
+            placement.ensure_started(state, library)
+
+
+def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryReady) -> None:
+    """An instance takes calls."""
+    instance = worker.instances.get(message.library_id)
+    if instance is None or instance.state is not t.STARTING:
+        return
+    instance.state = t.INSTANCE[instance.state, "ready"]
+    instance.slots = message.slots
+    instance.library.hungry[worker.worker_id] = instance
+    for shape in instance.library.shapes:
+        if len(shape.ready):
+            state.activate(shape)
+    _note(state, instance.library, worker, instance.state, message.note)
+
+
+def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone) -> None:
+    """An instance ended. With an error it counts as failed on this worker; failed everywhere, its calls fail."""
+    instance = worker.instances.get(message.library_id)
+    if instance is None or instance.state is t.GONE:
+        return
+    library = instance.library
+    instance.state = t.GONE
+    library.hungry.pop(worker.worker_id, None)
+    _note(state, library, worker, instance.state, message.error)
+    if not message.error:
+        return
+    instance.error, instance.error_data = message.error, message.traceback
+    lost = [entry for entry in worker.running.values() if entry.instance is instance]
+    for entry in lost:
+        del worker.running[entry.task_id]
+    on_tasks.worker_lost(state, worker, lost)
+    if all(other.state is t.GONE for other in library.instances.values()):
+        _fail_calls(state, library, message.error, message.traceback)
+
+
+def _fail_calls(state: ManagerState, library: LibraryEntry, error: str, data: bytes) -> None:
+    for entry in _calls_of(state, library):
+        if data:
+            on_tasks.fail(state, entry, RAISED, data)
+        else:
+            on_tasks.fail(state, entry, LibraryFailed(f"library {library.name!r} cannot be started on any worker: {error}"), b"")
+
+
+def _calls_of(state: ManagerState, library: LibraryEntry) -> list[TaskEntry]:
+    return [entry for entry in state.tasks.values() if entry.kind.shape.library is library]
+
+
+def removed(state: ManagerState, library: LibraryEntry) -> None:
+    """The user removed a library: its instances end, its waiting calls fail."""
+    library.removed = True
+    state.libraries.pop(library.library_id, None)
+    for entry in _calls_of(state, library):
+        on_tasks.fail(state, entry, LibraryFailed(f"library {library.name!r} was removed while its calls were waiting"), b"")
+    for worker_id, instance in library.instances.items():
+        instance.worker.instances.pop(library.library_id, None)
+        if instance.state is not t.GONE:
+            instance.state = t.GONE
+            state.orders.append(orders.SendTo(worker_id, messages.StopLibrary(library.library_id)))
+    library.instances.clear()
+    library.hungry.clear()
+
+
+def _note(state: ManagerState, library: LibraryEntry, worker: WorkerEntry, now_is: str, text: str) -> None:
+    if state.notes_wanted:
+        state.notes.append(LibraryMoved(state.now, library.name, worker.worker_id, now_is, text))

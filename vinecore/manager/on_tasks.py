@@ -1,0 +1,319 @@
+"""One function for each thing that happens to tasks: submitted, answered, cancelled."""
+
+from __future__ import annotations
+
+from vinecore.errors import LibraryFailed, LostError, SlotLost, VineError, WorkerLost
+from vinecore.manager import lineage, orders, placement
+from vinecore.manager import transitions as t
+from vinecore.manager.state import (
+    CANCELLED,
+    RAISED,
+    FileEntry,
+    GraphEntry,
+    Instance,
+    ManagerState,
+    TaskEntry,
+    WorkerEntry,
+)
+from vinecore.model.notes import TaskMoved
+from vinecore.wire import messages
+from vinecore.wire.messages import Result
+
+# Weight of a new measurement in the means of kinds and instances.
+MEAN_WEIGHT = 0.1
+
+
+def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
+    """Take new entries: ready ones are queued, others wait for their files."""
+    tasks = state.tasks
+    for entry in entries:
+        shape = entry.kind.shape
+        tasks[entry.task_id] = entry
+        library = shape.library
+        if library.removed:
+            entry.state = t.WAITING
+            fail(state, entry, LibraryFailed(f"library {library.name!r} was removed; install it again before calling it"), b"")
+            continue
+        if entry.inputs:
+            entry.state = t.WAITING
+            entry.inputs = tuple(i if type(i) is FileEntry else _output_of(i) for i in entry.inputs)  # type: ignore[arg-type]
+            lineage.attach(state, entry)
+            failed = next((f.producer for f in entry.inputs if f.producer is not None and f.producer.error is not None), None)
+            if failed is not None:
+                fail(state, entry, failed.error, failed.value or b"")
+            elif entry.missing == 0:
+                lineage.make_ready(state, entry)
+        else:
+            entry.state = t.READY
+            shape.ready.push(entry)
+            if not shape.queued:
+                state.activate(shape)
+    state.counters.submitted += len(entries)
+
+
+def _output_of(producer: TaskEntry) -> FileEntry:
+    """The file of a future's value; made when the first consumer comes."""
+    output = producer.output
+    if output is None:
+        output = producer.output = FileEntry(producer.task_id)
+        output.producer = producer
+        output.holds = 1  # the future's, which releases it
+        if producer.state is t.FINISHED and producer.error is None and producer.value is not None:
+            output.data = producer.value
+            output.size_bytes = len(producer.value)
+    return output
+
+
+def vertices_submitted(state: ManagerState, graph: GraphEntry, entries: list[TaskEntry]) -> None:
+    """Take the next vertices of a graph."""
+    if graph.failed:
+        return
+    position = len(graph.vertices)
+    graph.vertices.extend(entries)
+    for entry in entries:
+        entry.graph = graph
+        entry.order = position
+        position += 1
+    submitted(state, entries)
+
+
+def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) -> None:
+    """Results of calls; those of older attempts are dropped by comparison."""
+    running = worker.running
+    freed: set[Instance] = set()
+    for result in results:
+        entry = running.get(result.task_id)
+        if entry is None or entry.attempt != result.attempt:
+            continue
+        del running[result.task_id]
+        instance = placement.unplace(entry)
+        freed.add(instance)
+        status = result.status
+        if status <= messages.OK_KEPT:
+            _measure(entry, instance, result)
+            _succeeded(state, worker, entry, result)
+        elif status == messages.RAISED:
+            _raised(state, entry, result.value)
+        else:
+            _not_run(state, entry, status, result.value)
+        bundle = entry.bundle
+        if bundle is not None and bundle.remaining == 0:
+            _bundle_ended(state, bundle.entries)
+    for instance in freed:
+        instance.library.hungry[worker.worker_id] = instance
+        if len(instance.local):
+            for shape in instance.local.shapes():
+                state.activate(shape)
+
+
+def _measure(entry: TaskEntry, instance: Instance, result: Result) -> None:
+    duration = result.duration_us or 1
+    kind = entry.kind
+    mean = kind.mean_us
+    kind.mean_us = mean + MEAN_WEIGHT * (duration - mean) if mean else float(duration)
+    size = result.size_bytes
+    if size or kind.mean_bytes:
+        kind.mean_bytes += MEAN_WEIGHT * (size - kind.mean_bytes)
+        if size > kind.mean_bytes:
+            # The first large value counts at once: bundles must not wait ten results to learn it.
+            kind.mean_bytes = max(kind.mean_bytes, size / 2)
+    mean = instance.mean_us
+    instance.mean_us = mean + MEAN_WEIGHT * (duration - mean) if mean else float(duration)
+
+
+def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, result: Result) -> None:
+    """The value is inline, in the worker's store, or kept in the slot for its bundle."""
+    status = result.status
+    output = entry.output
+    state.counters.execute_us += result.duration_us
+    if status == messages.OK_INLINE:
+        entry.value = result.value
+        if output is not None:
+            output.data = result.value
+            output.size_bytes = len(result.value)
+    elif status == messages.OK_STORED:
+        if output is None:
+            output = entry.output = FileEntry(entry.task_id)
+            output.producer = entry
+            output.holds = 1  # the handle's, which releases it
+        output.name = f"{state.run}-{entry.task_id}.{entry.attempt}"
+        output.size_bytes = result.size_bytes
+        output.on_workers = {worker.worker_id}
+        state.held[output.name] = output
+    elif output is not None:
+        output.kept = True
+    finish(state, entry)
+    if output is not None and status != messages.OK_KEPT:
+        lineage.became_available(state, output)
+        if output.uses <= 0 and output.holds <= 0:
+            lineage.release(state, output)
+
+
+def finish(state: ManagerState, entry: TaskEntry) -> None:
+    """An entry has its outcome: let go of its inputs, tell its handle."""
+    if state.notes_wanted:
+        state.notes.append(
+            TaskMoved(state.now, entry.task_id, entry.attempt, entry.state, t.FINISHED, str(entry.error or "done"))
+        )
+    entry.state = t.FINISHED
+    del state.tasks[entry.task_id]
+    entry.instance = None
+    graph = entry.graph
+    if graph is not None:
+        graph.finished_count += 1
+    if entry.inputs:
+        lineage.use_ended(state, entry)
+    state.counters.done += 1
+    if entry.handle is not None:
+        state.delivered.append(entry)
+
+
+def _raised(state: ManagerState, entry: TaskEntry, error: bytes) -> None:
+    """User code raised: again if retries are left, else that is the outcome."""
+    if entry.retries > 0:
+        entry.retries -= 1
+        _again(state, entry, "raised, retries left")
+    else:
+        fail(state, entry, RAISED, error)
+
+
+def _again(state: ManagerState, entry: TaskEntry, cause: str) -> None:
+    bundle = entry.bundle
+    lineage.wait_again(state, entry, cause)
+    if bundle is not None and bundle.remaining == 0:
+        _bundle_ended(state, bundle.entries)
+
+
+def _not_run(state: ManagerState, entry: TaskEntry, status: int, text: bytes) -> None:
+    """It did not run to its end: no fault of the user's code."""
+    if status == messages.LOST:
+        entry.losses += 1
+        state.counters.lost += 1
+        if entry.losses > state.tunables.max_losses:
+            why = text.decode("utf-8", "replace")
+            fail(
+                state,
+                entry,
+                SlotLost(
+                    f"task {entry.task_id} ({entry.kind.name}) was lost {entry.losses} times: {why} "
+                    "(a crash in native code, os._exit, or the kernel's out-of-memory killer); it is not tried again"
+                ),
+                b"",
+            )
+            return
+    elif status == messages.NO_INPUT:
+        _forget_missing(state, entry, text.decode("utf-8", "replace"))
+    _again(state, entry, "lost" if status == messages.LOST else "handed back")
+
+
+def _forget_missing(state: ManagerState, entry: TaskEntry, name: str) -> None:
+    """A slot did not find an input that we believed to be on its worker: believe the slot."""
+    instance = entry.instance
+    for file in entry.inputs:
+        if file.name == name and instance is not None:
+            lose_copy(state, file, instance.worker.worker_id)
+
+
+def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
+    """A worker does not hold a file any more."""
+    if file.coming is not None:
+        file.coming.discard(worker_id)
+    if file.on_workers and worker_id in file.on_workers:
+        file.on_workers.discard(worker_id)
+        if not file.is_available():
+            lineage.became_unavailable(state, file)
+
+
+def _bundle_ended(state: ManagerState, entries: list[TaskEntry]) -> None:
+    """The slot's table is empty now: a kept value that somebody still needs is made again."""
+    for entry in entries:
+        output = entry.output
+        if output is not None and output.kept:
+            output.kept = False
+            if (output.uses > 0 or output.holds > 0) and not output.is_available():
+                lineage.make_again(state, output)
+            elif output.uses <= 0:
+                entry.inputs = ()
+
+
+def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, value: bytes) -> None:
+    """An entry cannot succeed: so cannot those that need its output, nor its graph."""
+    pending = [entry]
+    while pending:
+        task = pending.pop()
+        if task.state is t.FINISHED:
+            continue
+        task.error, task.value = error, value
+        state.counters.failed += 1
+        if task.state is t.PLACED and task.instance is not None and task.task_id in task.instance.worker.running:
+            _revoke(state, task)
+        graph = task.graph
+        if graph is not None and not graph.failed:
+            graph.failed = True
+            task.handle = graph.handle
+            pending.extend(v for v in graph.vertices if v is not task and v.state is not t.FINISHED)
+        elif graph is not None and task is not entry:
+            task.handle = None
+        finish(state, task)
+        if task.output is not None:
+            pending.extend(c for c in task.output.consumers if c.state is not t.FINISHED)
+
+
+def _revoke(state: ManagerState, entry: TaskEntry) -> None:
+    """Take a placed entry away from its worker."""
+    instance = entry.instance
+    assert instance is not None
+    worker = instance.worker
+    worker.running.pop(entry.task_id, None)
+    placement.unplace(entry)
+    instance.library.hungry[worker.worker_id] = instance
+    state.cancels.setdefault(worker.worker_id, []).append((entry.task_id, entry.attempt))
+
+
+def cancelled(state: ManagerState, entries: list[TaskEntry]) -> None:
+    """The user gives entries up; what needs them fails too."""
+    for entry in entries:
+        if entry.state is not t.FINISHED and entry.task_id in state.tasks:
+            state.counters.cancelled += 1
+            fail(state, entry, CANCELLED, b"")
+
+
+def graph_cancelled(state: ManagerState, graph: GraphEntry) -> None:
+    """The user gives a graph up: nobody is told."""
+    graph.failed = True
+    for entry in graph.vertices:
+        if entry.state is not t.FINISHED:
+            entry.handle = None
+            entry.error = CANCELLED
+            if entry.state is t.PLACED:
+                _revoke(state, entry)
+            finish(state, entry)
+            state.counters.cancelled += 1
+
+
+def worker_lost(state: ManagerState, worker: WorkerEntry, entries: list[TaskEntry]) -> None:
+    """A worker left with these placed entries."""
+    for entry in entries:
+        placement.unplace(entry)
+        entry.losses += 1
+        state.counters.lost += 1
+    for entry in entries:
+        if entry.state is not t.PLACED:
+            continue
+        error: VineError | LostError | None = None
+        if entry.losses > state.tunables.max_losses:
+            error = WorkerLost(
+                f"task {entry.task_id} ({entry.kind.name}) was lost {entry.losses} times with its worker, the last time "
+                f"{worker.hello.hostname}; it is not tried again"
+            )
+            fail(state, entry, error, b"")
+        else:
+            _again(state, entry, "lost")
+
+
+def send_cancels(state: ManagerState) -> None:
+    """One Cancel for each worker concerned."""
+    for worker_id, tasks in state.cancels.items():
+        if worker_id in state.workers:
+            state.orders.append(orders.SendTo(worker_id, messages.Cancel(tasks)))
+    state.cancels = {}

@@ -1,0 +1,143 @@
+"""Workers join, speak, fall silent, leave."""
+
+from __future__ import annotations
+
+from vinecore.errors import ProtocolError
+from vinecore.manager import on_files, on_libraries, on_tasks, orders
+from vinecore.manager import transitions as t
+from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
+from vinecore.model.notes import WorkerJoined, WorkerRemoved
+from vinecore.wire import messages
+
+
+def joined(state: ManagerState, worker_id: int, hello: messages.Hello) -> None:
+    """A worker passed the handshake and said what it has."""
+    tunables = state.tunables
+    if 0 <= tunables.max_workers <= len(state.workers):
+        state.orders.append(orders.SendTo(worker_id, messages.Release(False, "this manager has as many workers as it may")))
+        return
+    worker = WorkerEntry(worker_id, hello, state.now)
+    state.workers[worker_id] = worker
+    state.counters.workers_joined += 1
+    state.orders.append(
+        orders.SendTo(
+            worker_id, messages.Welcome(worker_id, state.run, tunables.keepalive_interval, tunables.keepalive_timeout)
+        )
+    )
+    on_libraries.start_wanted(state, worker)
+    for library in state.libraries.values():
+        for shape in library.shapes:
+            if len(shape.ready):
+                state.activate(shape)
+    if state.notes_wanted:
+        state.notes.append(WorkerJoined(state.now, worker_id, hello.hostname, hello.cores))
+
+
+def said(state: ManagerState, worker_id: int, message: object) -> None:
+    """A message of a worker.
+
+    Raises:
+        ProtocolError: it is not legal now; the worker's link is closed and the tables are untouched.
+    """
+    worker = state.workers.get(worker_id)
+    if worker is None:
+        return
+    worker.last_heard = state.now
+    if isinstance(message, messages.Done):
+        on_tasks.answered(state, worker, message.results)
+    elif isinstance(message, messages.LibraryReady):
+        on_libraries.ready(state, worker, message)
+    elif isinstance(message, messages.LibraryGone):
+        on_libraries.gone(state, worker, message)
+    elif isinstance(message, messages.Fetched):
+        on_files.fetched(state, worker, message)
+    elif isinstance(message, messages.FetchFailed):
+        on_files.fetch_failed(state, worker, message)
+    elif isinstance(message, messages.UploadFailed):
+        on_files.upload_failed(state, worker, message)
+    elif isinstance(message, messages.Removed):
+        for name in message.names:
+            on_files.lost_copy(state, worker_id, name)
+    elif isinstance(message, messages.Ping):
+        state.orders.append(orders.SendTo(worker_id, messages.Pong()))
+    elif isinstance(message, messages.Goodbye):
+        left(state, worker_id, message.reason)
+    elif not isinstance(message, messages.Pong):
+        raise ProtocolError(f"a worker sent {type(message).__name__}, which a manager does not take now")
+
+
+def left(state: ManagerState, worker_id: int, reason: str) -> None:
+    """A worker is gone: its calls run elsewhere, what only it held is made again where it is needed."""
+    worker = state.workers.pop(worker_id, None)
+    if worker is None:
+        return
+    state.counters.workers_removed += 1
+    if worker.running:
+        state.counters.workers_lost += 1
+    for library_id, instance in worker.instances.items():
+        instance.state = t.GONE
+        library = state.libraries.get(library_id)
+        if library is not None:
+            library.instances.pop(worker_id, None)
+            library.hungry.pop(worker_id, None)
+        # Entries that waited for this instance are as good elsewhere.
+        for entry in instance.local.drain():
+            entry.dequeued = False
+            entry.kind.shape.ready.push(entry)
+            state.activate(entry.kind.shape)
+    lost = list(worker.running.values())
+    worker.running = {}
+    # Copies first: entries that wait again must see what is gone.
+    for file in list(state.held.values()):
+        on_tasks.lose_copy(state, file, worker_id)
+    on_tasks.worker_lost(state, worker, lost)
+    on_files.relays_lost(state, worker_id)
+    if state.notes_wanted:
+        state.notes.append(WorkerRemoved(state.now, worker_id, reason, len(lost)))
+
+
+def tick(state: ManagerState) -> None:
+    """Keepalive, and the one line about work that has no place to run."""
+    tunables = state.tunables
+    interval, timeout = tunables.keepalive_interval, tunables.keepalive_timeout
+    if interval > 0:
+        for worker in list(state.workers.values()):
+            silent = state.now - worker.last_heard
+            if silent > timeout:
+                why = f"nothing was heard of it for {silent:.0f} s"
+                state.orders.append(orders.CloseWorker(worker.worker_id, why))
+                left(state, worker.worker_id, why)
+            elif silent >= interval and state.now - worker.pinged_at >= interval:
+                worker.pinged_at = state.now
+                state.orders.append(orders.SendTo(worker.worker_id, messages.Ping()))
+    notice(state)
+
+
+def notice(state: ManagerState) -> None:
+    """Once per stall: say what is missing and the command that helps."""
+    why = stuck_reason(state)
+    if not why:
+        state.stuck_since, state.stuck_told = 0.0, False
+    elif state.stuck_since == 0.0:
+        state.stuck_since = state.now
+    elif not state.stuck_told and state.now - state.stuck_since >= state.tunables.no_worker_notice:
+        state.stuck_told = True
+        state.orders.append(orders.Say(why))
+
+
+def stuck_reason(state: ManagerState) -> str:
+    """Why ready work has no place to run, as one line; empty when it has."""
+    if not state.tasks:
+        return ""
+    if not state.workers:
+        return f"{len(state.tasks)} tasks wait and no worker is connected; start one with:  vine_worker {state.address}"
+    for shape in state.active:
+        if shape.constrained and len(shape.ready):
+            lacks = [shape.request.missing_in(worker.total) for worker in state.workers.values()]
+            if all(lacks):
+                return (
+                    f"{len(shape.ready)} tasks ask for more than any of the {len(lacks)} workers has: {lacks[0]}; "
+                    "ask for less, or start a larger worker"
+                )
+    return ""
+

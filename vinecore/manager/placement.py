@@ -1,0 +1,341 @@
+"""Ready entries to instances with room, gathered into one Run message for each instance.
+
+Placing is driven by instances that have room (``LibraryEntry.hungry``), so its cost per entry does not grow with the number of workers or of
+waiting entries. An instance holds a little more than it can run: about ``pipeline_ms`` per slot by measured time, one call more at least.
+"""
+
+from __future__ import annotations
+
+from vinecore.manager import bundles, orders
+from vinecore.manager import transitions as t
+from vinecore.manager.state import (
+    Bundle,
+    CodeEntry,
+    FileEntry,
+    Instance,
+    LibraryEntry,
+    ManagerState,
+    Relay,
+    Shape,
+    TaskEntry,
+)
+from vinecore.wire import messages
+from vinecore.wire.messages import Call
+
+# Calls at an instance for each slot, whatever their time; bounds what is lost with a worker.
+MOST_PER_SLOT = 1000
+# A Run message is sent when this many calls have gathered; bounds a frame.
+RUN_CALLS = 512
+
+
+def place(state: ManagerState) -> None:
+    """Give every hungry instance what it can take; keep shapes that still have ready entries active."""
+    if not state.active:
+        return
+    if len(state.workers) < state.tunables.wait_for_workers:
+        return
+    still: list[Shape] = []
+    touched: list[Instance] = []
+    for shape in state.active:
+        library = shape.library
+        ensure_started(state, library)
+        hungry = list(library.hungry.values())
+        # Two rounds: first every slot of every instance gets something, then the instances are topped up.
+        for fill_deep in (False, True):
+            for instance in hungry:
+                if _fill(state, shape, instance, fill_deep) and instance.groups:
+                    touched.append(instance)
+                    send_run(state, instance)
+        for instance in hungry:
+            if not _has_room(state, instance, 0.0, True):
+                library.hungry.pop(instance.worker.worker_id, None)
+        if len(shape.ready) or any(len(instance.local) for instance in library.instances.values()):
+            still.append(shape)
+        else:
+            shape.queued = False
+    state.active = still
+
+
+def ensure_started(state: ManagerState, library: LibraryEntry) -> None:
+    """Start the library on workers that do not have it."""
+    if library.removed or len(library.instances) == len(state.workers):
+        return
+    for worker in state.workers.values():
+        if library.library_id in worker.instances or worker.draining:
+            continue
+        slots = library.slots or max(1, worker.hello.cores)
+        instance = Instance(library, worker, slots)
+        worker.instances[library.library_id] = library.instances[worker.worker_id] = instance
+        tunables = state.tunables
+        name = ""
+        if library.file is not None:
+            name = library.file.name
+            _fetch_to(state, library.file, instance)
+        state.orders.append(
+            orders.SendTo(
+                worker.worker_id,
+                messages.StartLibrary(
+                    library.library_id,
+                    library.name,
+                    slots,
+                    library.exec_mode,
+                    library.payload,
+                    list(library.modules),
+                    int(tunables.max_library_retries),
+                    tunables.library_restart_window,
+                    name,
+                ),
+            )
+        )
+
+
+def _has_room(state: ManagerState, instance: Instance, next_us: float, deep: bool) -> bool:
+    """Whether one more call may go there."""
+    if instance.state is not t.UP or instance.worker.draining:
+        return False
+    groups = instance.groups_out
+    if groups < instance.slots:
+        return True
+    if not deep:
+        return False
+    if groups == instance.slots:
+        return True  # at least one extra group, so that no slot waits for the manager
+    mean = max(instance.mean_us, next_us)
+    if mean == 0.0:
+        return False
+    count = instance.outstanding
+    return count * mean < instance.slots * state.tunables.pipeline_ms * 1000.0 and count < instance.slots * MOST_PER_SLOT
+
+
+def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> bool:
+    """Place entries of a shape at an instance while there is room; True when any was placed."""
+    placed = False
+    library = shape.library
+    waiting = len(shape.ready)
+    several = max(1, len(library.hungry))
+    # The second round shares what is ready, so that one instance does not drain it before the next is asked.
+    share = max(instance.slots, -(-waiting // several)) if deep else instance.slots
+    taken = 0
+    while taken < share:
+        if not _has_room(state, instance, 0.0, deep):
+            break
+        entry = instance.local.pop() or shape.ready.pop()
+        if entry is None:
+            entry = _steal(library, instance) if not deep else None
+            if entry is None:
+                break
+        full = shape.constrained and not _fits(instance, entry)
+        # Unknown or long calls are not queued behind each other.
+        if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
+            entry.dequeued = False
+            shape.ready.push(entry)
+            break
+        if entry.inputs and not _reachable(state, entry, instance):
+            continue
+        if entry.graph is None:
+            _place_one(state, entry, instance)
+            taken += 1
+        else:
+            slots = sum(i.slots for i in library.instances.values() if i.state is t.UP)
+            chosen = bundles.bundle_for(entry, slots, state.tunables)
+            _place_bundle(state, chosen, instance)
+            taken += len(chosen)
+        placed = True
+        if instance.calls >= RUN_CALLS:
+            send_run(state, instance)
+    return placed
+
+
+def _expected_us(state: ManagerState, entry: TaskEntry) -> float:
+    """How long it will run; one that nobody has measured counts as long."""
+    return entry.kind.mean_us or state.tunables.pipeline_ms * 1000.0
+
+
+def _steal(library: LibraryEntry, instance: Instance) -> TaskEntry | None:
+    """An idle instance takes an entry that was meant for a busier one."""
+    if len(library.instances) < 2 or instance.outstanding:
+        return None
+    for other in library.instances.values():
+        if other is not instance and other.outstanding >= other.slots and len(other.local):
+            entry = other.local.pop()
+            if entry is not None:
+                return entry
+    return None
+
+
+def _fits(instance: Instance, entry: TaskEntry) -> bool:
+    """Whether the request fits what the worker has left."""
+    worker = instance.worker
+    return not entry.kind.shape.request.missing_in(worker.total.minus(worker.committed))
+
+
+def _reachable(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
+    """True when every input can be used on that worker now or be fetched from the manager.
+
+    An input that only another worker has is first brought to the manager; the entry is parked until then.
+    """
+    worker_id = instance.worker.worker_id
+    for file in entry.inputs:
+        if file.data is not None or file.at_manager or (file.on_workers and worker_id in file.on_workers):
+            continue
+        bring_here(state, file)
+        state.parked.setdefault(file.name, []).append(entry)
+        return False
+    return True
+
+
+def bring_here(state: ManagerState, file: FileEntry) -> None:
+    """Have a worker send an object to the manager, unless that is under way."""
+    if file.name in state.wanted_here:
+        return
+    state.wanted_here[file.name] = []
+    worker_id = min(file.on_workers or ())
+    transfer_id = state.next_transfer_id
+    state.next_transfer_id += 1
+    state.relays[transfer_id] = Relay(transfer_id, file, worker_id)
+    state.orders.append(orders.SendTo(worker_id, messages.Upload(transfer_id, file.name)))
+
+
+def _fetch_to(state: ManagerState, file: FileEntry, instance: Instance) -> None:
+    """Tell a worker to fetch an object from the manager, once."""
+    worker_id = instance.worker.worker_id
+    if file.coming is None:
+        file.coming = set()
+    if worker_id not in file.coming and not (file.on_workers and worker_id in file.on_workers):
+        file.coming.add(worker_id)
+        state.held[file.name] = file
+        state.orders.append(orders.SendTo(worker_id, messages.Fetch(file.name, file.size_bytes)))
+
+
+def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, inside: set[TaskEntry] | None) -> list[int | str]:
+    """How the slot finds each input: a value id, or the name of an object in the worker's store."""
+    refs: list[int | str] = []
+    worker_id = instance.worker.worker_id
+    for file in entry.inputs:
+        if inside is not None and file.producer in inside:
+            refs.append(file.value_id)
+        elif file.data is not None:
+            refs.append(file.value_id)
+            instance.values[file.value_id] = file.data
+        elif file.on_workers and worker_id in file.on_workers:
+            refs.append(file.name)
+        else:
+            _fetch_to(state, file, instance)
+            refs.append(file.name)
+    return refs
+
+
+def _know_code(state: ManagerState, code: CodeEntry, instance: Instance) -> None:
+    """Send code the first time an instance needs it, what it names first."""
+    instance.codes.add(code.code_id)
+    for required in code.requires:
+        if required.code_id not in instance.codes:
+            _know_code(state, required, instance)
+    if code.library_id != instance.library.library_id or (not code.payload and code.file is None):
+        return  # part of the library's own payload
+    name = ""
+    if code.file is not None:
+        name = code.file.name
+        _fetch_to(state, code.file, instance)
+    message = messages.Code(
+        code.library_id,
+        code.code_id,
+        code.payload if code.file is None else b"",
+        list(code.modules),
+        [required.code_id for required in code.requires],
+        code.is_piece,
+        name,
+    )
+    state.orders.append(orders.SendTo(instance.worker.worker_id, message))
+
+
+def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
+    entry.state = t.PLACED
+    entry.dequeued = True
+    entry.attempt += 1
+    entry.instance = instance
+    instance.worker.running[entry.task_id] = entry
+    instance.outstanding += 1
+    instance.calls += 1
+    shape = entry.kind.shape
+    if shape.constrained:
+        instance.worker.committed = instance.worker.committed.plus(shape.request)
+    code = entry.code
+    if code.code_id not in instance.codes:
+        _know_code(state, code, instance)
+
+
+def _place_one(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
+    _mark_placed(state, entry, instance)
+    instance.groups_out += 1
+    refs = _input_refs(state, entry, instance, None) if entry.inputs else []
+    instance.groups.append(
+        [Call(entry.task_id, entry.attempt, entry.code.code_id, entry.index, entry.payload, refs, 0, True, entry.payload_file)]
+    )
+
+
+def _place_bundle(state: ManagerState, chosen: list[TaskEntry], instance: Instance) -> None:
+    """Place vertices together: values that only members read are kept in the slot."""
+    inside = set(chosen)
+    bundle = Bundle(chosen) if len(chosen) > 1 else None
+    graph = chosen[0].graph
+    assert graph is not None
+    graph.unplaced -= len(chosen)
+    instance.groups_out += 1
+    calls: list[Call] = []
+    for entry in chosen:
+        _mark_placed(state, entry, instance)
+        entry.bundle = bundle
+        output = entry.output
+        assert output is not None
+        uses = 0
+        publish = output.holds > 0
+        if bundle is not None:
+            for consumer in output.consumers:
+                if consumer in inside:
+                    uses += 1
+                elif consumer.state is not t.FINISHED:
+                    publish = True
+        else:
+            publish = True
+        refs = _input_refs(state, entry, instance, inside) if entry.inputs else []
+        calls.append(Call(entry.task_id, entry.attempt, entry.code.code_id, entry.index, b"", refs, uses, publish))
+    instance.groups.append(calls)
+
+
+def send_run(state: ManagerState, instance: Instance) -> None:
+    """Send what was gathered for an instance."""
+    groups, instance.groups = instance.groups, []
+    values, instance.values = instance.values, {}
+    state.counters.dispatched += instance.calls
+    instance.calls = 0
+    state.orders.append(
+        orders.SendTo(instance.worker.worker_id, messages.Run(instance.library.library_id, groups, list(values.items())))
+    )
+
+
+def unplace(entry: TaskEntry) -> Instance:
+    """Undo the bookkeeping of a placement whose answer came (or never will); the caller moves the entry's state."""
+    instance = entry.instance
+    assert instance is not None
+    instance.outstanding -= 1
+    bundle = entry.bundle
+    if bundle is None:
+        instance.groups_out -= 1
+    else:
+        bundle.remaining -= 1
+        if bundle.remaining == 0:
+            instance.groups_out -= 1
+    shape = entry.kind.shape
+    if shape.constrained:
+        instance.worker.committed = instance.worker.committed.minus(shape.request)
+    return instance
+
+
+def unpark(state: ManagerState, name: str) -> None:
+    """An object came to the manager, or will not: entries that waited for that are looked at again."""
+    for entry in state.parked.pop(name, ()):
+        if entry.state is t.READY and entry.dequeued:
+            entry.dequeued = False
+            entry.kind.shape.ready.push(entry)
+            state.activate(entry.kind.shape)

@@ -1,0 +1,490 @@
+"""The manager's tables, one written invariant for each field; ``ManagerState.check`` proves them.
+
+Entries are slotted and changed in place: purity is kept at the border of the machine, not by copying. Callers build ``TaskEntry`` and
+``FileEntry`` objects, hand them over inside an event, and do not touch them until they come back in a Deliver.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import Protocol
+
+from vinecore.errors import InvariantError
+from vinecore.manager import transitions as t
+from vinecore.model.config import Tunables
+from vinecore.model.notes import Note
+from vinecore.model.resources import Resources
+from vinecore.wire import messages
+from vinecore.wire.messages import Call
+
+NO_REQUEST = Resources()
+
+
+class Handle(Protocol):
+    """Who gets the outcome of an entry; called by the shell in the loop's thread, must not block."""
+
+    def settled(self, entry: TaskEntry) -> object: ...
+
+
+class FileEntry:
+    """One immutable file or value: the output of a task, or something declared by the user.
+
+    It is *available* when it has inline data, is at the manager, or is on a worker.
+    """
+
+    __slots__ = (
+        "at_manager",
+        "coming",
+        "consumers",
+        "data",
+        "holds",
+        "kept",
+        "name",
+        "on_workers",
+        "producer",
+        "size_bytes",
+        "uses",
+        "value_id",
+    )
+
+    def __init__(self, value_id: int, name: str = "", size_bytes: int = 0) -> None:
+        self.value_id = value_id  # id of the producing task, or a negative number for declared files
+        self.name = name  # cache name; of a task's output: that of its latest attempt
+        self.size_bytes = size_bytes
+        self.data: bytes | None = None  # the encoded value, when it travelled inline
+        self.at_manager = False  # the shell holds its bytes under its name
+        self.on_workers: set[int] | None = None  # workers that hold it; None like empty
+        self.coming: set[int] | None = None  # workers that were told to fetch it
+        self.kept = False  # unwritten in a slot, for the rest of its bundle
+        self.producer: TaskEntry | None = None
+        # Every entry that has it as input and was submitted; finished ones are skipped, not removed.
+        self.consumers: list[TaskEntry] = []
+        # Unfinished consumers, and references from outside (futures, requested keys, declarations).
+        self.uses = 0
+        self.holds = 0
+
+    def is_available(self) -> bool:
+        return self.data is not None or self.at_manager or bool(self.on_workers)
+
+    def __repr__(self) -> str:
+        where = "inline" if self.data is not None else "manager" if self.at_manager else f"workers {sorted(self.on_workers or ())}"
+        return f"<FileEntry {self.name or self.value_id} {where} uses {self.uses} holds {self.holds}>"
+
+
+class CodeEntry:
+    """A pickled function, or a piece of a graph."""
+
+    __slots__ = ("code_id", "file", "is_piece", "library_id", "modules", "payload", "requires")
+
+    def __init__(
+        self,
+        code_id: int,
+        library_id: int,
+        payload: bytes,
+        modules: tuple[str, ...] = (),
+        requires: tuple[CodeEntry, ...] = (),
+        is_piece: bool = False,
+        file: FileEntry | None = None,
+    ) -> None:
+        self.code_id = code_id
+        self.library_id = library_id
+        self.payload = payload
+        self.modules = modules
+        self.requires = requires
+        self.is_piece = is_piece
+        self.file = file  # holds the payload when it is large
+
+
+class Kind:
+    """Tasks that are alike: the same function under the same shape. Carries what was measured of them."""
+
+    __slots__ = ("mean_bytes", "mean_us", "name", "shape")
+
+    def __init__(self, name: str, shape: Shape) -> None:
+        self.name = name
+        self.shape = shape
+        self.mean_us = 0.0  # 0 until measured
+        self.mean_bytes = 0.0
+
+
+class ReadyQueue:
+    """Ready entries of one shape: priority first, then order of submission.
+
+    Entries that are no longer READY are dropped when met. In-order arrivals cost an append, others a heap push.
+    """
+
+    __slots__ = ("_heap", "_line")
+
+    def __init__(self) -> None:
+        self._line: deque[TaskEntry] = deque()
+        self._heap: list[tuple[float, int, TaskEntry]] = []
+
+    def push(self, entry: TaskEntry) -> None:
+        line = self._line
+        if not line or (line[-1].priority >= entry.priority and line[-1].task_id < entry.task_id):
+            line.append(entry)
+        else:
+            heappush(self._heap, (-entry.priority, entry.task_id, entry))
+
+    def pop(self) -> TaskEntry | None:
+        """Take the first entry that is still ready."""
+        line, heap = self._line, self._heap
+        while True:
+            if heap and (not line or (heap[0][0], heap[0][1]) < (-line[0].priority, line[0].task_id)):
+                entry = heappop(heap)[2]
+            elif line:
+                entry = line.popleft()
+            else:
+                return None
+            if entry.state is t.READY and not entry.dequeued:
+                entry.dequeued = True
+                return entry
+
+    def drain(self) -> list[TaskEntry]:
+        """Take everything that is still ready, in order."""
+        out = []
+        while (entry := self.pop()) is not None:
+            out.append(entry)
+        return out
+
+    def shapes(self) -> set[Shape]:
+        """Shapes of what is queued."""
+        return {entry.kind.shape for entry in self._line} | {entry.kind.shape for _, _, entry in self._heap}
+
+    def __len__(self) -> int:
+        """Upper bound: stale entries are counted until they are met."""
+        return len(self._line) + len(self._heap)
+
+
+class Shape:
+    """Where a group of tasks can run: one library and one request."""
+
+    __slots__ = ("constrained", "library", "queued", "ready", "request")
+
+    def __init__(self, library: LibraryEntry, request: Resources = NO_REQUEST) -> None:
+        self.library = library
+        self.request = request
+        self.constrained = not request.is_unset()
+        self.ready = ReadyQueue()
+        self.queued = False  # is in ManagerState.active
+        library.shapes.append(self)
+
+
+class LibraryEntry:
+    """A library as the user declared it."""
+
+    __slots__ = (
+        "eager",
+        "exec_mode",
+        "file",
+        "functions",
+        "hungry",
+        "instances",
+        "library_id",
+        "modules",
+        "name",
+        "payload",
+        "removed",
+        "shapes",
+        "slots",
+    )
+
+    def __init__(
+        self,
+        library_id: int,
+        name: str,
+        payload: bytes = b"",
+        modules: tuple[str, ...] = (),
+        slots: int = 0,
+        exec_mode: str = "direct",
+    ) -> None:
+        self.library_id = library_id
+        self.name = name
+        self.payload = payload
+        self.file: FileEntry | None = None  # holds the payload when it is large
+        self.modules = modules
+        self.slots = slots  # 0: as many as the worker has cores
+        self.exec_mode = exec_mode
+        self.functions: dict[str, CodeEntry] = {}
+        self.shapes: list[Shape] = []
+        self.eager = False  # started on every worker at once, before there is work
+        self.instances: dict[int, Instance] = {}
+        # Instances that may have room; insertion order. Those found full are dropped until something ends there.
+        self.hungry: dict[int, Instance] = {}
+        self.removed = False
+
+
+class Instance:
+    """A library on one worker."""
+
+    __slots__ = (
+        "calls",
+        "codes",
+        "error",
+        "error_data",
+        "groups",
+        "groups_out",
+        "library",
+        "local",
+        "mean_us",
+        "outstanding",
+        "slots",
+        "state",
+        "values",
+        "worker",
+    )
+
+    def __init__(self, library: LibraryEntry, worker: WorkerEntry, slots: int) -> None:
+        self.library = library
+        self.worker = worker
+        self.slots = slots
+        self.state = t.STARTING
+        # Calls placed here and not answered.
+        self.outstanding = 0
+        # Groups placed here whose last call has not been answered.
+        self.groups_out = 0
+        self.mean_us = 0.0
+        self.codes: set[int] = set()
+        # Ready entries whose large inputs are here.
+        self.local = ReadyQueue()
+        # The Run message being gathered.
+        self.groups: list[list[Call]] = []
+        self.values: dict[int, bytes] = {}
+        self.calls = 0
+        self.error = ""
+        self.error_data = b""
+
+    def __repr__(self) -> str:
+        return f"<Instance of {self.library.name} on worker {self.worker.worker_id} {self.state} {self.outstanding} outstanding>"
+
+
+class WorkerEntry:
+    """A connected worker."""
+
+    __slots__ = ("committed", "draining", "hello", "instances", "last_heard", "pinged_at", "running", "total", "worker_id")
+
+    def __init__(self, worker_id: int, hello: messages.Hello, now: float) -> None:
+        self.worker_id = worker_id
+        self.hello = hello
+        self.total = Resources(hello.cores, hello.memory_mb, hello.disk_mb, hello.gpus)
+        # Resources of placed entries that asked for some.
+        self.committed = Resources(0, 0, 0, 0)
+        self.instances: dict[int, Instance] = {}
+        # Placed entries by task id, all libraries.
+        self.running: dict[int, TaskEntry] = {}
+        self.last_heard = now
+        self.pinged_at = now
+        self.draining = False
+
+    def __repr__(self) -> str:
+        return f"<WorkerEntry {self.worker_id} {self.hello.hostname} {len(self.running)} placed>"
+
+
+class Bundle:
+    """Entries that went to one slot together; kept values live until its last answer."""
+
+    __slots__ = ("entries", "remaining")
+
+    def __init__(self, entries: list[TaskEntry]) -> None:
+        self.entries = entries
+        self.remaining = len(entries)
+
+
+class GraphEntry:
+    """One submitted graph. Vertices arrive in post-order, in pieces."""
+
+    __slots__ = ("failed", "finished_count", "graph_id", "handle", "size", "unplaced", "vertices")
+
+    def __init__(self, graph_id: int, handle: Handle, size: int) -> None:
+        self.graph_id = graph_id
+        self.handle = handle
+        self.size = size  # vertices in all, submitted or not
+        self.vertices: list[TaskEntry] = []
+        self.unplaced = size
+        self.finished_count = 0
+        self.failed = False
+
+
+class TaskEntry:
+    """One task: a call, or a vertex of a graph. States and causes: ``transitions.py``."""
+
+    __slots__ = (
+        "attempt",
+        "bundle",
+        "code",
+        "dequeued",
+        "error",
+        "graph",
+        "handle",
+        "index",
+        "inputs",
+        "instance",
+        "kind",
+        "losses",
+        "missing",
+        "order",
+        "output",
+        "payload",
+        "payload_file",
+        "priority",
+        "retries",
+        "state",
+        "task_id",
+        "value",
+    )
+
+    def __init__(
+        self,
+        task_id: int,
+        kind: Kind,
+        code: CodeEntry,
+        payload: bytes,
+        handle: Handle | None,
+        inputs: tuple[FileEntry, ...] = (),
+        retries: int = 0,
+        priority: float = 0.0,
+    ) -> None:
+        self.task_id = task_id
+        self.kind = kind
+        self.code = code
+        self.index = -1  # vertex number inside a piece; -1: a call of a function
+        self.payload = payload
+        self.payload_file = False  # the first input holds the payload
+        self.handle = handle
+        self.inputs = inputs
+        self.retries = retries
+        self.priority = priority
+        self.state = t.NEW
+        self.attempt = 0  # grows at each placing: late answers of older ones are dropped
+        self.missing = 0  # of WAITING and READY: inputs that are not available
+        self.losses = 0
+        self.dequeued = False  # taken from its ready queue
+        self.instance: Instance | None = None
+        self.bundle: Bundle | None = None
+        self.graph: GraphEntry | None = None
+        self.order = -1  # position in graph.vertices
+        self.output: FileEntry | None = None
+        # Outcome: ``value`` is the encoded result or, with ``error`` or a raised exception, the encoded error.
+        self.value: bytes | None = None
+        self.error: Exception | str | None = None
+
+    def __repr__(self) -> str:
+        return f"<TaskEntry {self.task_id} {self.state} attempt {self.attempt} missing {self.missing} {self.kind.name}>"
+
+
+# TaskEntry.error when the user's code raised: the exception is encoded in ``value``.
+RAISED = "raised"
+CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class Relay:
+    """An object on its way from a worker to the manager."""
+
+    transfer_id: int
+    file: FileEntry
+    worker_id: int
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals for ``Manager.stats``."""
+
+    submitted: int = 0
+    dispatched: int = 0
+    done: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    lost: int = 0
+    rerun: int = 0
+    workers_joined: int = 0
+    workers_removed: int = 0
+    workers_lost: int = 0
+    execute_us: int = 0
+
+
+@dataclass(slots=True)
+class ManagerState:
+    """Everything the manager's machine knows."""
+
+    run: str
+    tunables: Tunables
+    now: float = 0.0
+    # Unfinished entries by id.
+    tasks: dict[int, TaskEntry] = field(default_factory=dict)
+    workers: dict[int, WorkerEntry] = field(default_factory=dict)
+    libraries: dict[int, LibraryEntry] = field(default_factory=dict)
+    # Shapes that may have ready entries.
+    active: list[Shape] = field(default_factory=list)
+    relays: dict[int, Relay] = field(default_factory=dict)
+    # Objects that somebody wants at the manager, by name, with who asked; a relay brings each of them.
+    wanted_here: dict[str, list[object]] = field(default_factory=dict)
+    # Files with a copy on a worker (or told to fetch one), by cache name.
+    held: dict[str, FileEntry] = field(default_factory=dict)
+    # Files that were wanted at the manager before they existed (again), with who asked.
+    wanted_later: list[tuple[FileEntry, object]] = field(default_factory=list)
+    # (task id, attempt) to cancel, by worker, gathered over one event.
+    cancels: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    # Ready entries that wait for an object to come to the manager first, by its name.
+    parked: dict[str, list[TaskEntry]] = field(default_factory=dict)
+    next_transfer_id: int = 1
+    orders: list[object] = field(default_factory=list)
+    delivered: list[TaskEntry] = field(default_factory=list)
+    # Names to unlink, by worker id, gathered over one event.
+    unlinks: dict[int, list[str]] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    notes_wanted: bool = False
+    notes: list[Note] = field(default_factory=list)
+    # Since when ready work has had no place to run; 0: it has.
+    stuck_since: float = 0.0
+    stuck_told: bool = False
+    # HOST PORT of this manager, and the id of the machine it runs on.
+    address: str = ""
+    machine: str = ""
+    # Bring wanted files over data links even when their worker shares this machine.
+    never_map: bool = False
+
+    def activate(self, shape: Shape) -> None:
+        if not shape.queued:
+            shape.queued = True
+            self.active.append(shape)
+
+    def check(self) -> None:
+        """Raise InvariantError when a promise of an entry above is broken."""
+        for entry in self.tasks.values():
+            if entry.state is t.FINISHED:
+                raise InvariantError(f"{entry} is finished and still in the table")
+            if entry.state in (t.WAITING, t.READY):
+                missing = sum(not file.is_available() for file in entry.inputs)
+                if missing != entry.missing:
+                    raise InvariantError(f"{entry}: {missing} inputs are missing")
+                if (entry.state is t.READY) != (missing == 0):
+                    raise InvariantError(f"{entry} has {missing} inputs missing")
+            if entry.state is t.PLACED:
+                instance = entry.instance
+                if instance is None or instance.worker.running.get(entry.task_id) is not entry:
+                    raise InvariantError(f"{entry} is placed, but no worker runs it")
+                if self.workers.get(instance.worker.worker_id) is not instance.worker:
+                    raise InvariantError(f"{entry} is placed on a worker that is gone")
+        for worker in self.workers.values():
+            self._check_worker(worker)
+        for entry in self.tasks.values():
+            for file in entry.inputs:
+                if file.uses <= 0:
+                    raise InvariantError(f"{file} is an input of {entry} without being counted")
+                for worker_id in file.on_workers or ():
+                    if worker_id not in self.workers:
+                        raise InvariantError(f"{file} is said to be on worker {worker_id}, which is gone")
+
+    def _check_worker(self, worker: WorkerEntry) -> None:
+        counted: dict[int, int] = {}
+        for task_id, entry in worker.running.items():
+            if entry.state is not t.PLACED or entry.task_id != task_id or entry.instance is None:
+                raise InvariantError(f"{worker} is said to run {entry}")
+            library_id = entry.instance.library.library_id
+            counted[library_id] = counted.get(library_id, 0) + 1
+        for library_id, instance in worker.instances.items():
+            if instance.outstanding != counted.get(library_id, 0):
+                raise InvariantError(f"{instance}: {counted.get(library_id, 0)} entries are placed there")

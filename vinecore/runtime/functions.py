@@ -1,0 +1,699 @@
+"""Functions as they travel: pickled once, revalidated cheaply, with the modules they need and a digest of what they do.
+
+Owns ``FunctionCache`` (is this still the function that was pickled?), ``modules_of`` (what a template process should import
+before it forks slots) and ``digest_of`` (the same function in another process has the same 16 bytes).
+
+Three walks go over a callable and what it captures (defaults, closure, referenced globals, functions and classes that are
+themselves sent by value): one collects identities, one module names, one content. Data enters as callables in the user's
+threads and leaves as ``FunctionPickle``. This module must never import a module on behalf of a function, and never answer for a
+function from the entry of a dead one that had the same id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import sys
+import threading
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, TypeAlias
+
+from vinecore.errors import UnpicklableError
+from vinecore.runtime import payload as payloads
+
+# Functions remembered by identity; beyond it the longest unused is pickled again at its next use.
+CACHE_LIMIT_COUNT = 4096
+# How far into a captured container, and how deep, the search for modules looks.
+SEARCH_LIMIT_COUNT = 64
+SEARCH_DEPTH = 6
+
+_MISSING = object()
+# Stands in an entry for the function itself, which the entry must not keep alive.
+_SELF = object()
+_CACHED_FUNCTION: type = functools._lru_cache_wrapper
+# Immutable values, and how to take them apart into a tuple.
+_COMPOUNDS: dict[type, Callable[[Any], tuple[object, ...]]] = {
+    property: lambda value: (value.fget, value.fset, value.fdel),
+    classmethod: lambda value: (value.__func__,),
+    staticmethod: lambda value: (value.__func__,),
+    slice: lambda value: (value.start, value.stop, value.step),
+    types.GenericAlias: lambda value: (value.__origin__, value.__args__),
+    types.UnionType: lambda value: value.__args__,
+    MethodType: lambda value: (value.__func__, value.__self__),
+    _CACHED_FUNCTION: lambda value: (value.__wrapped__, *value.cache_parameters().values()),
+}
+# Types, by name because they must not be imported here, whose values never change and whose repr says all of them.
+_PLAIN_TEXT = """builtins.range builtins.ellipsis builtins.NotImplementedType datetime.date datetime.datetime datetime.time
+    datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction pathlib.PosixPath pathlib.PurePosixPath
+    pathlib._local.PosixPath pathlib._local.PurePosixPath uuid.UUID"""
+_PLAIN_VALUES = frozenset(_PLAIN_TEXT.split())
+# Those, and what never changes or pickles by name but does not show all of itself.
+_STABLE_VALUES = _PLAIN_VALUES | {"builtins.object", "logging.Logger", "logging.RootLogger", "re.Pattern", "typing.TypeVar"}
+# What a class gets from the interpreter, dataclasses and abc: follows from the rest of it, or is of no effect.
+_DERIVED_TEXT = """__abstractmethods__ __annotations__ __dataclass_fields__ __dataclass_params__ __dict__ __doc__ __firstlineno__
+    __match_args__ __module__ __orig_bases__ __parameters__ __static_attributes__ __weakref__ _abc_impl"""
+_DERIVED_ATTRIBUTES = frozenset(_DERIVED_TEXT.split())
+
+
+class FunctionPickle:
+    """A pickled callable. Equal content has one live object in a cache, so its identity may serve as a key."""
+
+    __slots__ = ("__weakref__", "_digest", "_reference", "modules", "name", "payload")
+
+    def __init__(self, payload: bytes, modules: tuple[str, ...], name: str, reference: Callable[[], object]) -> None:
+        self.payload = payload
+        self.modules = modules
+        self.name = name
+        self._reference = reference
+        self._digest: object = _MISSING
+
+    @property
+    def digest(self) -> bytes | None:
+        """The function's digest, computed at first use; None when it has none, or has changed or gone since it was pickled."""
+        if self._digest is _MISSING:
+            function = self._reference()
+            try:
+                is_unchanged = function is not None and payloads.dump(function) == self.payload
+            except Exception:
+                is_unchanged = False
+            self._digest = digest_of(function) if is_unchanged else None
+        return self._digest  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return f"FunctionPickle({self.name}, {len(self.payload)} bytes, modules={self.modules})"
+
+
+class _Entry:
+    """What must still be the same objects for a pickled function to be up to date."""
+
+    __slots__ = (
+        *("attribute_count", "bindings", "cells", "code", "defaults", "functions", "is_recent", "keywords", "pickled"),
+        *("reference", "sizes"),
+    )
+
+    def __init__(self, reference: Callable[[], object], identities: _Identities, pickled: FunctionPickle) -> None:
+        function: Any = reference()
+        is_by_value = identities.is_by_value
+        self.reference = reference
+        self.pickled = pickled
+        self.is_recent = True
+        # Of the function itself; None for one that is sent by name, whose code is none of our business.
+        self.code: CodeType | None = function.__code__ if is_by_value else None
+        self.defaults: object = function.__defaults__ if is_by_value else None
+        self.keywords: object = function.__kwdefaults__ if is_by_value else None
+        self.attribute_count = len(function.__dict__) if is_by_value else 0
+        self.functions = tuple(identities.functions)
+        self.bindings = tuple(identities.bindings)
+        self.cells = tuple(identities.cells)
+        self.sizes = tuple(identities.sizes)
+
+    def is_current(self, function: Any) -> bool:
+        code = self.code
+        if code is not None:
+            if function.__code__ is not code or function.__defaults__ is not self.defaults:
+                return False
+            if function.__kwdefaults__ is not self.keywords or len(function.__dict__) != self.attribute_count:
+                return False
+        for get, name, value in self.bindings:
+            found = get(name, _MISSING)
+            if found is not value and not (value is _SELF and found is function):
+                return False
+        if self.cells or self.functions or self.sizes:
+            return self._is_rest_current()
+        return True
+
+    def _is_rest_current(self) -> bool:
+        try:
+            for cell, value in self.cells:
+                if cell.cell_contents is not value:
+                    return False
+        except ValueError:
+            return False
+        for function, code, defaults, keywords in self.functions:
+            if function.__code__ is not code or function.__defaults__ is not defaults or function.__kwdefaults__ is not keywords:
+                return False
+        return all(len(space) == count for space, count in self.sizes)
+
+
+class FunctionCache:
+    """Pickles callables, each once for as long as nothing that it captures is another object; for any threads."""
+
+    def __init__(self, limit_count: int = CACHE_LIMIT_COUNT) -> None:
+        self._limit_count = limit_count
+        self._entries: dict[int, _Entry] = {}
+        # Keys of dead functions: a finaliser may run anywhere, so it only appends.
+        self._dead: deque[int] = deque()
+        self._by_payload: weakref.WeakValueDictionary[bytes, FunctionPickle] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def get(self, function: object) -> FunctionPickle:
+        """Return the callable's pickle: the same object as before while the callable and what it captures are unchanged.
+
+        A callable that captures something mutable is pickled at every call, and answered with the same object if the bytes agree.
+
+        Raises:
+            UnpicklableError: it cannot be pickled; the text names it and the captured object at fault.
+        """
+        entry = self._entries.get(id(function))
+        if entry is not None and entry.reference() is function and entry.is_current(function):
+            entry.is_recent = True
+            return entry.pickled
+        return self._renew(function)
+
+    def _renew(self, function: object) -> FunctionPickle:
+        payloads.register_local_modules()
+        # Before the pickle: a change in between then makes the entry stale instead of wrong.
+        identities = _Identities(function)
+        try:
+            payload = payloads.dump(function)
+        except Exception as error:
+            where, text = payloads.find_culprit(function, error)
+            raise UnpicklableError(f"function {name_of(function)} cannot be pickled{where}: {text}") from error
+        key = id(function)
+        reference = _reference_to(function, lambda _: self._dead.append(key))
+        pickled = self._by_payload.get(payload)
+        fresh = pickled or FunctionPickle(payload, modules_of(function), name_of(function), reference)
+        with self._lock:
+            pickled = self._by_payload.setdefault(payload, fresh)
+            self._forget_dead()
+            self._entries.pop(key, None)
+            if identities.is_stable:
+                self._entries[key] = _Entry(reference, identities, pickled)
+                self._evict()
+        return pickled
+
+    def _forget_dead(self) -> None:
+        while self._dead:
+            key = self._dead.popleft()
+            entry = self._entries.get(key)
+            if entry is not None and entry.reference() is None:
+                del self._entries[key]
+
+    def _evict(self) -> None:
+        """Second chance: what was used since it last came up goes to the end once more."""
+        while len(self._entries) > self._limit_count:
+            key = next(iter(self._entries))
+            entry = self._entries.pop(key)
+            if entry.is_recent:
+                entry.is_recent = False
+                self._entries[key] = entry
+
+
+def _reference_to(function: object, callback: Callable[[object], object]) -> Callable[[], object]:
+    try:
+        return weakref.ref(function, callback)
+    except TypeError:
+        # Such types (ufuncs) live as long as their modules; the cache is bounded.
+        return lambda: function
+
+
+def name_of(function: Any) -> str:
+    """Return how messages name a callable; never raises for odd ones."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    return name if isinstance(name, str) else type(function).__qualname__
+
+
+# ---------------------------------------------------------------- what a callable captures
+
+
+def _own_attributes(cls: type) -> Iterator[tuple[str, object]]:
+    """What a class that is sent by value adds itself, in the order of definition."""
+    is_dataclass = "__dataclass_params__" in vars(cls)
+    for name, value in vars(cls).items():
+        # A generated __repr__ keeps a set of the objects that it is showing.
+        if name not in _DERIVED_ATTRIBUTES and not (is_dataclass and name == "__repr__"):
+            yield name, value
+
+
+def _kind_name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _is_descriptor(value: object) -> bool:
+    """Whether this is one of the interpreter's own descriptors, whose types agree in the end of their names."""
+    return type(value).__module__ == "builtins" and type(value).__name__.endswith("_descriptor")
+
+
+def _is_numpy(value: object, *names: str) -> bool:
+    """Whether this is a numpy object of such a type, or with no names a scalar, dtype or ufunc; numpy is never imported."""
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is None or not hasattr(numpy, "generic"):
+        return False
+    kinds = tuple(getattr(numpy, name) for name in names) or (numpy.generic, numpy.dtype, numpy.ufunc)
+    return isinstance(value, kinds) and type(value).__module__ not in payloads.MAIN_NAMES
+
+
+def _is_enum_member(value: object) -> bool:
+    enum: Any = sys.modules.get("enum")
+    return enum is not None and isinstance(value, enum.Enum)
+
+
+class _Identities:
+    """The identities that a callable's pickle depends on; ``is_stable`` is False once something mutable is among them."""
+
+    def __init__(self, function: object) -> None:
+        self.functions: list[tuple[FunctionType, CodeType, object, object]] = []
+        self.bindings: list[tuple[Callable[[str, object], object], str, object]] = []
+        self.cells: list[tuple[CellType, object]] = []
+        self.sizes: list[tuple[Any, int]] = []
+        self.is_stable = True
+        self._root: Any = function
+        self._by_value = payloads.by_value_modules()
+        # Holds the objects, so that no id comes twice.
+        self._seen: dict[int, object] = {}
+        self.is_by_value = type(function) is FunctionType and not payloads.is_by_reference(function, self._by_value)
+        try:
+            self.visit(function)
+        except RecursionError:
+            self.is_stable = False
+
+    def visit(self, value: Any) -> None:
+        kind = type(value)
+        if kind in payloads.ATOMIC or value is _MISSING or id(value) in self._seen or not self.is_stable:
+            return
+        self._seen[id(value)] = value
+        if kind is tuple or kind is frozenset:
+            for item in value:
+                self.visit(item)
+        elif kind is FunctionType:
+            self._visit_function(value)
+        elif isinstance(value, type):
+            self._visit_class(value)
+        elif kind is functools.partial:
+            self.visit(value.func)
+            self.visit(value.args)
+            self._visit_space(value.keywords)
+            self._visit_space(vars(value))
+        else:
+            self._visit_other(value, kind)
+
+    def _visit_other(self, value: Any, kind: type) -> None:
+        if kind is BuiltinFunctionType:
+            self.visit(value.__self__)
+        elif isinstance(value, ModuleType):
+            self.is_stable = not payloads.is_within(value.__name__, self._by_value)
+        elif kind in _COMPOUNDS:
+            self.visit(_COMPOUNDS[kind](value))
+        elif _is_enum_member(value):
+            self.is_stable = payloads.is_by_reference(kind, self._by_value)
+        elif not _is_descriptor(value) and _kind_name(value) not in _STABLE_VALUES and not _is_numpy(value):
+            self.is_stable = False
+
+    def _visit_space(self, space: Any, is_counted: bool = True) -> None:
+        """A mapping of which every item matters, and whether there are more."""
+        if is_counted:
+            self.sizes.append((space, len(space)))
+        for name, value in space.items():
+            self._bind(space.get, name, value)
+
+    def _bind(self, get: Callable[[str, object], object], name: str, value: object) -> None:
+        self.bindings.append((get, name, _SELF if value is self._root else value))
+        self.visit(value)
+
+    def _visit_function(self, function: FunctionType) -> None:
+        if payloads.is_by_reference(function, self._by_value):
+            self._watch_name(function)
+            return
+        if function is not self._root:
+            self.functions.append((function, function.__code__, function.__defaults__, function.__kwdefaults__))
+        self.visit(function.__defaults__)
+        if function.__kwdefaults__:
+            self._visit_space(function.__kwdefaults__)
+        cells = list(payloads.cells_of(function))
+        if len(cells) < len(function.__closure__ or ()):
+            # An empty cell will be filled; there is nothing to compare it with.
+            self.is_stable = False
+        for _, cell, value in cells:
+            self.cells.append((cell, value))
+            self.visit(value)
+        for name in payloads.global_names(function.__code__):
+            self._bind(function.__globals__.get, name, function.__globals__.get(name, _MISSING))
+        self._visit_space(vars(function), is_counted=function is not self._root)
+
+    def _visit_class(self, cls: type) -> None:
+        if payloads.is_by_reference(cls, self._by_value):
+            self._watch_name(cls)
+            return
+        self.sizes.append((vars(cls), len(vars(cls))))
+        for base in cls.__bases__:
+            self.visit(base)
+        for name, value in _own_attributes(cls):
+            self._bind(vars(cls).get, name, value)
+
+    def _watch_name(self, value: Any) -> None:
+        """Of a callable that goes by name, see that the name still means it; what it uses itself would fail to pickle then."""
+        if value is self._root:
+            top = value.__qualname__.partition(".")[0]
+            space = vars(sys.modules[value.__module__])
+            self.bindings.append((space.get, top, _SELF if space[top] is value else space[top]))
+
+
+# ---------------------------------------------------------------- modules
+
+
+_Import: TypeAlias = tuple[int, str, tuple[str, ...]]  # level, module, attributes taken of it
+_Chain: TypeAlias = tuple[str, tuple[str, ...]]  # variable, attributes taken of it
+
+
+@functools.lru_cache(maxsize=1024)
+def _imports_and_chains(code: CodeType) -> tuple[frozenset[_Import], frozenset[_Chain]]:
+    reading = _Reading()
+    reading.read(code, {})
+    return frozenset(reading.imports), frozenset(reading.chains)
+
+
+class _Reading:
+    """Import statements, and attributes taken of variables, in a code object and the code nested in it."""
+
+    def __init__(self) -> None:
+        self.imports: set[_Import] = set()
+        self.chains: set[_Chain] = set()
+
+    def read(self, code: CodeType, outer: dict[str, _Import]) -> None:
+        import dis
+
+        bound = dict(outer)
+        loaded: list[Any] = [None, None]
+        pending: _Import | None = None
+        names: tuple[str, ...] | None = None
+        root, path = "", []
+        for step in dis.get_instructions(code):
+            operation, argument = step.opname, step.argval
+            if operation in ("LOAD_ATTR", "LOAD_METHOD"):
+                path.append(argument)
+            if operation in ("LOAD_ATTR", "LOAD_METHOD", "EXTENDED_ARG", "CACHE"):
+                continue
+            self._end_chain(root, path, bound)
+            root, path = "", []
+            if operation == "IMPORT_NAME":
+                (level, names), pending = loaded, (loaded[0], argument, ())
+                self.imports.update((level, argument, (name,)) for name in names or ("",))
+                # ``import a.b`` binds a.
+                bound_by_store: _Import = (level, argument.partition(".")[0], ())
+            elif operation == "IMPORT_FROM" and pending is not None:
+                bound_by_store = (*pending[:2], (argument,)) if names else pending
+            elif operation == "POP_TOP" and names:
+                pending = None
+            elif operation.startswith("STORE_") and pending is not None:
+                bound[argument[0] if isinstance(argument, tuple) else argument] = bound_by_store
+                pending = pending if names else None
+            if "LOAD_" in operation and operation != "LOAD_CONST":
+                last = argument[-1] if isinstance(argument, tuple) and argument else argument
+                root = last if isinstance(last, str) else ""
+            loaded = [loaded[1], argument]
+        self._end_chain(root, path, bound)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                self.read(constant, bound)
+
+    def _end_chain(self, root: str, path: list[str], bound: dict[str, _Import]) -> None:
+        if root in bound:
+            level, base, inner = bound[root]
+            self.imports.add((level, base, (*inner, *path)))
+        elif root and path:
+            self.chains.add((root, tuple(path)))
+
+
+def modules_of(function: object) -> tuple[str, ...]:
+    """Return the names of installed modules that the callable, or what is sent with it, uses: worth importing before a fork.
+
+    Counted are imports inside bodies, modules and objects of modules among globals, closure and arguments of partials, and
+    submodules taken as attributes. Nothing is imported to find out; the standard library, ``__main__`` and modules that are sent
+    by value are left out. A name may be missing on a worker: importing it there may fail.
+    """
+    found = _Modules()
+    with contextlib.suppress(RecursionError):  # what was found so far is worth importing
+        found.visit(function, 0)
+    return tuple(sorted(found.names))
+
+
+class _Modules:
+    """Collects module names from a callable and what it captures."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self._seen: dict[int, object] = {}
+        self._by_value = payloads.by_value_modules()
+
+    def add(self, name: str) -> bool:
+        """Count a module, unless it is one of those that are left out."""
+        top = name.partition(".")[0]
+        is_everywhere = top in ("", "vinecore") or top in sys.stdlib_module_names or name in payloads.MAIN_NAMES
+        if is_everywhere or payloads.is_within(name, self._by_value):
+            return False
+        self.names.add(name)
+        return True
+
+    def visit(self, value: Any, depth: int) -> None:
+        kind = type(value)
+        if kind in payloads.ATOMIC or id(value) in self._seen or depth > SEARCH_DEPTH:
+            return
+        self._seen[id(value)] = value
+        children: list[object] = []
+        if isinstance(value, ModuleType):
+            self.add(value.__name__)
+            children = list(vars(value).values()) if payloads.is_within(value.__name__, self._by_value) else []
+        elif kind is FunctionType:
+            children = self._function(value)
+        elif isinstance(value, type):
+            self._home(value)
+            is_by_name = payloads.is_by_reference(value, self._by_value)
+            children = [] if is_by_name else [*value.__bases__, *(child for _, child in _own_attributes(value))]
+        elif kind is functools.partial:
+            children = [value.func, *value.args, *value.keywords.values()]
+        elif kind in _COMPOUNDS:
+            children = list(_COMPOUNDS[kind](value))
+        elif kind in (list, tuple, set, frozenset, dict):
+            children = list(itertools.islice(value.values() if kind is dict else value, SEARCH_LIMIT_COUNT))
+        else:
+            self._home(value)
+            attributes = getattr(value, "__dict__", None)
+            children = [kind, *(attributes.values() if isinstance(attributes, dict) else ())]
+        for child in children:
+            # Functions sent along are followed however deep the call graph is; data only so far.
+            self.visit(child, depth if isinstance(child, FunctionType | type) else depth + 1)
+
+    def _home(self, value: object) -> None:
+        name = getattr(value, "__module__", None)
+        if isinstance(name, str) and name in sys.modules:
+            self.add(name)
+
+    def _function(self, function: FunctionType) -> list[object]:
+        variables: dict[str, object] = {name: value for name, _, value in payloads.cells_of(function)}
+        for name in payloads.global_names(function.__code__):
+            if name in function.__globals__:
+                variables[name] = function.__globals__[name]
+        imports, chains = _imports_and_chains(function.__code__)
+        for level, base, path in imports:
+            self._follow(_absolute(level, base, str(function.__globals__.get("__package__") or "")), path)
+        for root, path in chains:
+            module = variables.get(root)
+            if isinstance(module, ModuleType):
+                self._follow(module.__name__, path)
+        self._home(function)
+        if payloads.is_by_reference(function, self._by_value):
+            return []
+        keywords = function.__kwdefaults__ or {}
+        return [*variables.values(), *(function.__defaults__ or ()), *keywords.values(), *vars(function).values()]
+
+    def _follow(self, name: str, path: tuple[str, ...]) -> None:
+        """Count a module and those of its submodules that the path goes through."""
+        if not self.add(name) and not payloads.is_within(name, self._by_value):
+            return
+        for part in path:
+            found = getattr(sys.modules.get(name), "__dict__", {}).get(part, _MISSING)
+            if isinstance(found, ModuleType):
+                name = found.__name__
+            elif found is _MISSING and part and _is_module(f"{name}.{part}"):
+                name = f"{name}.{part}"
+            else:
+                return
+            self.add(name)
+
+
+def _absolute(level: int, base: str, package: str) -> str:
+    """The absolute name of an import, or nothing for a relative one outside of a package."""
+    if not level:
+        return base
+    above = package.split(".")[: package.count(".") + 2 - level] if package else []
+    return ".".join([*above, base] if base else above) if above else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_module(name: str) -> bool:
+    """Whether there is such a module, as far as the path tells; packages above it are not imported to find out."""
+    from importlib.machinery import PathFinder
+
+    so_far, locations = "", None
+    for part in name.split("."):
+        if so_far and locations is None:
+            return False
+        so_far = f"{so_far}.{part}" if so_far else part
+        module = sys.modules.get(so_far)
+        if module is not None:
+            locations = getattr(module, "__dict__", {}).get("__path__")
+            continue
+        spec = PathFinder.find_spec(so_far, locations)
+        if spec is None:
+            return False
+        locations = spec.submodule_search_locations
+    return True
+
+
+# ---------------------------------------------------------------- digest
+
+
+class _NoDigest(Exception):
+    """Something was met that has no normal form."""
+
+
+def digest_of(function: object) -> bytes | None:
+    """Return 16 bytes that are equal for callables that do the same, in any process of this Python; None where none can be given.
+
+    Counted are code (without names of files and line numbers), constants, defaults, closure, referenced globals and attributes;
+    callables that go by name count with their name and own code.
+    """
+    from hashlib import blake2b
+
+    try:
+        digest = _Digest(blake2b)
+        digest.visit(function)
+    except (_NoDigest, RecursionError):
+        return None
+    return bytes(digest.hash.digest())
+
+
+class _Digest:
+    """Feeds a hash with the normal form of a callable and of what it captures."""
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+        self.hash = make(digest_size=16)
+        self._by_value = payloads.by_value_modules()
+        # Functions and classes met, by id, with their number.
+        self._seen: dict[int, tuple[int, object]] = {}
+        # Containers being fed (whether equal ones are one object differs between processes, so only cycles count).
+        self._open: set[int] = set()
+
+    def put(self, tag: str, data: bytes | str = b"") -> None:
+        raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
+        self.hash.update(b"%s:%d:" % (tag.encode(), len(raw)))
+        self.hash.update(raw)
+
+    def visit(self, value: Any) -> None:
+        kind = type(value)
+        if kind in payloads.ATOMIC:
+            # repr tells all values of these types apart (-0.0 too), and the only NaN that differs is of no consequence.
+            self.put(kind.__name__, value if kind in (str, bytes) else hex(value) if kind is int else repr(value))
+        elif kind in (tuple, list, dict, set, frozenset):
+            self._container(value, kind)
+        elif kind is CodeType:
+            self._code(value)
+        elif kind is FunctionType or isinstance(value, type):
+            self._definition(value)
+        elif kind is functools.partial:
+            self.put("partial")
+            self.visit((value.func, value.args, sorted(value.keywords.items())))
+        elif kind in _COMPOUNDS:
+            self.put(kind.__name__)
+            self.visit(_COMPOUNDS[kind](value))
+        else:
+            self._other(value, kind)
+
+    def _container(self, value: Any, kind: type) -> None:
+        if id(value) in self._open:
+            raise _NoDigest
+        self._open.add(id(value))
+        self.put(kind.__name__, str(len(value)))
+        if kind is set or kind is frozenset:
+            for part in sorted(map(self._apart, value)):
+                self.put("element", part)
+        else:
+            for item in value.items() if kind is dict else value:
+                self.visit(item)
+        self._open.discard(id(value))
+
+    def _apart(self, value: object) -> bytes:
+        inner = _Digest(self._make)
+        inner._open = set(self._open)
+        inner.visit(value)
+        return bytes(inner.hash.digest())
+
+    def _code(self, code: CodeType) -> None:
+        shape = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags)
+        self.put("code", repr((shape, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)))
+        self.put("instructions", code.co_code)
+        self.put("handlers", code.co_exceptiontable)
+        for constant in code.co_consts:
+            self.visit(constant)
+
+    def _definition(self, value: Any) -> None:
+        """A function or class; the number stands for it when it comes again, in a cycle or not."""
+        number, _ = self._seen.get(id(value), (-1, None))
+        self.put("definition", str(number))
+        if number >= 0:
+            return
+        if id(value) in self._open:
+            # Seen outside of the set whose element is being fed: there is no number that does not depend on the set's order.
+            raise _NoDigest
+        self._seen[id(value)] = (len(self._seen), value)
+        self._open.add(id(value))
+        if payloads.is_by_reference(value, self._by_value):
+            self.put("name", f"{value.__module__}.{value.__qualname__}")
+            if type(value) is FunctionType:
+                self._code(value.__code__)
+        elif type(value) is FunctionType:
+            self._function(value)
+        elif type(value).__module__ in ("builtins", "abc"):
+            self.put("class", value.__name__)
+            self.visit(value.__bases__)
+            self.visit(dict(sorted(_own_attributes(value))))
+        else:
+            raise _NoDigest  # what a metaclass of somebody else's keeps is not known
+
+    def _function(self, function: FunctionType) -> None:
+        self._code(function.__code__)
+        self.visit((function.__defaults__, sorted((function.__kwdefaults__ or {}).items()), sorted(vars(function).items())))
+        found = {name: value for name, _, value in payloads.cells_of(function)}
+        found |= {f"global {name}": function.__globals__.get(name, _MISSING) for name in payloads.global_names(function.__code__)}
+        for name, value in sorted(found.items(), key=lambda item: item[0]):
+            self.put("variable", name)
+            if value is not _MISSING:
+                self.visit(value)
+
+    def _other(self, value: Any, kind: type) -> None:
+        name = _kind_name(value)
+        self.put("value", name)
+        if name in _PLAIN_VALUES:
+            shown = repr(value)
+            if " at 0x" in shown:
+                raise _NoDigest
+            self.put("repr", shown)
+        elif name == "re.Pattern":
+            self.visit((value.pattern, value.flags))
+        elif isinstance(value, ModuleType) and not payloads.is_within(value.__name__, self._by_value):
+            self.put("module", value.__name__)
+        elif kind is BuiltinFunctionType:
+            self.put("builtin", value.__qualname__)
+            self.visit(value.__self__)
+        elif _is_descriptor(value):
+            self.put("descriptor", value.__qualname__)
+        elif _is_enum_member(value):
+            self.put("member", value.name)
+            self.visit(kind)
+        elif _is_numpy(value, "ufunc"):
+            self.put("ufunc", value.__name__)
+        elif _is_numpy(value, "dtype"):
+            self.put("dtype", repr(value))
+        elif _is_numpy(value, "ndarray", "generic") and not value.dtype.hasobject and kind.__module__ == "numpy":
+            self.put("array", repr((value.dtype, value.shape)))
+            self.put("items", value.tobytes())
+        else:
+            raise _NoDigest

@@ -1,0 +1,699 @@
+"""Values, arguments, results and errors as bytes, and back.
+
+Owns the two forms of a value: a plain pickle (protocol 5, first byte 0x80), or, where the pickle has out-of-band buffers, a
+container that a reader maps privately, so that arrays come out writable without a copy::
+
+    magic 4s | buffers u32 | pickle bytes u64 | bytes of each buffer u64 ... | pickle | pad | buffer | pad | buffer ...
+
+Every buffer starts at a multiple of 64 bytes from the start of the container; numbers are little-endian.
+
+Data enters as objects in the process that owns them and leaves as bytes or ``Encoded``; both directions run in the user's
+threads and in slots. The manager's loop must never call this module: it passes payloads on unopened. This is the only module
+that imports cloudpickle, and only at the first value that needs it, because import time is part of the time to a first result.
+
+**What is sent by value.** Functions and classes of ``__main__``, those that cannot be found under their own name, and those of
+*local* modules: source files that no installation knows, which a worker on another machine could not import. Installed is what
+lies below site-packages, dist-packages, the standard library or sys.prefix, in a directory that PYTHONPATH or a .pth file names,
+and what an editable installation maps. All else is imported by name. Local modules imported *inside* a body are not sent along.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import errno
+import functools
+import io
+import itertools
+import mmap
+import os
+import pickle
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType, TracebackType
+from typing import Any, TypeAlias
+
+from vinecore.errors import ProtocolError, RemoteError, RemoteTraceback, UnpicklableError
+
+# Exact types whose values the plain pickler treats as cloudpickle would, at an eighth of the cost.
+ATOMIC: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
+MAGIC = b"\xb5VP\x01"
+ALIGNMENT_BYTES = 64
+_OWN_PACKAGES = frozenset({"vinecore", "daskvine"})
+MAIN_NAMES = frozenset({"__main__", "__mp_main__"})
+# Smaller buffers stay inside the pickle: for them a length, padding and a slice cost more than the copy that they save.
+OUT_OF_BAND_MIN_BYTES = 1024
+# Smaller files are read: a mapping costs several system calls and whole pages.
+MAP_MIN_BYTES = 64 * 1024
+# Larger exceptions travel as text only; must stay below what one control frame may carry.
+ERROR_LIMIT_BYTES = 1024 * 1024
+TEXT_LIMIT_CHARACTERS = 64 * 1024
+# Containers longer than this are not looked through for atomic content; moving it moves time between the two picklers only.
+PLAIN_LIMIT_COUNT = 64
+# How many buffers one writev may carry on Linux and macOS.
+IOV_LIMIT_COUNT = 1024
+# How deep, and among how many siblings, an error message looks for the object at fault.
+BLAME_DEPTH = 8
+BLAME_WIDTH = 1000
+
+_HEAD = struct.Struct("<4sIQ")
+_PROTOCOL = 5
+_OUR_FRAMES = "vinecore.runtime."
+_PADDING = bytes(ALIGNMENT_BYTES)
+
+_is_atomic = ATOMIC.issuperset
+_dumps = pickle.dumps
+_loads = pickle.loads
+
+
+class _Local(threading.local):
+    """What this thread encodes or decodes at the moment."""
+
+    # The dependencies met by encode_arguments, by id, with their number.
+    collected: dict[int, tuple[int, object]] | None = None
+    values: Sequence[object] | None = None
+
+
+_local = _Local()
+
+
+class Dependency:
+    """Base of objects that stand for a value made elsewhere; as arguments they travel as a number instead of themselves."""
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[[int], object], tuple[int]]:
+        collected = _local.collected
+        if collected is None:
+            raise UnpicklableError(
+                f"a {type(self).__name__} can only be pickled as an argument of submit, at any depth; elsewhere pass its result()"
+            )
+        number, _ = collected.setdefault(id(self), (len(collected), self))
+        return _value_of_dependency, (number,)
+
+
+def _value_of_dependency(position: int) -> object:
+    """Stand where a Dependency was: its value, while ``decode_arguments`` runs in this thread."""
+    values = _local.values
+    if values is None or position >= len(values):
+        raise ProtocolError(f"the arguments refer to input {position}, which was not handed in with them")
+    return values[position]
+
+
+class Encoded:
+    """A value with out-of-band buffers, as a container that is not yet joined.
+
+    The buffers are views of the value's own memory: write or join it before anybody may change the value.
+    """
+
+    __slots__ = ("_parts", "size_bytes")
+
+    def __init__(self, pickled: bytes, buffers: Sequence[memoryview]) -> None:
+        lengths = [buffer.nbytes for buffer in buffers]
+        head = _HEAD.pack(MAGIC, len(buffers), len(pickled)) + struct.pack(f"<{len(lengths)}Q", *lengths)
+        parts: list[bytes | memoryview] = [head, pickled]
+        size_bytes = len(head) + len(pickled)
+        for buffer in buffers:
+            pad_bytes = -size_bytes % ALIGNMENT_BYTES
+            if pad_bytes:
+                parts.append(_PADDING[:pad_bytes])
+            parts.append(buffer)
+            size_bytes += pad_bytes + buffer.nbytes
+        self._parts = parts
+        self.size_bytes = size_bytes
+
+    def parts(self) -> list[bytes | memoryview]:
+        """Return the container's pieces in order, for ``os.writev`` or a transport; together they are ``size_bytes`` long."""
+        return self._parts
+
+    def join(self) -> bytes:
+        """Return the container as one object."""
+        return b"".join(self._parts)
+
+    def __repr__(self) -> str:
+        return f"Encoded({self.size_bytes} bytes in {len(self._parts)} parts)"
+
+
+Payload: TypeAlias = bytes | Encoded
+
+
+# ---------------------------------------------------------------- values
+
+
+def encode(value: object) -> Payload:
+    """Return the value as a plain pickle, or as a container when it has buffers worth keeping apart.
+
+    Raises:
+        Exception: whatever pickling raises (PicklingError, TypeError, errors of the user's own methods).
+    """
+    kind = type(value)
+    if kind in ATOMIC or _is_plain_container(value, kind):
+        return _dumps(value, _PROTOCOL)
+    return _encode_any(value)
+
+
+def _is_plain_container(value: Any, kind: type) -> bool:
+    """Whether this is a small exact container of nothing but atomic values."""
+    if kind is tuple or kind is list or kind is set or kind is frozenset:
+        return len(value) <= PLAIN_LIMIT_COUNT and _is_atomic(map(type, value))
+    if kind is dict:
+        return len(value) <= PLAIN_LIMIT_COUNT and _is_atomic(map(type, value)) and _is_atomic(map(type, value.values()))
+    return False
+
+
+def _encode_any(value: object) -> Payload:
+    buffers: list[memoryview] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < OUT_OF_BAND_MIN_BYTES:
+            return True
+        buffers.append(raw)
+        return False
+
+    pickled = dump(value, keep_in_band)
+    return Encoded(pickled, buffers) if buffers else pickled
+
+
+def dump(value: object, keep_in_band: Callable[[pickle.PickleBuffer], bool] | None = None) -> bytes:
+    """Return one plain pickle, also of functions and classes that nobody can import; raises whatever pickling raises."""
+    file = io.BytesIO()
+    (_pickler or _make_pickler())(file, _PROTOCOL, keep_in_band).dump(value)
+    return file.getvalue()
+
+
+_pickler: Callable[..., Any] | None = None
+
+
+class _Reducers(dict[type, Any]):
+    """cloudpickle's table over copyreg's, without the chained mapping that it looks through at each object."""
+
+    def __missing__(self, kind: type) -> Any:
+        return copyreg.dispatch_table[kind]
+
+
+def _make_pickler() -> Callable[..., Any]:
+    global _pickler
+    import cloudpickle
+
+    reducers = _Reducers(cloudpickle.Pickler.dispatch_table)
+    reducers[functools._lru_cache_wrapper] = _reduce_cached_function
+    _pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": reducers})
+    return _pickler
+
+
+def _reduce_cached_function(function: Any) -> Any:
+    """Send a function under ``functools.lru_cache`` whole: its own reducer names it, also where no other process can find it."""
+    if is_by_reference(function, by_value_modules()):
+        return function.__qualname__
+    parameters = function.cache_parameters()
+    return _rebuild_cached_function, (function.__wrapped__, parameters["maxsize"], parameters["typed"])
+
+
+def _rebuild_cached_function(function: Callable[..., object], maxsize: int | None, typed: bool) -> object:
+    return functools.lru_cache(maxsize, typed)(function)
+
+
+def decode(data: bytes | bytearray | memoryview | mmap.mmap) -> object:
+    """Return the value of either form.
+
+    Immutable data is copied once, buffer by buffer, because arrays must come out writable. Writable data (a private mapping, a
+    bytearray) is used in place: the value keeps it alive, and the caller must not touch it again.
+
+    Raises:
+        ProtocolError: this is neither form, or it is cut short.
+        Exception: whatever unpickling raises (ImportError, errors of the user's own methods).
+    """
+    if len(data) == 0:
+        raise ProtocolError("a payload of no bytes is no value")
+    if data[0] == 0x80:
+        return _loads(data)
+    return _decode_container(memoryview(data))
+
+
+def _decode_container(view: memoryview) -> object:
+    if view.nbytes < _HEAD.size or view[:4] != MAGIC:
+        raise ProtocolError(f"a payload that begins with {bytes(view[:8])!r} is neither a pickle nor a container")
+    _, buffer_count, pickle_bytes = _HEAD.unpack_from(view)
+    start = _HEAD.size + 8 * buffer_count
+    if start > view.nbytes:
+        raise ProtocolError(f"a container of {buffer_count} buffers is cut short at {view.nbytes} bytes")
+    lengths = struct.unpack_from(f"<{buffer_count}Q", view, _HEAD.size)
+    end = start + pickle_bytes
+    pickled = view[start:end]
+    ranges = []
+    for length in lengths:
+        begin = end + -end % ALIGNMENT_BYTES
+        end = begin + length
+        ranges.append((begin, end))
+    if end != view.nbytes:
+        raise ProtocolError(f"a container of {end} bytes has {view.nbytes}")
+    # One bytearray for each buffer, so that a small array that is kept does not keep its large neighbours.
+    buffers = [bytearray(view[a:b]) if view.readonly else view[a:b] for a, b in ranges]
+    return _loads(pickled, buffers=buffers)
+
+
+def decode_file(path: str | os.PathLike[str]) -> object:
+    """Return the value in a file; large ones are mapped privately, so the file never changes and arrays are writable.
+
+    The mapping lives as long as arrays in the value do; no descriptor stays open.
+
+    Raises:
+        OSError: the file cannot be opened, read or mapped.
+        ProtocolError: it holds no value, or is cut short.
+        Exception: whatever unpickling raises.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size_bytes = os.fstat(descriptor).st_size
+        if size_bytes >= MAP_MIN_BYTES:
+            data: memoryview | bytearray = _map_privately(descriptor, size_bytes, path)
+        else:
+            data = bytearray(size_bytes)
+            del data[os.readv(descriptor, [data]) if size_bytes else 0 :]
+    finally:
+        os.close(descriptor)
+    return decode(data)
+
+
+@functools.cache
+def _c_library() -> tuple[Any, Any]:
+    """ctypes and the C library; loaded at the first large file."""
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return ctypes, library
+
+
+def _map_privately(descriptor: int, size_bytes: int, path: str | os.PathLike[str]) -> memoryview:
+    """Map a file copy-on-write. Not ``mmap.mmap``: before Python 3.13 it holds a descriptor until the last array is gone."""
+    import weakref
+
+    ctypes, library = _c_library()
+    address = library.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, descriptor, 0)
+    if address is None or address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fspath(path))
+    block = (ctypes.c_ubyte * size_bytes).from_address(address)
+    # At exit arrays may outlive this module; the kernel takes the mapping back by itself.
+    weakref.finalize(block, library.munmap, address, size_bytes).atexit = False
+    return memoryview(block).cast("B")
+
+
+def write_file(path: str | os.PathLike[str], encoded: Payload) -> int:
+    """Write a payload to a new file that only its owner may read, and return its size; a failed write leaves no file.
+
+    Raises:
+        OSError: the file exists or cannot be written (disk full and the like).
+    """
+    parts = [encoded] if isinstance(encoded, bytes) else encoded.parts()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    is_whole = False
+    try:
+        size_bytes = _write_parts(descriptor, parts)
+        is_whole = True
+    finally:
+        os.close(descriptor)
+        if not is_whole:
+            os.unlink(path)  # noqa: PTH108 - slots would import pathlib for this line only
+    return size_bytes
+
+
+def _write_parts(descriptor: int, parts: Sequence[bytes | memoryview]) -> int:
+    views = [memoryview(part) for part in parts if len(part)]
+    written_total_bytes = 0
+    first = 0
+    while first < len(views):
+        written = os.writev(descriptor, views[first : first + IOV_LIMIT_COUNT])
+        if written == 0:
+            raise OSError(errno.EIO, "the file takes no more bytes")
+        written_total_bytes += written
+        while first < len(views) and written >= views[first].nbytes:
+            written -= views[first].nbytes
+            first += 1
+        if written:
+            views[first] = views[first][written:]
+    return written_total_bytes
+
+
+# ---------------------------------------------------------------- arguments and results
+
+
+def encode_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any], function_name: str = "") -> tuple[Payload, list[object]]:
+    """Return ``(args, kwargs)`` as a payload, and the Dependency objects in it, in the order of the numbers that stand for them.
+
+    Raises:
+        UnpicklableError: an argument cannot be pickled; the text names its place and the object at fault.
+    """
+    if _is_atomic(map(type, args)) and (not kwargs or _is_atomic(map(type, kwargs.values()))):
+        return _dumps((args, kwargs), _PROTOCOL), []
+    if all(type(value) in ATOMIC or _is_plain_container(value, type(value)) for value in (*args, *kwargs.values())):
+        return _dumps((args, kwargs), _PROTOCOL), []
+    outer = _local.collected
+    collected = _local.collected = {}
+    try:
+        return _encode_any((args, kwargs)), [dependency for _, dependency in collected.values()]
+    except Exception as error:
+        # A fresh collector: the search pickles again, and numbers must not leak into what was collected so far.
+        _local.collected = {}
+        raise UnpicklableError(_blame_argument(args, kwargs, function_name or "the function", error)) from error
+    finally:
+        _local.collected = outer
+
+
+def decode_arguments(
+    data: bytes | bytearray | memoryview | mmap.mmap, dependencies: Sequence[object]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return ``(args, kwargs)`` with the values of the dependencies in their places.
+
+    Raises:
+        ProtocolError: not a payload, or it refers to more dependencies than were handed in.
+        Exception: whatever unpickling raises.
+    """
+    outer = _local.values
+    _local.values = dependencies
+    try:
+        return decode(data)  # type: ignore[return-value]
+    finally:
+        _local.values = outer
+
+
+def encode_result(value: object, function_name: str) -> Payload:
+    """Return what a function gave back as a payload.
+
+    Raises:
+        UnpicklableError: it cannot be pickled; the text names the function, the type and the object at fault.
+    """
+    try:
+        return encode(value)
+    except Exception as error:
+        where, text = find_culprit(value, error)
+        raise UnpicklableError(
+            f"the result of {function_name or 'the function'}, {_article(value)}{where}, cannot be sent back: {text}; "
+            "return plain data instead"
+        ) from error
+
+
+def _blame_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], function_name: str, error: Exception) -> str:
+    named = [(f"argument {number}", value) for number, value in enumerate(args, 1)]
+    named += [(f"argument {number} ({name}=...)", value) for number, (name, value) in enumerate(kwargs.items(), len(args) + 1)]
+    for label, value in named:
+        failure = failure_of(value)
+        if failure is not None:
+            where, text = find_culprit(value, failure)
+            return f"{label} of {function_name}{where}: {text}; pass what it is made from and open it inside the function"
+    return f"the arguments of {function_name}: {describe(error)}"
+
+
+def failure_of(value: object) -> Exception | None:
+    """Return the error that pickling this value raises, if any; its large buffers are not copied."""
+    try:
+        _encode_any(value)
+    except Exception as error:
+        return error
+    return None
+
+
+def find_culprit(value: object, error: Exception) -> tuple[str, str]:
+    """Return where inside ``value`` the object is that cannot be pickled (" at [3].handle", or nothing) and why it cannot."""
+    trail = ""
+    for _ in range(BLAME_DEPTH):
+        for label, child in _children(value):
+            failure = failure_of(child)
+            if failure is not None:
+                trail, value, error = trail + label, child, failure
+                break
+        else:
+            break
+    return (f" at {trail.strip()} ({_article(value)})" if trail else ""), describe(error)
+
+
+def _children(value: Any) -> Iterator[tuple[str, object]]:
+    """The objects that pickling this one reaches directly, each with how a person would point at it."""
+    found: Iterator[tuple[str, object]] = iter(())
+    if isinstance(value, dict):
+        found = ((f"[{key!r}]", child) for key, child in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        found = ((f"[{index}]", child) for index, child in enumerate(value))
+    elif isinstance(value, FunctionType):
+        found = _captured_by(value)
+    elif isinstance(value, functools.partial):
+        found = iter([(".func", value.func), (".args", value.args), (".keywords", value.keywords)])
+    elif isinstance(value, MethodType | BuiltinFunctionType):
+        found = iter([(".__self__", value.__self__)])
+    elif not isinstance(value, type | ModuleType):
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict):
+            found = ((f".{name}", child) for name, child in attributes.items())
+    return itertools.islice(found, BLAME_WIDTH)
+
+
+def _captured_by(function: FunctionType) -> Iterator[tuple[str, object]]:
+    for name, _, value in cells_of(function):
+        yield f" closure variable {name!r}", value
+    for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+        yield " a default", value
+    for name in global_names(function.__code__):
+        yield f" global variable {name!r}", function.__globals__.get(name)
+
+
+def _article(value: object) -> str:
+    return f"a {type_name_of(type(value))}"
+
+
+def type_name_of(kind: type) -> str:
+    """Return a type's name as tracebacks show it."""
+    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as one line; the types that pickling itself raises say nothing and are left out. Never raises."""
+    text = _safe_text(str, error)
+    if isinstance(error, pickle.PicklingError | UnpicklableError) or (type(error) is TypeError and text):
+        return text
+    return f"{type_name_of(type(error))}: {text}" if text else type_name_of(type(error))
+
+
+# ---------------------------------------------------------------- what functions capture, by name or by value
+
+
+@functools.lru_cache(maxsize=1024)
+def global_names(code: CodeType) -> tuple[str, ...]:
+    """Return the names that the code, with the code nested in it, looks up or sets among its globals."""
+    import dis
+
+    names = {step.argval: None for step in dis.get_instructions(code) if step.opname.endswith("_GLOBAL")}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names.update(dict.fromkeys(global_names(constant)))
+    return tuple(names)
+
+
+def cells_of(function: FunctionType) -> Iterator[tuple[str, CellType, object]]:
+    """Return name, cell and content of each closure variable that has one."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell, cell.cell_contents
+        except ValueError:
+            continue
+
+
+def by_value_modules() -> frozenset[str]:
+    """Return the names of modules (and packages) that are sent by value, the user's own registrations included."""
+    import cloudpickle
+
+    return frozenset(cloudpickle.list_registry_pickle_by_value())
+
+
+def is_by_reference(value: Any, by_value: frozenset[str]) -> bool:
+    """Whether a function or class travels as its name: another process finds the same object by importing its module."""
+    module_name = getattr(value, "__module__", None)
+    if not isinstance(module_name, str) or module_name in MAIN_NAMES or is_within(module_name, by_value):
+        return False
+    found: Any = sys.modules.get(module_name)
+    if found is None:
+        return False
+    for part in str(getattr(value, "__qualname__", "")).split("."):
+        found = vars(found).get(part, None) if isinstance(found, ModuleType) else getattr(found, part, None)
+    return found is value
+
+
+def is_within(module_name: str, packages: frozenset[str]) -> bool:
+    """Whether the module or a package above it is one of these."""
+    return any(module_name == package or module_name.startswith(package + ".") for package in packages)
+
+
+_registration = threading.Lock()
+_seen_modules: set[str] = set()
+_seen_count = -1
+
+
+def register_local_modules() -> None:
+    """Have the functions and classes of every local module imported so far sent by value (module docstring)."""
+    global _seen_count
+    import cloudpickle
+
+    if len(sys.modules) == _seen_count:
+        return
+    with _registration:
+        loaded = sys.modules.copy()
+        fresh = [name for name in loaded if name not in _seen_modules]
+        candidates = [name for name in fresh if _may_be_local(name, loaded[name])]
+        roots = _installed_roots() if candidates else set()
+        finders = [module for name, module in loaded.items() if name.startswith("__editable__")]
+        mapped = frozenset(top for finder in finders for top in vars(finder).get("MAPPING", ()))
+        for name in candidates:
+            if not is_within(name, mapped) and _root_of(name, str(loaded[name].__file__)) not in roots:
+                cloudpickle.register_pickle_by_value(loaded[name])
+        _seen_modules.update(fresh)
+        _seen_count = len(loaded)
+
+
+def _may_be_local(name: str, module: object) -> bool:
+    if name in MAIN_NAMES or not isinstance(module, ModuleType) or vars(module).get("__name__") != name:
+        return False
+    top = name.partition(".")[0]
+    file = vars(module).get("__file__")
+    if top in _OWN_PACKAGES or top in sys.stdlib_module_names or not isinstance(file, str) or not file.endswith(".py"):
+        return False
+    file = os.path.normpath(file)
+    return not ("/site-packages/" in file or "/dist-packages/" in file or file.startswith(_system_prefixes()))
+
+
+@functools.cache
+def _system_prefixes() -> tuple[str, ...]:
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.__file__.rpartition("/")[0]}
+    # A prefix of "/" says nothing about a file.
+    return tuple(prefix.rstrip("/") + "/" for prefix in prefixes if prefix.strip("/"))
+
+
+def _root_of(name: str, file: str) -> str:
+    """The directory on the path in which the module's topmost package lies."""
+    levels = name.count(".") + (2 if file.endswith("/__init__.py") else 1)
+    return os.path.normpath(file).rsplit("/", levels)[0]
+
+
+def _installed_roots() -> set[str]:
+    """Directories outside the usual ones that make their modules importable on a worker as well."""
+    roots = {entry for entry in os.environ.get("PYTHONPATH", "").split(":") if entry.startswith("/")}
+    for directory in sys.path:
+        if directory.endswith(("site-packages", "dist-packages")):
+            roots |= _paths_in_pth_files(directory)
+    return {os.path.normpath(root) for root in roots}
+
+
+def _paths_in_pth_files(directory: str) -> set[str]:
+    lines: list[str] = []
+    try:
+        for entry in os.listdir(directory):  # noqa: PTH208
+            if entry.endswith(".pth"):
+                with open(f"{directory}/{entry}", encoding="utf-8", errors="replace") as file:
+                    lines += map(str.strip, file)
+    except OSError:
+        # A directory that cannot be read gives no modules to a worker either.
+        return set()
+    return {os.path.join(directory, line) for line in lines if line and not line.startswith(("#", "import"))}  # noqa: PTH118
+
+
+# ---------------------------------------------------------------- errors
+
+
+def encode_error(error: BaseException, note: str = "") -> bytes:
+    """Return an exception with its traceback's text as bytes; what cannot be pickled and rebuilt travels as text. Never raises.
+
+    Parameters:
+        error: the exception, with its traceback as far as there is one.
+        note: a line for people, added below the traceback.
+    """
+    text = _traceback_text(error)
+    if note:
+        text = f"{text.rstrip()}\n{note}\n"
+    pickled, reason = _pickle_error(error)
+    kind = type(error)
+    return _dumps(
+        (pickled, text, type_name_of(kind), _safe_text(str, error), _safe_text(repr, error), _notes_of(error), reason), _PROTOCOL
+    )
+
+
+def decode_error(data: bytes | memoryview) -> BaseException:
+    """Return the exception that ``encode_error`` was given, its remote traceback as cause; else a RemoteError that names it."""
+    try:
+        pickled, text, type_name, message, shown, notes, reason = _loads(data)
+    except Exception as failure:
+        return RemoteError(f"an error came back that cannot be read ({describe(failure)}); see the worker's log")
+    error: BaseException | None = None
+    if pickled is not None:
+        try:
+            error = _rebuild_error(pickled)
+        except Exception as failure:
+            reason = describe(failure)
+    if error is None:
+        error = RemoteError(f"{type_name}: {message or shown} (could not be rebuilt here: {reason})")
+    # Past the class's own __setattr__: exceptions may be frozen dataclasses.
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
+    if notes and _notes_of(error) != notes:
+        BaseException.__setattr__(error, "__notes__", notes)
+    return error
+
+
+def _rebuild_error(pickled: bytes) -> BaseException:
+    rebuilt = _loads(pickled)
+    if not isinstance(rebuilt, BaseException):
+        raise UnpicklableError(f"it unpickles as {_article(rebuilt)}")
+    return rebuilt
+
+
+def _pickle_error(error: BaseException) -> tuple[bytes | None, str]:
+    """The exception's pickle after a trial, or the reason why there is none. The trial costs microseconds, and only on errors."""
+    try:
+        pickled = dump(error)
+        _rebuild_error(pickled)
+    except BaseException as failure:
+        # Whatever the user's class does here, the call's own error must get out.
+        return None, describe(failure)
+    if len(pickled) > ERROR_LIMIT_BYTES:
+        return None, f"its pickle of {len(pickled)} bytes is above the limit of {ERROR_LIMIT_BYTES}"
+    return pickled, ""
+
+
+def _notes_of(error: BaseException) -> list[str]:
+    notes = getattr(error, "__notes__", None)
+    return [_exact(note) for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+
+
+def _exact(text: str) -> str:
+    """A copy of a subclass's text as a plain, bounded str."""
+    text = "".join((text,))
+    if len(text) <= TEXT_LIMIT_CHARACTERS:
+        return text
+    half = TEXT_LIMIT_CHARACTERS // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+
+
+def _safe_text(show: Callable[[object], str], value: object) -> str:
+    try:
+        return _exact(show(value))
+    except BaseException as failure:
+        return f"<{show.__name__}() of it failed: {type(failure).__name__}>"
+
+
+def _traceback_text(error: BaseException) -> str:
+    import traceback
+
+    def traceback_of(error: Any) -> str:
+        return "".join(traceback.format_exception(type(error), error, _user_frames(error.__traceback__)))
+
+    return _safe_text(traceback_of, error)
+
+
+def _user_frames(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without our own frames above the user's; whole where there are no others."""
+    below = trace
+    while below is not None and str(below.tb_frame.f_globals.get("__name__")).startswith(_OUR_FRAMES):
+        below = below.tb_next
+    return below or trace

@@ -1,0 +1,341 @@
+"""A slot: the forked process that runs calls, one at a time, for one library on one worker.
+
+    worker  --Batch, SlotCode-->  [recv] -> codes, values -> run in order -> [results] --Done-->  worker
+                                                 |
+                              claims: 16 shared bytes, [started | revoked from]
+
+It is a plain blocking loop: no asyncio, no selector. It owns the table of values that calls of a group hand to each other
+and a small memory of recent objects of the store. It writes large results into the store itself (aside, then rename) and never
+talks to the manager. It must end when its socket does, and it must not let a call end it: whatever user code raises becomes a
+Result.
+
+Claims: before a call with sequence number n starts, the slot writes n and then reads the number from which calls are revoked; at or
+above it nothing starts, everything left is handed back. So the worker can take back work from a slot that is stuck in a long call,
+and knows which call a dead slot was running.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import socket
+import threading
+from collections import OrderedDict
+from time import perf_counter
+
+from vinecore.runtime import payload as payloads
+from vinecore.runtime import vertex as vertices
+from vinecore.wire import messages
+from vinecore.wire.framing import FrameReader, FrameWriter
+from vinecore.wire.messages import Call, Done, Result
+
+# Results wait at most this long for company; higher: fewer, larger messages, and slower first answers of a batch.
+FLUSH_AFTER_S = 0.002
+# The helper thread that sends results which a surprisingly long call would hold up looks this often.
+STUCK_FLUSH_S = 0.005
+# Objects of the store kept unpickled for later vertices of graphs; higher: fewer reloads, more memory per slot.
+RECENT_BYTES = 128 * 1024 * 1024
+RECENT_COUNT = 64
+RECEIVE_BYTES = 256 * 1024
+
+
+class Recent:
+    """Objects of the store that vertices used lately, by cache name, bounded in count and bytes.
+
+    Only vertices of graphs share objects (Dask forbids them to change their inputs); calls get a fresh unpickling.
+    """
+
+    __slots__ = ("_bytes", "_objects")
+
+    def __init__(self) -> None:
+        self._objects: OrderedDict[str, tuple[object, int]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, name: str) -> tuple[object, int] | None:
+        found = self._objects.get(name)
+        if found is not None:
+            self._objects.move_to_end(name)
+        return found
+
+    def put(self, name: str, value: object, size_bytes: int) -> None:
+        if size_bytes > RECENT_BYTES or name in self._objects:
+            return
+        self._objects[name] = (value, size_bytes)
+        self._bytes += size_bytes
+        while self._bytes > RECENT_BYTES or len(self._objects) > RECENT_COUNT:
+            _, (_, dropped) = self._objects.popitem(last=False)
+            self._bytes -= dropped
+
+
+class _Broken:
+    """Stands for a function that could not be unpickled here: every call of it raises why."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        raise self.error
+
+
+class MissingInput(Exception):
+    """An input of a call is not here (its producer failed, or its object was lost)."""
+
+
+class Slot:
+    """The state of one slot process; ``serve`` runs until the worker's end of the socket closes."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        claims: memoryview,
+        store: str,
+        run: str,
+        inline_limit_bytes: int,
+        namespace: dict[int, object] | None = None,
+    ) -> None:
+        self.sock = sock
+        self.claims = claims
+        self.store = store
+        self.run_name = run
+        self.inline_limit_bytes = inline_limit_bytes
+        self.functions: dict[int, object] = dict(namespace or {})
+        self.pieces: dict[int, list[tuple[object, ...]] | BaseException] = {}
+        self.recent = Recent()
+        # Values of the running group and inline inputs of the running batch, by task id.
+        self.kept: dict[int, object] = {}
+        self.uses_left: dict[int, int] = {}
+        self.inline: dict[int, bytes] = {}
+        self.decoded: dict[int, object] = {}
+        self.out: list[Result] = []
+        self.out_lock = threading.Lock()
+        self.last_flush = 0.0
+        self.writer = FrameWriter()
+        self.flusher: threading.Thread | None = None
+        self.batch_running = threading.Event()
+
+    # ------------------------------------------------------------ loop
+
+    def serve(self) -> None:
+        """Read frames and run batches until the socket ends."""
+        reader = FrameReader(messages.CONTROL_FRAME_LIMIT_BYTES)
+        decode = messages.decode_to_slot
+        receive = self.sock.recv
+        while True:
+            data = receive(RECEIVE_BYTES)
+            if not data:
+                return
+            for frame in reader.feed(data):
+                message = decode(frame)
+                if isinstance(message, messages.Batch):
+                    self.run_batch(message)
+                elif isinstance(message, messages.SlotCode):
+                    self.learn(message)
+                elif isinstance(message, messages.SlotForget):
+                    for code_id in message.code_ids:
+                        self.functions.pop(code_id, None)
+                        self.pieces.pop(code_id, None)
+
+    def learn(self, message: messages.SlotCode) -> None:
+        """Unpickle code; a failure is kept and raised by every call of it, where the user can see it."""
+        data: bytes | memoryview = message.payload
+        try:
+            if message.path:
+                with open(message.path, "rb") as file:
+                    data = file.read()
+            if message.is_piece:
+                self.pieces[message.code_id] = pickle.loads(data)
+            else:
+                self.functions[message.code_id] = pickle.loads(data)
+        except BaseException as error:
+            if message.is_piece:
+                self.pieces[message.code_id] = error
+            else:
+                self.functions[message.code_id] = _Broken(error)
+
+    def run_batch(self, batch: messages.Batch) -> None:
+        """Run all groups in order, unless revoked; send every result before returning."""
+        for task_id, data in batch.values:
+            self.inline[task_id] = data
+        sequence = batch.first
+        claims = self.claims
+        several = len(batch.groups) > 1 or len(batch.groups[0]) > 1
+        if several:
+            self._watch()
+        self.last_flush = perf_counter()
+        for group in batch.groups:
+            for call in group:
+                claims[0] = sequence
+                if sequence >= claims[1]:
+                    self.report(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0), False)
+                else:
+                    self.run_call(call)
+                sequence += 1
+            if self.kept:
+                self.kept.clear()
+                self.uses_left.clear()
+        self.inline.clear()
+        self.decoded.clear()
+        self.batch_running.clear()
+        self.flush()
+
+    # ------------------------------------------------------------ one call
+
+    def run_call(self, call: Call) -> None:
+        """Run one call and report its Result; nothing that user code raises gets out of here."""
+        started = perf_counter()
+        try:
+            value = self.evaluate(call)
+            if call.publish:
+                encoded = payloads.encode_result(value, self._name_of(call))
+                result = self.publish(call, value, encoded)
+            else:
+                result = Result(call.task_id, call.attempt, messages.OK_KEPT, 0)
+            if call.uses:
+                self.kept[call.task_id] = value
+                self.uses_left[call.task_id] = call.uses
+        except MissingInput as error:
+            result = Result(call.task_id, call.attempt, messages.NO_INPUT, 0, str(error).encode())
+        except BaseException as error:
+            result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
+        now = perf_counter()
+        result.duration_us = int((now - started) * 1e6)
+        with self.out_lock:
+            self.out.append(result)
+        if now - self.last_flush > FLUSH_AFTER_S:
+            self.flush()
+
+    def evaluate(self, call: Call) -> object:
+        """The value of one call."""
+        if call.index >= 0:
+            piece = self.pieces[call.code_id]
+            if isinstance(piece, BaseException):
+                raise piece
+            inputs = [self.vertex_input(ref) for ref in call.inputs] if call.inputs else ()
+            return vertices.run_packed(piece[call.index], self.functions, inputs)
+        function = self.functions[call.code_id]
+        refs = call.inputs
+        if not refs:
+            args, kwargs = payloads.decode_arguments(call.payload, ())
+            return function(*args, **kwargs)  # type: ignore[operator]
+        if call.payload_file:
+            data = self._map(refs[0])
+            refs = refs[1:]
+        else:
+            data = call.payload
+        args, kwargs = payloads.decode_arguments(data, [self.call_input(ref) for ref in refs])
+        return function(*args, **kwargs)  # type: ignore[operator]
+
+    def vertex_input(self, ref: int | str) -> object:
+        """An input of a graph's vertex: shared between vertices of this slot."""
+        if isinstance(ref, str):
+            found = self.recent.get(ref)
+            if found is not None:
+                return found[0]
+            path = f"{self.store}/{ref}"
+            try:
+                value = payloads.decode_file(path)
+                self.recent.put(ref, value, os.path.getsize(path))  # noqa: PTH202 - no pathlib on the hot path
+            except FileNotFoundError:
+                raise MissingInput(ref) from None
+            return value
+        if ref in self.kept:
+            value = self.kept[ref]
+            left = self.uses_left[ref] - 1
+            if left:
+                self.uses_left[ref] = left
+            else:
+                del self.kept[ref], self.uses_left[ref]
+            return value
+        if ref in self.decoded:
+            return self.decoded[ref]
+        data = self.inline.get(ref)
+        if data is None:
+            raise MissingInput(str(ref))
+        value = self.decoded[ref] = payloads.decode(data)
+        return value
+
+    def call_input(self, ref: int | str) -> object:
+        """An input of a plain call: a fresh unpickling each time, so that a call may change its arguments."""
+        if isinstance(ref, str):
+            try:
+                return payloads.decode_file(f"{self.store}/{ref}")
+            except FileNotFoundError:
+                raise MissingInput(ref) from None
+        data = self.inline.get(ref)
+        if data is None:
+            raise MissingInput(str(ref))
+        return payloads.decode(data)
+
+    def publish(self, call: Call, value: object, encoded: bytes | payloads.Encoded) -> Result:
+        """Report small values inline, write large ones into the store."""
+        if isinstance(encoded, bytes):
+            size = len(encoded)
+            if size <= self.inline_limit_bytes:
+                return Result(call.task_id, call.attempt, messages.OK_INLINE, 0, encoded)
+        else:
+            size = encoded.size_bytes
+            if size <= self.inline_limit_bytes:
+                return Result(call.task_id, call.attempt, messages.OK_INLINE, 0, encoded.join())
+        name = f"{self.run_name}-{call.task_id}.{call.attempt}"
+        aside = f"{self.store}/.aside-{name}"
+        try:
+            payloads.write_file(aside, encoded)
+            os.rename(aside, f"{self.store}/{name}")  # noqa: PTH104
+        except OSError:
+            # A partial object must not stay behind: it would hold the space that the next try needs.
+            try:
+                os.unlink(aside)  # noqa: PTH108
+            except FileNotFoundError:
+                pass
+            raise
+        if call.index >= 0:
+            self.recent.put(name, value, size)
+        return Result(call.task_id, call.attempt, messages.OK_STORED, 0, b"", size)
+
+    def _map(self, ref: int | str) -> mmap.mmap:
+        try:
+            with open(f"{self.store}/{ref}", "rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except FileNotFoundError:
+            raise MissingInput(str(ref)) from None
+
+    def _name_of(self, call: Call) -> str:
+        if call.index >= 0:
+            return "a vertex of the graph"
+        return getattr(self.functions.get(call.code_id), "__name__", "the function")
+
+    # ------------------------------------------------------------ results
+
+    def report(self, result: Result, flush: bool) -> None:
+        with self.out_lock:
+            self.out.append(result)
+        if flush:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what has gathered."""
+        with self.out_lock:
+            if self.out:
+                data = self.writer.write(messages.encode(Done(self.out)))
+                self.out = []
+                self.sock.sendall(data)
+            self.last_flush = perf_counter()
+
+    def _watch(self) -> None:
+        """Let a helper thread send results that a long call of this batch would hold up."""
+        if self.flusher is None:
+            self.flusher = threading.Thread(target=self._flush_when_stuck, name="vine-flush", daemon=True)
+            self.flusher.start()
+        self.batch_running.set()
+
+    def _flush_when_stuck(self) -> None:
+        pause = threading.Event()
+        while True:
+            self.batch_running.wait()
+            pause.wait(STUCK_FLUSH_S)
+            if perf_counter() - self.last_flush > STUCK_FLUSH_S:
+                try:
+                    self.flush()
+                except OSError:
+                    return

@@ -1,0 +1,103 @@
+"""A framed link over a socket pair to a child process, read and written by the loop's selector directly.
+
+It is the worker's half: children block. Descriptors can ride along with a message (SCM_RIGHTS), in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from vinecore.wire.framing import FrameReader, FrameWriter
+from vinecore.wire.messages import CONTROL_FRAME_LIMIT_BYTES
+
+RECEIVE_BYTES = 256 * 1024
+# Sockets of slots hold a batch and its results without blocking either side.
+SOCKET_BUFFER_BYTES = 1 << 20
+
+
+class LocalLink:
+    """Non-blocking end of a socket pair.
+
+    Parameters:
+        on_payloads: called with the payloads that arrived together.
+        on_closed: called once when the other end is gone.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        on_payloads: Callable[[list[bytes]], None],
+        on_closed: Callable[[], None],
+    ) -> None:
+        self.loop = loop
+        self.sock = sock
+        self.on_payloads = on_payloads
+        self.on_closed = on_closed
+        self.reader = FrameReader(CONTROL_FRAME_LIMIT_BYTES)
+        self.writer = FrameWriter()
+        self.closed = False
+        self._waiting: deque[tuple[memoryview, tuple[int, ...]]] = deque()
+        sock.setblocking(False)
+        loop.add_reader(sock.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = self.sock.recv(RECEIVE_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            self.on_closed()
+            return
+        payloads = self.reader.feed(data)
+        if payloads:
+            self.on_payloads(payloads)
+
+    def send(self, payload: bytes, descriptors: tuple[int, ...] = ()) -> None:
+        """Send a message now, or as soon as the socket takes it."""
+        data = memoryview(self.writer.write(payload))
+        if self.closed:
+            return
+        if self._waiting:
+            self._waiting.append((data, descriptors))
+            return
+        sent = self._try(data, descriptors)
+        if sent < len(data):
+            self._waiting.append((data[sent:], descriptors if sent == 0 else ()))
+            self.loop.add_writer(self.sock.fileno(), self._writable)
+
+    def _try(self, data: memoryview, descriptors: tuple[int, ...]) -> int:
+        try:
+            if descriptors:
+                return socket.send_fds(self.sock, [data], list(descriptors))
+            return self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError:
+            # The reader sees the end of the link and reports it; what is written meanwhile is lost with it.
+            return len(data)
+
+    def _writable(self) -> None:
+        while self._waiting:
+            data, descriptors = self._waiting[0]
+            sent = self._try(data, descriptors)
+            if sent < len(data):
+                self._waiting[0] = (data[sent:], descriptors if sent == 0 else ())
+                return
+            self._waiting.popleft()
+        self.loop.remove_writer(self.sock.fileno())
+
+    def close(self) -> None:
+        """Stop reading and close; safe to call twice."""
+        if not self.closed:
+            self.closed = True
+            self.loop.remove_reader(self.sock.fileno())
+            self.loop.remove_writer(self.sock.fileno())
+            self._waiting.clear()
+            self.sock.close()

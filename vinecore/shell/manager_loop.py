@@ -1,0 +1,423 @@
+"""The manager's shell: one thread, one asyncio loop, the manager's machine.
+
+    user threads --post(event or entry)--> inbox --one wake-up per batch--> ManagerMachine.handle --> orders --> perform
+    sockets --payloads--> decode ------------------------------------------^                         |-> links, one write each per event
+    transfer threads --UploadArrived--> (through the loop) ----------------^                         |-> handles of entries and files
+
+It decides nothing. Only this thread touches the machine. Handles are told in this thread and must not block; a failing loop fails everything
+that waits (LoopDied) instead of hanging it.
+
+Stop order: release workers, close links and the port, end transfers, stop the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from vinecore.errors import FileLost, LoopDied, PeerError, VineError
+from vinecore.manager import events, orders
+from vinecore.manager.machine import ManagerMachine
+from vinecore.manager.state import FileEntry, TaskEntry
+from vinecore.shell import transfer
+from vinecore.shell.stream import Link
+from vinecore.wire import messages
+from vinecore.wire.handshake import PENDING_PER_ADDRESS, Listener
+
+TRANSFER_THREADS = 8
+# How often the loop looks at its deadlines when the machine names none.
+IDLE_TICK_S = 1.0
+
+
+class FileHandle(Protocol):
+    """Who waits for a file; called in the loop's thread, must not block."""
+
+    def here(self, file: FileEntry, path: str) -> None: ...
+
+    def failed(self, error: Exception) -> None: ...
+
+
+class Sink(Protocol):
+    """Something that wants one call after a batch of outcomes."""
+
+    def flush(self) -> None: ...
+
+
+class ManagerLoop:
+    """Owns the machine, the port and the links.
+
+    Parameters:
+        machine: the manager's machine.
+        listener: a bound, listening socket.
+        secret: of this run; None switches authentication off.
+        say: prints one line for the user.
+    """
+
+    def __init__(self, machine: ManagerMachine, listener: socket.socket, secret: bytes | None, say: Callable[[str], None]) -> None:
+        self.machine = machine
+        self.listener = listener
+        self.secret = secret
+        self.say = say
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread: threading.Thread | None = None
+        self.inbox: deque[object] = deque()
+        self.awake = False
+        # Bytes of objects that live at the manager: parts by cache name. User threads add, this thread removes.
+        self.objects: dict[str, Sequence[bytes | memoryview]] = {}
+        self.links: dict[int, Link] = {}
+        self.joining: set[Link] = set()
+        self.pending_by_address: dict[str, int] = {}
+        self.refused_count = 0
+        self.next_worker_id = 1
+        self.observers: list[Callable[[list[object]], None]] = []
+        self.died: Exception | None = None
+        self.after_batch: Callable[[], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stop: asyncio.Event | None = None
+        self._started = threading.Event()
+        self._transfers: set[threading.Thread] = set()
+
+    # ------------------------------------------------------------ life (user threads)
+
+    def start(self) -> None:
+        """Start the loop's thread; returns when it accepts connections."""
+        self.thread = threading.Thread(target=self._run, name="vine-manager", daemon=True)
+        self.thread.start()
+        self._started.wait()
+
+    def post(self, item: object) -> None:
+        """Hand an event or a new entry to the loop, in order; any thread, never blocks.
+
+        Raises:
+            LoopDied: the loop has ended.
+        """
+        self.inbox.append(item)
+        if not self.awake:
+            self.wake()
+
+    def wake(self) -> None:
+        """Make the loop look at its inbox."""
+        self.awake = True
+        loop = self.loop
+        if loop is None:
+            return
+        try:
+            loop.call_soon_threadsafe(self._drain)
+        except RuntimeError:
+            raise LoopDied(f"the manager has ended{': ' + str(self.died) if self.died else ''}; make a new one") from None
+
+    def stop(self, timeout_s: float) -> None:
+        """Stop the loop and wait for its thread; safe to call twice."""
+        loop, stop = self.loop, self._stop
+        if loop is not None and stop is not None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(stop.set)
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join(timeout_s)
+
+    # ------------------------------------------------------------ the loop's thread
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as error:
+            # The outermost frame: whatever it is, nobody may be left waiting.
+            self.died = error if isinstance(error, Exception) else RuntimeError(str(error))
+        finally:
+            self._started.set()
+            self._fail_all()
+
+    async def _main(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        self.loop.set_exception_handler(self._loop_error)
+        server = await self.loop.create_server(self._accept, sock=self.listener)
+        self._started.set()
+        self._drain()
+        self._tick()
+        await self._stop.wait()
+        self._drain()
+        server.close()
+        for worker_id, link in list(self.links.items()):
+            self._send(worker_id, messages.Release(False, "the manager ends"))
+            link.close()
+        for link in list(self.joining):
+            link.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        # One turn for the transports to write what is left and close.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    def _loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        if isinstance(error, VineError) or not isinstance(error, OSError):
+            self.died = error if isinstance(error, Exception) else RuntimeError(str(context.get("message")))
+            if self._stop is not None:
+                self._stop.set()
+
+    def _fail_all(self) -> None:
+        """The loop ends: every waiting entry and file handle hears of it."""
+        reason = LoopDied(f"the manager ended before this was done{': ' + repr(self.died) if self.died else ''}")
+        waiting = list(self.machine.state.tasks.values())
+        waiting += [item for item in self.inbox if isinstance(item, TaskEntry)]
+        self.machine.state.tasks = {}
+        self.inbox.clear()
+        sinks: set[Sink] = set()
+        for entry in waiting:
+            handle = entry.graph.handle if entry.graph is not None else entry.handle
+            if handle is not None:
+                entry.error, entry.value = reason, b""
+                sink = handle.settled(entry)
+                if sink is not None:
+                    sinks.add(sink)  # type: ignore[arg-type]
+        for sink in sinks:
+            sink.flush()
+        wanted = [handle for _, handle in self.machine.state.wanted_later]
+        for handles in self.machine.state.wanted_here.values():
+            wanted.extend(handles)
+        for file_handle in wanted:
+            file_handle.failed(reason)  # type: ignore[attr-defined]
+        if self.after_batch is not None:
+            self.after_batch()
+
+    def _drain(self) -> None:
+        """Take what user threads posted: runs of entries become one event."""
+        self.awake = False
+        inbox = self.inbox
+        entries: list[TaskEntry] = []
+        now = time.monotonic()
+        while inbox:
+            item = inbox.popleft()
+            if type(item) is TaskEntry:
+                entries.append(item)
+                continue
+            if entries:
+                self._handle(events.TasksSubmitted(now, entries))
+                entries = []
+            if callable(item):
+                item()
+            else:
+                item.now = now  # type: ignore[attr-defined]
+                self._handle(item)  # type: ignore[arg-type]
+        if entries:
+            self._handle(events.TasksSubmitted(now, entries))
+
+    def _handle(self, event: events.Event) -> None:
+        touched: set[Link] = set()
+        for order in self.machine.handle(event):
+            kind = type(order)
+            if kind is orders.SendTo:
+                link = self.links.get(order.worker_id)  # type: ignore[union-attr]
+                if link is not None:
+                    link.send(messages.encode(order.message))  # type: ignore[union-attr]
+                    touched.add(link)
+            elif kind is orders.Deliver:
+                # Work for the slots leaves before the user's thread is woken.
+                for link in touched:
+                    link.flush()
+                touched.clear()
+                self._deliver(order.entries)  # type: ignore[union-attr]
+            else:
+                self._perform(order)
+        for link in touched:
+            link.flush()
+
+    def _deliver(self, entries: list[TaskEntry]) -> None:
+        sinks: set[Sink] = set()
+        for entry in entries:
+            handle = entry.handle
+            if handle is not None:
+                sink = handle.settled(entry)
+                if sink is not None:
+                    sinks.add(sink)  # type: ignore[arg-type]
+        for sink in sinks:
+            sink.flush()
+        if self.after_batch is not None:
+            self.after_batch()
+
+    def _perform(self, order: orders.Order) -> None:
+        if isinstance(order, orders.FileHere):
+            order.handle.here(order.file, order.path)  # type: ignore[attr-defined]
+        elif isinstance(order, orders.FileFailed):
+            order.handle.failed(FileLost(f"{order.file.name or 'the value'} cannot be had: {order.reason}"))  # type: ignore[attr-defined]
+        elif isinstance(order, orders.ForgetObjects):
+            for name in order.names:
+                self.objects.pop(name, None)
+        elif isinstance(order, orders.CloseWorker):
+            link = self.links.pop(order.worker_id, None)
+            if link is not None:
+                link.fail(PeerError(order.reason))
+        elif isinstance(order, orders.Say):
+            self.say(order.text)
+        elif isinstance(order, orders.Emit):
+            self._emit(list(order.notes))
+
+    def _emit(self, notes: list[object]) -> None:
+        """Observers receive, never decide, and are dropped when they fail."""
+        for observer in list(self.observers):
+            try:
+                observer(notes)
+            except Exception as error:
+                self.observers.remove(observer)
+                self.say(f"an observer failed and was dropped: {error!r}")
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        due = self.machine.next_deadline()
+        if due is not None and due <= now:
+            self._handle(events.Tick(now))
+            due = self.machine.next_deadline()
+        wait = IDLE_TICK_S if due is None else min(IDLE_TICK_S, max(0.01, due - now))
+        assert self.loop is not None
+        self._timer = self.loop.call_later(wait, self._tick)
+
+    # ------------------------------------------------------------ links
+
+    def _accept(self) -> Link:
+        return _ManagerLink(self)
+
+    def link_ready(self, link: Link) -> None:
+        """A peer proved itself: a worker's control link, or a data link that goes to a thread."""
+        self.link_settled(link)
+        if link.handshake.kind == "data":  # type: ignore[union-attr]
+            sock, leftover = link.detach_socket()
+            data_link = transfer.DataLink(sock, link.reader, link.writer, leftover)
+            sock.setblocking(True)
+            data_link.sock.settimeout(transfer.STALL_S)
+            thread = threading.Thread(target=self._serve_data, args=(data_link,), name="vine-transfer", daemon=True)
+            self._transfers.add(thread)
+            thread.start()
+        elif link.handshake.kind != "worker":  # type: ignore[union-attr]
+            raise PeerError(f"a link of unknown kind {link.handshake.kind!r}")  # type: ignore[union-attr]
+
+    def link_settled(self, link: Link) -> None:
+        """A link is past its handshake, or gone before."""
+        if link in self.joining:
+            self.joining.discard(link)
+            address = link.peer.rpartition(":")[0]
+            left = self.pending_by_address.get(address, 1) - 1
+            if left > 0:
+                self.pending_by_address[address] = left
+            else:
+                self.pending_by_address.pop(address, None)
+
+    def may_join(self, link: Link) -> bool:
+        """Count a connection that has not proved itself; False when its address has too many of them."""
+        address = link.peer.rpartition(":")[0]
+        count = self.pending_by_address.get(address, 0)
+        if count >= PENDING_PER_ADDRESS:
+            self.refused_count += 1
+            return False
+        self.pending_by_address[address] = count + 1
+        self.joining.add(link)
+        return True
+
+    def payloads(self, link: Link, payloads: list[bytes]) -> None:
+        """Messages of a worker; the first must be its hello."""
+        now = time.monotonic()
+        worker_id: int = getattr(link, "worker_id", 0)
+        for payload in payloads:
+            message = messages.decode_from_worker(payload)
+            if worker_id == 0:
+                if not isinstance(message, messages.Hello):
+                    raise PeerError("a worker's first message was not its hello")
+                worker_id = link.worker_id = self.next_worker_id  # type: ignore[attr-defined]
+                self.next_worker_id += 1
+                self.links[worker_id] = link
+                self._handle(events.WorkerJoined(now, worker_id, message))
+            else:
+                self._handle(events.WorkerSaid(now, worker_id, message))
+
+    def link_lost(self, link: Link, error: Exception | None) -> None:
+        """A link ended: a worker left, or somebody never got in."""
+        self.link_settled(link)
+        worker_id = getattr(link, "worker_id", 0)
+        if worker_id and self.links.get(worker_id) is link:
+            del self.links[worker_id]
+            self._handle(events.WorkerLeft(time.monotonic(), worker_id, str(error or "the connection was closed")))
+        elif not worker_id:
+            self.refused_count += 1
+
+    def _send(self, worker_id: int, message: object) -> None:
+        link = self.links.get(worker_id)
+        if link is not None:
+            link.send(messages.encode(message))
+            link.flush()
+
+    # ------------------------------------------------------------ data links (transfer threads)
+
+    def _serve_data(self, link: transfer.DataLink) -> None:
+        """One object in or out."""
+        with contextlib.closing(link):
+            try:
+                request = link.receive()
+                if isinstance(request, messages.Get):
+                    parts = self.objects.get(request.name)
+                    if parts is None:
+                        link.send(messages.Missing(request.name))
+                    else:
+                        transfer.send_object(link, request.name, parts)
+                elif isinstance(request, messages.Put):
+                    self._receive(link, request)
+            except (PeerError, OSError):
+                # The worker's half reports what went wrong; a half-received object was never visible.
+                pass
+            finally:
+                self._transfers.discard(threading.current_thread())
+
+    def _receive(self, link: transfer.DataLink, request: messages.Put) -> None:
+        relay = self.machine.state.relays.get(request.transfer_id)
+        if relay is None or relay.file.name != request.name or relay.file.size_bytes != request.size_bytes:
+            raise PeerError(f"nobody asked for {request.name[:80]!r} of {request.size_bytes} bytes")
+        data = bytearray(request.size_bytes)
+        view = memoryview(data)
+        position = 0
+
+        def take(piece: memoryview) -> None:
+            nonlocal position
+            view[position : position + len(piece)] = piece
+            position += len(piece)
+
+        link.receive_bytes(request.size_bytes, request.digest, take)
+        self.objects[request.name] = [view]
+        event = events.UploadArrived(time.monotonic(), request.transfer_id, request.size_bytes)
+        with contextlib.suppress(LoopDied):
+            self.post(event)
+
+    # ------------------------------------------------------------ after a fork of the user's process
+
+    def close_in_child(self) -> None:
+        """In a child that the user forked: our descriptors must not live on there."""
+        null = os.open(os.devnull, os.O_RDWR)
+        for sock in [self.listener, *(link.transport.get_extra_info("socket") for link in self.links.values() if link.transport)]:
+            with contextlib.suppress(OSError):
+                # Replaced, not closed: the number must not be closed a second time by the socket's finaliser.
+                os.dup2(null, sock.fileno())
+        os.close(null)
+
+
+class _ManagerLink(Link):
+    """A link that somebody dialled to the manager's port."""
+
+    def __init__(self, owner: ManagerLoop) -> None:
+        super().__init__(Listener(owner.secret, os.urandom(32)), owner.link_ready, owner.payloads, owner.link_lost)
+        self.owner = owner
+        self.worker_id = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        peer = transport.get_extra_info("peername")
+        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a local socket"
+        if not self.owner.may_join(self):
+            self.lost = True
+            self.transport = transport  # type: ignore[assignment]
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        super().connection_made(transport)

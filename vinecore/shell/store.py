@@ -1,0 +1,87 @@
+"""The worker's directory of objects: write aside, verify, rename. A partial object is never visible.
+
+Names come from the wire and are checked before they touch a path. Slots write their own results into the same directory by the same rule.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import xxhash
+
+from vinecore.errors import ProtocolError
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}")
+READ_BYTES = 1 << 20
+
+
+def checked_name(name: str) -> str:
+    """Return ``name`` when it is a legal object name.
+
+    Raises:
+        ProtocolError: it could leave the directory, or is hidden.
+    """
+    if not _NAME.fullmatch(name):
+        raise ProtocolError(f"{name[:80]!r} is not a legal object name")
+    return name
+
+
+def file_digest(fd: int) -> bytes:
+    """xxh3 of a whole open file."""
+    digest = xxhash.xxh3_128()
+    offset = 0
+    while True:
+        data = os.pread(fd, READ_BYTES, offset)
+        if not data:
+            return digest.digest()
+        digest.update(data)
+        offset += len(data)
+
+
+class Store:
+    """A workspace with the directory of objects in it.
+
+    Parameters:
+        workspace: directory to use; None makes a private one under the system's directory for temporary files.
+        keep: leave it there at the end.
+    """
+
+    def __init__(self, workspace: str | None, keep: bool = False) -> None:
+        if workspace is None:
+            self.workspace = Path(tempfile.mkdtemp(prefix=f"vine-worker-{os.getuid()}-"))
+            self._made = True
+        else:
+            self.workspace = Path(workspace).absolute()
+            self._made = not self.workspace.exists()
+            self.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.keep = keep
+        self.objects = self.workspace / f"objects-{os.getpid()}"
+        self.objects.mkdir(mode=0o700)
+
+    def path(self, name: str) -> Path:
+        """Where an object is, or would be."""
+        return self.objects / checked_name(name)
+
+    def aside(self, name: str) -> Path:
+        """Where an object is written before it is complete."""
+        return self.objects / f".aside-{checked_name(name)}"
+
+    def unlink(self, names: list[str]) -> None:
+        """Drop objects; those that are not there are no error."""
+        for name in names:
+            self.path(name).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Drop all objects (another manager comes)."""
+        for path in self.objects.iterdir():
+            path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove what this worker put there; the workspace too if it made it."""
+        shutil.rmtree(self.objects, ignore_errors=True)
+        if self._made and not self.keep:
+            shutil.rmtree(self.workspace, ignore_errors=True)

@@ -1,0 +1,163 @@
+"""Data links: one object for each connection, with blocking sockets, in transfer threads.
+
+The worker dials; the first message says whether it brings an object (Put) or asks for one (Get). Headers are framed and keyed; the bytes
+behind them are raw and checked against the xxh3 in the header.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+import xxhash
+
+from vinecore.errors import FileLost, PeerError, ProtocolError
+from vinecore.shell.store import Store, file_digest
+from vinecore.wire import messages
+from vinecore.wire.framing import FrameReader, FrameWriter
+from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S, Dialer
+
+RECEIVE_BYTES = 1 << 20
+# A transfer without a single byte for this long is given up.
+STALL_S = 60.0
+
+
+class DataLink:
+    """A keyed blocking connection that has passed the handshake."""
+
+    def __init__(self, sock: socket.socket, reader: FrameReader, writer: FrameWriter, leftover: bytes = b"") -> None:
+        self.sock = sock
+        self.reader = reader
+        self.writer = writer
+        sock.settimeout(STALL_S)
+        if leftover:
+            reader.push(leftover)
+
+    def send(self, message: object) -> None:
+        self.sock.sendall(self.writer.write(messages.encode(message)))
+
+    def receive(self) -> object:
+        """The next message.
+
+        Raises:
+            PeerError: the other side closed, or sent what is no message of a data link.
+        """
+        while True:
+            payload = self.reader.next_frame()
+            if payload is not None:
+                return messages.decode_on_data_link(payload)
+            data = self.sock.recv(65536)
+            if not data:
+                raise PeerError("the data link was closed by the other side")
+            self.reader.push(data)
+
+    def receive_bytes(self, size_bytes: int, digest: bytes, take: Callable[[memoryview], object]) -> None:
+        """Pass ``size_bytes`` raw bytes to ``take`` in pieces, and verify them.
+
+        Raises:
+            PeerError: closed early, or the bytes are not those that were sent.
+        """
+        check = xxhash.xxh3_128()
+        left = size_bytes
+        early = memoryview(self.reader.leftover())
+        buffer = memoryview(bytearray(min(RECEIVE_BYTES, max(size_bytes, 1))))
+        while left:
+            if early:
+                piece, early = early[:left], early[left:]
+            else:
+                count = self.sock.recv_into(buffer, min(left, len(buffer)))
+                if not count:
+                    raise PeerError(f"the data link was closed {left} bytes too early")
+                piece = buffer[:count]
+            check.update(piece)
+            take(piece)
+            left -= len(piece)
+        if check.digest() != digest:
+            raise PeerError("the bytes of an object do not match their checksum")
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def dial(addresses: Sequence[tuple[str, int]], secret: bytes | None) -> DataLink:
+    """Open a data link to the manager.
+
+    Raises:
+        PeerError: the manager refused. OSError: it cannot be reached.
+    """
+    sock = socket.create_connection(addresses[0], timeout=HANDSHAKE_TIMEOUT_S)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        handshake = Dialer(secret, os.urandom(32), "data")
+        reader, writer = FrameReader(BEFORE_AUTH_LIMIT_BYTES), FrameWriter()
+        first = handshake.start()
+        assert first is not None
+        sock.sendall(writer.write(first))
+        while not handshake.done:
+            payload = reader.next_frame()
+            if payload is None:
+                data = sock.recv(65536)
+                if not data:
+                    raise PeerError("the manager closed the data link during the handshake")
+                reader.push(data)
+                continue
+            answer = handshake.receive(payload)
+            if answer is not None:
+                sock.sendall(writer.write(answer))
+        reader.rekey(handshake.receive_key, messages.CONTROL_FRAME_LIMIT_BYTES)
+        writer.rekey(handshake.send_key)
+        return DataLink(sock, reader, writer)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def fetch(link: DataLink, store: Store, worker_id: int, name: str) -> int:
+    """Ask the manager for an object and store it; returns its size in bytes.
+
+    Raises:
+        FileLost: the manager does not have it. PeerError, OSError: the transfer failed.
+    """
+    link.send(messages.Get(worker_id, name))
+    header = link.receive()
+    if isinstance(header, messages.Missing):
+        raise FileLost(f"the manager does not have {name}")
+    if not isinstance(header, messages.Object) or header.name != name:
+        raise ProtocolError("the manager answered with something else than the object that was asked for")
+    aside = store.aside(name)
+    try:
+        with open(aside, "xb", buffering=0) as file:
+            link.receive_bytes(header.size_bytes, header.digest, file.write)
+        aside.rename(store.path(name))
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return header.size_bytes
+
+
+def upload(link: DataLink, store: Store, worker_id: int, transfer_id: int, name: str) -> None:
+    """Bring an object of the store to the manager.
+
+    Raises:
+        FileNotFoundError: it is not here. PeerError, OSError: the transfer failed.
+    """
+    with open(store.path(name), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        link.send(messages.Put(worker_id, transfer_id, name, size, file_digest(file.fileno())))
+        link.sock.sendfile(file)
+    # The manager closes when it has everything: leaving earlier could cut the last bytes.
+    while link.sock.recv(4096):
+        pass
+
+
+def send_object(link: DataLink, name: str, parts: Sequence[bytes | memoryview]) -> None:
+    """Answer a Get with the bytes of an object held in memory."""
+    check = xxhash.xxh3_128()
+    size = 0
+    for part in parts:
+        check.update(part)
+        size += len(part)
+    link.send(messages.Object(name, size, check.digest()))
+    for part in parts:
+        link.sock.sendall(part)

@@ -1,0 +1,492 @@
+"""The worker's shell.
+
+    manager link --payloads--> decode --> WorkerMachine.handle --> orders --> perform: slots, parents, transfers, manager link
+    slot sockets --results--/     ^  ^--- ticks, ends of transfers (threads, back through the loop)
+
+It decides nothing about work. It owns the life of this process: connecting with back-off, serving one manager after another, and
+taking its whole tree along when it ends.
+
+Stop order: say goodbye, stop reading, end parents and slots, end transfers, remove the workspace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from vinecore.errors import AuthenticationError, PeerError, VersionError, VineError
+from vinecore.shell import transfer
+from vinecore.shell.local_link import LocalLink
+from vinecore.shell.machine_id import machine_id
+from vinecore.shell.process import HostProcess, SlotProcess, end_hosts, kill_group
+from vinecore.shell.store import Store
+from vinecore.shell.stream import Link
+from vinecore.wire import messages
+from vinecore.wire.handshake import Dialer
+from vinecore.worker import events, orders
+from vinecore.worker.machine import WorkerMachine
+
+TRANSFER_THREADS = 4
+
+
+@dataclass
+class WorkerConfig:
+    """What a worker was told at its start. Times in seconds, sizes in MB; 0 cores means all of them."""
+
+    managers: list[tuple[str, int]]
+    secret: bytes | None = None
+    cores: int = 0
+    memory_mb: int = 0
+    disk_mb: int = 0
+    gpus: int = 0
+    features: list[str] = field(default_factory=list)
+    workspace: str | None = None
+    keep_workspace: bool = False
+    idle_timeout_s: float = 900.0
+    connect_timeout_s: float = 900.0
+    min_backoff_s: float = 1.0
+    max_backoff_s: float = 8.0
+    single_shot: bool = False
+    embedded: bool = False
+    lifeline_fd: int = -1
+    debug: bool = False
+    quiet: bool = False
+
+
+class WorkerLoop:
+    """One worker process; ``run`` returns its exit code."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.store = Store(config.workspace, config.keep_workspace)
+        self.machine = WorkerMachine()
+        self.hosts: dict[int, HostProcess] = {}
+        self.slots: dict[int, SlotProcess] = {}
+        # A parent started ahead of need: its imports overlap with connecting.
+        self.spare: HostProcess | None = None
+        self.link: Link | None = None
+        self.loop: asyncio.AbstractEventLoop
+        self.stop: asyncio.Event
+        self.disconnected: asyncio.Event
+        self.exit_code = 0
+        self.leave_reason = ""
+        self.exit_wanted = False
+        self.served = False
+        self.address: tuple[str, int] = ("", 0)
+        self.last_work = time.monotonic()
+        self.pool: ThreadPoolExecutor | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    # ------------------------------------------------------------ life
+
+    def run(self) -> int:
+        """Serve until told to stop; returns the exit code (0: well, 1: refused or no manager)."""
+        self.spare = HostProcess()
+        try:
+            asyncio.run(self._main())
+        finally:
+            self._end_tree()
+            if self.pool is not None:
+                self.pool.shutdown(wait=False, cancel_futures=True)
+            self.store.remove()
+        return self.exit_code
+
+    async def _main(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+            self.loop.add_signal_handler(number, self._signalled, number)
+        if self.config.lifeline_fd >= 0:
+            self.loop.add_reader(self.config.lifeline_fd, self._lifeline_cut)
+        self._say(f"workspace {self.store.workspace}")
+        give_up = time.monotonic() + self.config.connect_timeout_s
+        backoff = self.config.min_backoff_s
+        while not self.stop.is_set():
+            error = await self._connect()
+            if error is None:
+                await self._serve()
+                if self.config.single_shot or self.exit_wanted:
+                    break
+                give_up = time.monotonic() + self.config.connect_timeout_s
+                backoff = self.config.min_backoff_s
+                continue
+            if isinstance(error, AuthenticationError | VersionError):
+                self._fail(str(error))
+                return
+            if time.monotonic() + backoff > give_up:
+                if not self.served:
+                    where = ", ".join(f"{host}:{port}" for host, port in self.config.managers)
+                    self._fail(f"no manager answered at {where} within {self.config.connect_timeout_s:g} s: {error}")
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), backoff)
+            backoff = min(backoff * 2, self.config.max_backoff_s)
+
+    async def _connect(self) -> Exception | None:
+        """Try every manager and every address of its name once; None when a link is ready."""
+        error: Exception = PeerError("no address to connect to")
+        for host, port in self.config.managers:
+            try:
+                found = await self.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except OSError as failure:
+                error = failure
+                continue
+            for _, _, _, _, address in found:
+                outcome = await self._try_address((str(address[0]), int(address[1])))
+                if outcome is None:
+                    return None
+                error = outcome
+                if isinstance(error, AuthenticationError | VersionError):
+                    return error
+        return error
+
+    async def _try_address(self, address: tuple[str, int]) -> Exception | None:
+        ready: asyncio.Future[Exception | None] = self.loop.create_future()
+        self.disconnected = asyncio.Event()
+
+        def on_ready(link: Link) -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        def on_lost(link: Link, error: Exception | None) -> None:
+            if not ready.done():
+                ready.set_result(error or PeerError("the manager closed the connection during the handshake"))
+            self.disconnected.set()
+
+        def make() -> Link:
+            return Link(Dialer(self.config.secret, os.urandom(32), "worker"), on_ready, self._payloads, on_lost)
+
+        try:
+            _, link = await self.loop.create_connection(make, *address)
+        except OSError as error:
+            return error
+        outcome = await ready
+        if outcome is None:
+            self.link, self.address = link, address
+            self.machine = WorkerMachine()
+            self.machine.state.last_heard = time.monotonic()
+            link.send(messages.encode(self._hello()))
+            link.flush()
+        return outcome
+
+    def _hello(self) -> messages.Hello:
+        config = self.config
+        cores = config.cores or len(os.sched_getaffinity(0))
+        memory = config.memory_mb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+        disk = config.disk_mb or shutil.disk_usage(self.store.workspace).free // 2 // 2**20
+        self._say(
+            f"{cores} cores, {memory} MB memory, {disk} MB disk, {config.gpus} gpus; manager at {self.address[0]}:{self.address[1]}"
+        )
+        return messages.Hello(
+            socket.gethostname(),
+            os.getpid(),
+            cores,
+            int(memory),
+            int(disk),
+            config.gpus,
+            config.features,
+            platform.python_version(),
+            machine_id(),
+            str(self.store.objects),
+            [],
+        )
+
+    async def _serve(self) -> None:
+        """Work for the manager until one side ends the link, then forget everything about it."""
+        self.served = True
+        self.last_work = time.monotonic()
+        waits = [asyncio.ensure_future(self.stop.wait()), asyncio.ensure_future(self.disconnected.wait())]
+        while True:
+            done, _ = await asyncio.wait(waits, timeout=5.0, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                break
+            self._handle(events.Tick(time.monotonic()))
+            if time.monotonic() - self.last_work > self.config.idle_timeout_s and not self.machine.state.libraries_busy():
+                self.leave_reason = f"no work for {self.config.idle_timeout_s:g} s"
+                self.exit_wanted = True
+                break
+        for wait in waits:
+            wait.cancel()
+        link = self.link
+        if link is not None and not link.lost:
+            link.send(messages.encode(messages.Goodbye(self.leave_reason or "told to stop")))
+            link.close()
+        if link is not None and isinstance(link.error, PeerError):
+            self._say(f"the link to the manager was closed: {link.error}")
+        self.link = None
+        self._end_tree()
+        self.store.clear()
+
+    def _end_tree(self) -> None:
+        """End every parent and slot of this worker."""
+        hosts, self.hosts = list(self.hosts.values()), {}
+        slots, self.slots = list(self.slots.values()), {}
+        if self.spare is not None:
+            hosts.append(self.spare)
+            self.spare = None
+        for slot in slots:
+            slot.close()
+        end_hosts(hosts, [slot.pid for slot in slots if slot.pid])
+
+    def _signalled(self, number: int) -> None:
+        self.leave_reason = f"got {signal.Signals(number).name}"
+        self.exit_wanted = True
+        self.stop.set()
+
+    def _lifeline_cut(self) -> None:
+        self.loop.remove_reader(self.config.lifeline_fd)
+        self.leave_reason = "the process that started it is gone"
+        self.exit_wanted = True
+        self.stop.set()
+
+    def _fail(self, text: str) -> None:
+        print(f"vine_worker: {text}", file=sys.stderr, flush=True)
+        self.exit_code = 1
+
+    def _say(self, text: str) -> None:
+        if not self.config.quiet:
+            print(f"vine_worker: {text}", flush=True)
+
+    # ------------------------------------------------------------ events in
+
+    def _payloads(self, link: Link, payloads: list[bytes]) -> None:
+        now = time.monotonic()
+        for payload in payloads:
+            self._handle(events.ManagerSaid(now, messages.decode_from_manager(payload)))
+        self.last_work = now
+
+    def _handle(self, event: events.Event) -> None:
+        if self.config.debug:
+            print(f"{time.time():.6f} {event!r:.400}", file=sys.stderr, flush=True)
+        for order in self.machine.handle(event):
+            self._perform(order)
+        if self.link is not None:
+            self.link.flush()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        due = self.machine.next_deadline()
+        if due is None:
+            return
+        if self._timer is not None and self._timer_at <= due and not self._timer.cancelled():
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self.loop.call_later(max(0.0, due - time.monotonic()), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self.link is not None:
+            self._handle(events.Tick(time.monotonic()))
+
+    # ------------------------------------------------------------ orders out
+
+    def _perform(self, order: object) -> None:
+        if type(order) is orders.ToSlot:
+            slot = self.slots.get(order.slot_id)
+            if slot is not None and slot.link is not None:
+                message = order.message
+                if isinstance(message, messages.SlotCode) and message.path:
+                    message = messages.SlotCode(message.code_id, b"", message.is_piece, str(self.store.path(message.path)))
+                slot.link.send(messages.encode(message))
+        elif type(order) is orders.ToManager:
+            if self.link is not None:
+                self.link.send(messages.encode(order.message))
+        else:
+            self._perform_rare(order)
+
+    def _perform_rare(self, order: object) -> None:
+        if isinstance(order, orders.Revoke):
+            if order.slot_id in self.slots:
+                self.slots[order.slot_id].claims[1] = order.sequence
+        elif isinstance(order, orders.ReadClaim):
+            if order.slot_id in self.slots:
+                started = self.slots[order.slot_id].claims[0]
+                self.loop.call_soon(self._later, events.ClaimRead(time.monotonic(), order.slot_id, started))
+        elif isinstance(order, orders.StartHost):
+            self._start_host(order)
+        elif isinstance(order, orders.ToHost):
+            host = self.hosts.get(order.library_id)
+            if host is not None and host.link is not None:
+                host.link.send(messages.encode(order.message))
+        elif isinstance(order, orders.OpenSlots):
+            self._open_slots(order)
+        elif isinstance(order, orders.CloseSlot):
+            self._drop_slot(order.slot_id)
+        elif isinstance(order, orders.KillSlot):
+            if order.slot_id in self.slots:
+                self.slots[order.slot_id].kill()
+        elif isinstance(order, orders.StopHost):
+            self._stop_host(order.library_id)
+        elif isinstance(order, orders.FetchObject):
+            self._transfer(self._fetch, order)
+        elif isinstance(order, orders.UploadObject):
+            self._transfer(self._upload, order)
+        elif isinstance(order, orders.UnlinkObjects):
+            self.store.unlink(order.names)
+        elif isinstance(order, orders.LeaveManager):
+            self.leave_reason = order.reason
+            self.exit_wanted = self.exit_wanted or order.exit
+            self.disconnected.set()
+
+    def _later(self, event: events.Event) -> None:
+        if self.link is not None:
+            self._handle(event)
+
+    def _start_host(self, order: orders.StartHost) -> None:
+        host = self.spare or HostProcess()
+        self.spare = None
+        self.hosts[order.library_id] = host
+        library_id = order.library_id
+
+        def said(payloads: list[bytes]) -> None:
+            for payload in payloads:
+                message = messages.decode_from_library(payload)
+                if isinstance(message, messages.Forked):
+                    self._forked(message)
+                self._later(events.HostSaid(time.monotonic(), library_id, message))
+
+        host.link = LocalLink(self.loop, host.sock, said, lambda: self._host_gone(library_id, host))
+        begin, welcome = order.begin, self.machine.state.welcome
+        assert welcome is not None
+        path = str(self.store.path(begin.payload_name)) if begin.payload_name else ""
+        message = messages.Begin(
+            library_id,
+            begin.name,
+            begin.payload,
+            begin.modules,
+            str(self.store.objects),
+            welcome.run,
+            welcome.inline_limit_bytes,
+            path,
+        )
+        host.link.send(messages.encode(message))
+
+    def _forked(self, message: messages.Forked) -> None:
+        slot = self.slots.get(message.slot_id)
+        if slot is None:
+            kill_group(message.pid)
+            return
+        slot.pid = message.pid
+        if slot.kill_wanted:
+            slot.kill()
+
+    def _host_gone(self, library_id: int, host: HostProcess) -> None:
+        if self.hosts.get(library_id) is not host:
+            return
+        del self.hosts[library_id]
+        for slot_id, slot in self.machine.state.slots.items():
+            if slot.library_id == library_id and slot_id in self.slots:
+                self.slots[slot_id].kill()
+        for slot_id in [i for i, s in self.machine.state.slots.items() if s.library_id == library_id]:
+            self._drop_slot(slot_id)
+        self._later(events.HostGone(time.monotonic(), library_id, host.end_text()))
+
+    def _open_slots(self, order: orders.OpenSlots) -> None:
+        host = self.hosts.get(order.library_id)
+        if host is None or host.link is None:
+            return
+        for slot_id in order.slot_ids:
+            slot = self.slots[slot_id] = SlotProcess()
+            slot.link = LocalLink(
+                self.loop,
+                slot.sock,
+                lambda payloads, slot_id=slot_id: self._slot_answered(slot_id, payloads),  # type: ignore[misc]
+                lambda slot_id=slot_id: self._slot_gone(slot_id),  # type: ignore[misc]
+            )
+            host.link.send(messages.encode(messages.ForkSlots([slot_id])), slot.descriptors())
+            slot.sent()
+
+    def _slot_answered(self, slot_id: int, payloads: list[bytes]) -> None:
+        now = time.monotonic()
+        for payload in payloads:
+            done = messages.decode_from_slot(payload)
+            assert isinstance(done, messages.Done)
+            self._handle(events.SlotAnswered(now, slot_id, done.results))
+        self.last_work = now
+
+    def _slot_gone(self, slot_id: int) -> None:
+        slot = self.slots.pop(slot_id, None)
+        if slot is None:
+            return
+        started = slot.claims[0]
+        slot.close()
+        slot.kill()
+        self._later(events.SlotGone(time.monotonic(), slot_id, started))
+
+    def _drop_slot(self, slot_id: int) -> None:
+        slot = self.slots.pop(slot_id, None)
+        if slot is not None:
+            slot.close()
+
+    def _stop_host(self, library_id: int) -> None:
+        host = self.hosts.pop(library_id, None)
+        slots = [i for i, s in self.machine.state.slots.items() if s.library_id == library_id]
+        for slot_id in slots:
+            if slot_id in self.slots:
+                self.slots[slot_id].kill()
+            self._drop_slot(slot_id)
+        if host is not None:
+            host.ask_end()
+            self._submit(self._reap, host)
+
+    def _reap(self, host: HostProcess) -> None:
+        host.end_text()
+
+    # ------------------------------------------------------------ transfers (in threads)
+
+    def _submit(self, function: object, *args: object) -> None:
+        if self.pool is None:
+            self.pool = ThreadPoolExecutor(TRANSFER_THREADS, "vine-transfer")
+        self.pool.submit(function, *args)  # type: ignore[arg-type]
+
+    def _transfer(self, function: object, order: object) -> None:
+        welcome = self.machine.state.welcome
+        assert welcome is not None
+        self._submit(function, order, welcome.worker_id)
+
+    def _fetch(self, order: orders.FetchObject, worker_id: int) -> None:
+        event: events.Event
+        try:
+            link = transfer.dial([self.address], self.config.secret)
+            with contextlib.closing(link):
+                size = transfer.fetch(link, self.store, worker_id, order.name)
+            event = events.ObjectArrived(time.monotonic(), order.name, size)
+        except (OSError, VineError) as error:
+            event = events.ObjectFailed(time.monotonic(), order.name, f"{type(error).__name__}: {error}")
+        self.loop.call_soon_threadsafe(self._later, event)
+
+    def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
+        reason = ""
+        try:
+            link = transfer.dial([self.address], self.config.secret)
+            with contextlib.closing(link):
+                transfer.upload(link, self.store, worker_id, order.transfer_id, order.name)
+        except (OSError, VineError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        event = events.UploadEnded(time.monotonic(), order.transfer_id, order.name, reason)
+        self.loop.call_soon_threadsafe(self._later, event)
+
+
+def count_gpus() -> int:
+    """Number of GPUs that the vendor's tool lists; 0 without the tool."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return 0
+    try:
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())

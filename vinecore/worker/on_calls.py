@@ -1,0 +1,360 @@
+"""Calls at the worker: queues, batches for slots, answers, slots that die, taking work back.
+
+Work goes to slots in batches of about ``BATCH_MS`` by measured time, so that a tiny call costs little and a long one never waits behind
+another while a slot idles. What was sent and not started can be taken back through the claims (see ``runtime/slot.py``).
+"""
+
+from __future__ import annotations
+
+from vinecore.wire import messages
+from vinecore.wire.messages import Call, Result
+from vinecore.worker import orders
+from vinecore.worker.state import NOT_REVOKED, Group, WorkerLibrary, WorkerSlot, WorkerState
+
+# Time of work sent to a slot at once; higher: fewer messages for tiny calls, more to take back when one is long after all.
+BATCH_US = 4000.0
+# Calls in one batch; bounds a frame and the work that is lost with a slot.
+BATCH_COUNT = 256
+# Calls longer than this are sent one at a time: the gap between them no longer matters.
+LONG_CALL_US = 3000.0
+# A slot without an answer for this long, while another idles, gives back what it has not started.
+STUCK_S = 0.015
+# After this long a slot has surely seen a revocation, or published what it started before (store buffers drain in microseconds).
+REVOKE_SETTLE_S = 0.005
+# Weight of a new measurement in the mean.
+MEAN_WEIGHT = 0.2
+
+
+def run_came(state: WorkerState, message: messages.Run) -> None:
+    """Queue new groups; those whose objects are not here wait aside."""
+    library = state.libraries.get(message.library_id)
+    if library is None or library.stopping:
+        for calls in message.groups:
+            for call in calls:
+                state.results.append(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
+        return
+    values = dict(message.values) if message.values else None
+    for calls in message.groups:
+        group = Group(calls, values)
+        missing = _missing(state, library, group) if state.fetching else None
+        if missing:
+            group.missing = missing
+            for name in missing:
+                state.fetching[name].append((library, group))
+        else:
+            library.queue.append(group)
+            library.queued_calls += len(calls)
+    feed(state, library)
+
+
+def _missing(state: WorkerState, library: WorkerLibrary, group: Group) -> set[str]:
+    """Names of objects on their way that this group needs."""
+    names: set[str] = set()
+    for call in group.calls:
+        for ref in call.inputs:
+            if isinstance(ref, str) and ref in state.fetching:
+                names.add(ref)
+        code = library.codes.get(call.code_id)
+        if code is not None and code.message.name and code.message.name in state.fetching:
+            names.add(code.message.name)
+    return names
+
+
+def object_settled(state: WorkerState, name: str, failed: bool) -> None:
+    """An object came (or will not): groups that waited for it go on; a failed one is found missing by the slot."""
+    for library, group in state.fetching.pop(name, ()):
+        if group.missing is None:
+            continue
+        group.missing.discard(name)
+        if not group.missing:
+            group.missing = None
+            library.queue.append(group)
+            library.queued_calls += len(group.calls)
+            feed(state, library)
+
+
+def feed(state: WorkerState, library: WorkerLibrary) -> None:
+    """Give slots work while both are there."""
+    if not library.queue or not library.began or library.hoisting:
+        return
+    mean = library.mean_us
+    slots = [s for s in library.slots.values() if s.pid and not s.draining and s.revoked_from == NOT_REVOKED]
+    if not slots:
+        return
+    count = 1 if mean == 0.0 or mean > LONG_CALL_US else max(1, min(BATCH_COUNT, int(BATCH_US / mean)))
+    # A slot with this many calls or more gets no further batch yet.
+    enough = 1 if mean > LONG_CALL_US else count
+    if len(slots) > 1:
+        slots.sort(key=lambda s: len(s.outstanding))
+    for slot in slots:
+        # Twice: one batch runs while the next waits in the socket.
+        for _ in range(2):
+            if not library.queue:
+                return
+            if len(slot.outstanding) >= (enough if mean > LONG_CALL_US else 2 * enough):
+                break
+            share = max(1, -(-library.queued_calls // len(slots)))
+            _send_batch(state, library, slot, min(count, share))
+
+
+def _send_batch(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, count: int) -> None:
+    """Move groups of about ``count`` calls to a slot, with the code and the inline inputs that it lacks."""
+    batch = messages.Batch(slot.sent, [], [])
+    values: dict[int, bytes] = {}
+    taken = 0
+    outstanding = slot.outstanding
+    while library.queue and taken < count:
+        group = library.queue.popleft()
+        calls = group.calls
+        for call in calls:
+            if call.code_id not in slot.codes:
+                _send_code(state, library, slot, call.code_id)
+            outstanding.append((call, group))
+        if group.values is not None:
+            _collect_values(group, values)
+        batch.groups.append(calls)
+        taken += len(calls)
+    if not outstanding or len(outstanding) == taken:
+        slot.progress_at = state.now
+    slot.sent += taken
+    library.queued_calls -= taken
+    if values:
+        batch.values = list(values.items())
+    state.orders.append(orders.ToSlot(slot.slot_id, batch))
+
+
+def _collect_values(group: Group, into: dict[int, bytes]) -> None:
+    have = group.values
+    assert have is not None
+    for call in group.calls:
+        for ref in call.inputs:
+            if isinstance(ref, int) and ref in have:
+                into[ref] = have[ref]
+
+
+def _send_code(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, code_id: int) -> None:
+    slot.codes.add(code_id)
+    code = library.codes.get(code_id)
+    if code is None:  # part of the library itself, or forgotten: the slot says so
+        return
+    for required in code.message.requires:
+        if required not in slot.codes:
+            _send_code(state, library, slot, required)
+    message = code.message
+    state.orders.append(
+        orders.ToSlot(slot.slot_id, messages.SlotCode(code_id, message.payload, message.is_piece, message.name))
+    )
+
+
+def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> None:
+    """Close the books of answered calls and pass their results on."""
+    slot = state.slots.get(slot_id)
+    if slot is None:
+        return
+    library = state.libraries[slot.library_id]
+    outstanding, out = slot.outstanding, state.results
+    total, measured = 0, 0
+    for result in results:
+        _, group = outstanding.popleft()
+        sequence = slot.first
+        slot.first = sequence + 1
+        if sequence >= slot.taken or sequence in slot.cancelled:
+            continue
+        if result.status == messages.HANDED_BACK and len(group.calls) == 1:
+            library.queue.appendleft(group)
+            library.queued_calls += 1
+            continue
+        if result.status == messages.OK_STORED and state.welcome is not None:
+            state.objects[f"{state.welcome.run}-{result.task_id}.{result.attempt}"] = result.size_bytes
+        out.append(result)
+        total += result.duration_us
+        measured += 1
+    if measured:
+        mean = total / measured
+        library.mean_us = mean if library.mean_us == 0.0 else library.mean_us + MEAN_WEIGHT * (mean - library.mean_us)
+        if library.mean_us <= 0.0:
+            library.mean_us = 0.1
+    slot.progress_at = state.now
+    if not outstanding:
+        if slot.taken != NOT_REVOKED or slot.revoked_from != NOT_REVOKED:
+            slot.taken = slot.revoked_from = NOT_REVOKED
+            slot.cancelled.clear()
+            state.orders.append(orders.Revoke(slot_id, NOT_REVOKED))
+        if slot.draining:
+            close_slot(state, slot)
+    feed(state, library)
+
+
+def slot_gone(state: WorkerState, slot_id: int, started: int) -> None:
+    """A slot died: blame the call it had started, run the others elsewhere, fork a new one."""
+    slot = state.slots.pop(slot_id, None)
+    if slot is None:
+        return
+    library = state.libraries[slot.library_id]
+    del library.slots[slot_id]
+    again: list[Group] = []
+    # Killed by us for a call that was cancelled: then nobody is to blame.
+    ours = started in slot.cancelled
+    for number, (call, group) in enumerate(slot.outstanding, slot.first):
+        if number >= slot.taken or number in slot.cancelled:
+            continue
+        if number == started and not ours:
+            state.results.append(Result(call.task_id, call.attempt, messages.LOST, 0, b"the process that ran it died"))
+        elif len(group.calls) == 1:
+            again.append(group)
+        else:
+            # What a bundle made before is gone with the slot: the manager decides what to run again.
+            state.results.append(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
+    for group in reversed(again):
+        library.queue.appendleft(group)
+        library.queued_calls += 1
+    if not slot.draining and not library.stopping and library.began:
+        open_slots(state, library, 1)
+    feed(state, library)
+
+
+def close_slot(state: WorkerState, slot: WorkerSlot) -> None:
+    """Let an idle slot of an old generation end."""
+    del state.slots[slot.slot_id]
+    del state.libraries[slot.library_id].slots[slot.slot_id]
+    state.orders.append(orders.CloseSlot(slot.slot_id))
+
+
+def open_slots(state: WorkerState, library: WorkerLibrary, count: int) -> None:
+    """Ask for new slots of the current generation."""
+    ids = []
+    for _ in range(count):
+        slot = WorkerSlot(state.next_slot_id, library.library_id, library.generation)
+        state.next_slot_id += 1
+        state.slots[slot.slot_id] = library.slots[slot.slot_id] = slot
+        ids.append(slot.slot_id)
+    state.orders.append(orders.OpenSlots(library.library_id, ids))
+
+
+def cancel(state: WorkerState, tasks: list[tuple[int, int]]) -> None:
+    """Give up calls: queued ones vanish, a running one is killed with its slot; nothing is reported."""
+    wanted = set(tasks)
+    for library in state.libraries.values():
+        kept = []
+        for group in library.queue:
+            calls = [c for c in group.calls if (c.task_id, c.attempt) not in wanted]
+            library.queued_calls -= len(group.calls) - len(calls)
+            group.calls = calls
+            if calls:
+                kept.append(group)
+        library.queue.clear()
+        library.queue.extend(kept)
+        for slot in library.slots.values():
+            numbers = {
+                number
+                for number, (call, _) in enumerate(slot.outstanding, slot.first)
+                if number < slot.taken and (call.task_id, call.attempt) in wanted
+            }
+            if numbers:
+                slot.cancelled |= numbers
+                state.orders.append(orders.ReadClaim(slot.slot_id))
+    for waiting in state.fetching.values():
+        for _, group in waiting:
+            group.calls = [c for c in group.calls if (c.task_id, c.attempt) not in wanted]
+        waiting[:] = [(library, group) for library, group in waiting if group.calls]
+
+
+def hand_back(state: WorkerState, count: int) -> None:
+    """Return up to ``count`` calls that no slot has, newest first."""
+    for library in state.libraries.values():
+        while count > 0 and library.queue:
+            group = library.queue.pop()
+            library.queued_calls -= len(group.calls)
+            count -= len(group.calls)
+            for call in group.calls:
+                state.results.append(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
+
+
+def rebalance(state: WorkerState) -> float | None:
+    """Take back what stuck slots have not started while others idle; returns when to look again."""
+    dues: list[float] = []
+    for library in state.libraries.values():
+        idle = not library.queue and any(s.pid and not s.outstanding and not s.draining for s in library.slots.values())
+        for slot in library.slots.values():
+            if slot.taken != NOT_REVOKED or not slot.outstanding:
+                continue
+            if slot.revoked_from != NOT_REVOKED:
+                if state.now >= slot.revoke_checked_at + REVOKE_SETTLE_S:
+                    slot.revoke_checked_at = state.now
+                    state.orders.append(orders.ReadClaim(slot.slot_id))
+                dues.append(slot.revoke_checked_at + REVOKE_SETTLE_S)
+            elif idle and len(slot.outstanding) > 1:
+                border = _group_start(slot, slot.first + 1)
+                if border is None:
+                    continue
+                if state.now >= slot.progress_at + STUCK_S:
+                    _revoke(state, slot, border)
+                    dues.append(state.now + REVOKE_SETTLE_S)
+                else:
+                    dues.append(slot.progress_at + STUCK_S)
+    return min(dues, default=None)
+
+
+def _revoke(state: WorkerState, slot: WorkerSlot, border: int) -> None:
+    slot.revoked_from = border
+    slot.revoke_checked_at = state.now
+    state.orders.append(orders.Revoke(slot.slot_id, border))
+
+
+def _group_start(slot: WorkerSlot, least: int) -> int | None:
+    """The first sequence number >= ``least`` where an outstanding group begins; None when there is none."""
+    previous: Group | None = None
+    for number, (_, group) in enumerate(slot.outstanding, slot.first):
+        if group is not previous and previous is not None and number >= least:
+            return number
+        previous = group
+    return None
+
+
+def claim_read(state: WorkerState, slot_id: int, started: int) -> None:
+    """The slot has started ``started``: what was cancelled there ends, what was revoked behind it runs elsewhere."""
+    slot = state.slots.get(slot_id)
+    if slot is None or not slot.outstanding:
+        return
+    if started in slot.cancelled:
+        state.orders.append(orders.KillSlot(slot_id))
+        return
+    if slot.revoked_from == NOT_REVOKED:
+        if any(number > started for number in slot.cancelled):
+            border = _group_start(slot, started + 1)
+            if border is not None:
+                _revoke(state, slot, border)
+        return
+    if slot.taken == NOT_REVOKED and state.now >= slot.revoke_checked_at:
+        _take_back(state, slot, max(slot.revoked_from, started + 1))
+
+
+def _take_back(state: WorkerState, slot: WorkerSlot, border: int) -> None:
+    """Queue again the whole groups that begin at or behind ``border``."""
+    library = state.libraries[slot.library_id]
+    start = _group_start(slot, border)
+    # When nothing can be taken the mark is past the end: answers clear the revocation in the usual way.
+    slot.taken = slot.sent if start is None else start
+    taken: list[Group] = []
+    for number, (call, group) in enumerate(slot.outstanding, slot.first):
+        if number < slot.taken:
+            continue
+        if number in slot.cancelled:
+            group.calls = [c for c in group.calls if c is not call]
+        if not taken or taken[-1] is not group:
+            taken.append(group)
+    for group in reversed(taken):
+        if group.calls:
+            library.queue.appendleft(group)
+            library.queued_calls += len(group.calls)
+    feed(state, library)
+
+
+def outstanding_calls(library: WorkerLibrary) -> list[Call]:
+    """Every call of a library that has not been answered, queued ones included."""
+    calls = [call for group in library.queue for call in group.calls]
+    for slot in library.slots.values():
+        for number, (call, _) in enumerate(slot.outstanding, slot.first):
+            if number < slot.taken:
+                calls.append(call)
+    return calls

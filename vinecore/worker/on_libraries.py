@@ -1,0 +1,152 @@
+"""Libraries at the worker: starting parents, hoisting modules, generations of slots, bounded restarts.
+
+A new generation of slots is forked when code names modules that the parent had not imported before its slots were forked; the old
+slots drain. Libraries with a context of their own are never re-forked: their slots may hold state.
+"""
+
+from __future__ import annotations
+
+from vinecore.wire import messages
+from vinecore.worker import on_calls, orders
+from vinecore.worker.state import CodeHere, WorkerLibrary, WorkerState
+
+
+def start_library(state: WorkerState, message: messages.StartLibrary) -> None:
+    """Start an instance; its slots are forked when its code is loaded."""
+    if message.library_id in state.libraries:
+        return
+    library = state.libraries[message.library_id] = WorkerLibrary(message)
+    library.restarts.append(state.now)
+    state.orders.append(orders.StartHost(message.library_id, message))
+
+
+def stop_library(state: WorkerState, library_id: int) -> None:
+    """End an instance at the manager's wish; what it held is handed back."""
+    library = state.libraries.get(library_id)
+    if library is None:
+        return
+    library.stopping = True
+    for call in on_calls.outstanding_calls(library):
+        state.results.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
+    _forget(state, library)
+    state.orders.append(orders.StopHost(library_id))
+    state.orders.append(orders.ToManager(messages.LibraryGone(library_id, "")))
+
+
+def _forget(state: WorkerState, library: WorkerLibrary) -> None:
+    for slot_id in list(library.slots):
+        del library.slots[slot_id]
+        del state.slots[slot_id]
+    for waiting in state.fetching.values():
+        waiting[:] = [(lib, group) for lib, group in waiting if lib is not library]
+    del state.libraries[library.library_id]
+
+
+def code_came(state: WorkerState, message: messages.Code) -> None:
+    """Keep code; when it wants modules that slots do not have, import them first (a new generation of slots)."""
+    library = state.libraries.get(message.library_id)
+    if library is None:
+        return
+    library.codes[message.code_id] = CodeHere(message)
+    fresh = set(message.modules) - library.hoisted - library.hoisting
+    if fresh and not library.spec.payload and not library.spec.payload_name:
+        library.wanted_modules |= fresh
+        _hoist(state, library)
+
+
+def _hoist(state: WorkerState, library: WorkerLibrary) -> None:
+    """Ask the parent for the wanted modules, one request at a time; no call starts meanwhile."""
+    if not library.began or library.hoisting or not library.wanted_modules:
+        return
+    library.hoisting, library.wanted_modules = library.wanted_modules, set()
+    state.orders.append(orders.ToHost(library.library_id, messages.Hoist(sorted(library.hoisting))))
+
+
+def forget_code(state: WorkerState, message: messages.ForgetCode) -> None:
+    """Free code here and in the slots."""
+    library = state.libraries.get(message.library_id)
+    if library is None:
+        return
+    for code_id in message.code_ids:
+        library.codes.pop(code_id, None)
+    for slot in library.slots.values():
+        known = [code_id for code_id in message.code_ids if code_id in slot.codes]
+        if known:
+            slot.codes.difference_update(known)
+            state.orders.append(orders.ToSlot(slot.slot_id, messages.SlotForget(known)))
+
+
+def host_said(state: WorkerState, library_id: int, message: object) -> None:
+    """Progress of a library's parent."""
+    library = state.libraries.get(library_id)
+    if library is None:
+        return
+    if isinstance(message, messages.Began):
+        if message.error:
+            _forget(state, library)
+            state.orders.append(orders.StopHost(library_id))
+            state.orders.append(orders.ToManager(messages.LibraryGone(library_id, message.text, message.error)))
+            return
+        library.began = True
+        if library.wanted_modules:
+            _hoist(state, library)
+        else:
+            on_calls.open_slots(state, library, library.spec.slots)
+    elif isinstance(message, messages.Hoisted):
+        _hoisted(state, library)
+    elif isinstance(message, messages.Forked):
+        slot = state.slots.get(message.slot_id)
+        if slot is not None:
+            slot.pid = message.pid
+            _tell_ready(state, library)
+            on_calls.feed(state, library)
+
+
+def _hoisted(state: WorkerState, library: WorkerLibrary) -> None:
+    """Modules are there (or cannot be imported, which calls will find out): fork slots that have them."""
+    library.hoisted |= library.hoisting
+    library.hoisting = set()
+    if library.wanted_modules:
+        _hoist(state, library)
+        return
+    library.generation += 1
+    for slot in list(library.slots.values()):
+        if not slot.draining:
+            slot.draining = True
+            if not slot.outstanding:
+                on_calls.close_slot(state, slot)
+    on_calls.open_slots(state, library, library.spec.slots)
+
+
+def _tell_ready(state: WorkerState, library: WorkerLibrary) -> None:
+    if not library.ready_told:
+        library.ready_told = True
+        state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, library.spec.slots)))
+
+
+def host_gone(state: WorkerState, library_id: int, text: str) -> None:
+    """A parent died, its slots with it: start it again, unless it does so too often."""
+    library = state.libraries.get(library_id)
+    if library is None:
+        return
+    spec = library.spec
+    starts = library.restarts
+    while starts and starts[0] < state.now - spec.restart_window_s:
+        starts.popleft()
+    for call in on_calls.outstanding_calls(library):
+        state.results.append(messages.Result(call.task_id, call.attempt, messages.LOST, 0, text.encode()))
+    codes = library.codes
+    _forget(state, library)
+    if len(starts) >= spec.max_restarts:
+        why = f"library {spec.name!r} ended {len(starts)} times in {spec.restart_window_s:g} s: {text}"
+        state.orders.append(orders.ToManager(messages.LibraryGone(library_id, why)))
+        return
+    again = state.libraries[library_id] = WorkerLibrary(spec)
+    again.codes = codes
+    again.ready_told = True
+    for code in codes.values():
+        again.wanted_modules |= set(code.message.modules) - again.hoisted
+    if spec.payload or spec.payload_name:
+        again.wanted_modules = set()
+    again.restarts.extend([*starts, state.now])
+    state.orders.append(orders.StartHost(library_id, spec))

@@ -1,0 +1,176 @@
+"""The worker's tables, one written invariant for each field; ``check`` proves them.
+
+A *group* waits in its library's queue (``staging`` while inputs are on their way, else ``runnable``), then is *outstanding* at one slot
+until its last result. Nothing here touches the world.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from vinecore.errors import InvariantError
+from vinecore.wire import messages
+from vinecore.wire.messages import Call
+
+# "No call is revoked": larger than any sequence number.
+NOT_REVOKED = 2**63
+
+
+class Group:
+    """Calls that run in order in one slot."""
+
+    __slots__ = ("calls", "missing", "values")
+
+    def __init__(self, calls: list[Call], values: dict[int, bytes] | None) -> None:
+        self.calls = calls
+        # Inline inputs of the Run message it came in (shared with its neighbours); None when it needs none.
+        self.values = values
+        # Names of objects (inputs or code) that are still being fetched.
+        self.missing: set[str] | None = None
+
+
+class WorkerSlot:
+    """What the worker knows of one slot process."""
+
+    __slots__ = (
+        "cancelled",
+        "codes",
+        "draining",
+        "first",
+        "generation",
+        "library_id",
+        "outstanding",
+        "pid",
+        "progress_at",
+        "revoke_checked_at",
+        "revoked_from",
+        "sent",
+        "slot_id",
+        "taken",
+    )
+
+    def __init__(self, slot_id: int, library_id: int, generation: int) -> None:
+        self.slot_id = slot_id
+        self.library_id = library_id
+        self.generation = generation
+        self.pid = 0  # 0 until the parent has forked it
+        # Calls sent and not answered, in order; the first has sequence number ``first``, the last ``sent - 1``.
+        self.outstanding: deque[tuple[Call, Group]] = deque()
+        self.first = 0
+        self.sent = 0
+        # Sequence numbers >= this were taken back: answers for them only close the books.
+        self.taken = NOT_REVOKED
+        # Set while a revocation waits for the claim to be read.
+        self.revoked_from = NOT_REVOKED
+        self.revoke_checked_at = 0.0
+        self.codes: set[int] = set()
+        self.progress_at = 0.0
+        # A slot of an old generation takes no new work and ends when it is empty.
+        self.draining = False
+        # Sequence numbers of outstanding calls that were cancelled: their answers are not passed on.
+        self.cancelled: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"<WorkerSlot {self.slot_id} pid {self.pid} {len(self.outstanding)} outstanding>"
+
+
+@dataclass(slots=True)
+class CodeHere:
+    """Code known to a library here."""
+
+    message: messages.Code
+    # Modules it wants that no generation of slots had when it came.
+    waiting_for_hoist: bool = False
+
+
+class WorkerLibrary:
+    """One library instance on this worker."""
+
+    __slots__ = (
+        "began",
+        "codes",
+        "forking",
+        "generation",
+        "hoisted",
+        "hoisting",
+        "library_id",
+        "mean_us",
+        "queue",
+        "queued_calls",
+        "ready_told",
+        "restarts",
+        "slots",
+        "spec",
+        "stopping",
+        "wanted_modules",
+    )
+
+    def __init__(self, spec: messages.StartLibrary) -> None:
+        self.library_id = spec.library_id
+        self.spec = spec
+        self.began = False
+        self.ready_told = False
+        self.stopping = False
+        self.slots: dict[int, WorkerSlot] = {}
+        # Groups that no slot has; queued_calls is the number of calls in them.
+        self.queue: deque[Group] = deque()
+        self.queued_calls = 0
+        self.codes: dict[int, CodeHere] = {}
+        # Modules present in the parent, asked of it now, and wanted next.
+        self.hoisted: set[str] = set(spec.modules)
+        self.hoisting: set[str] = set()
+        self.wanted_modules: set[str] = set()
+        self.generation = 0
+        self.forking = 0
+        # Mean time of a call, microseconds; 0 until one is measured.
+        self.mean_us = 0.0
+        # Times of the latest starts of the parent.
+        self.restarts: deque[float] = deque()
+
+    def __repr__(self) -> str:
+        return f"<WorkerLibrary {self.spec.name} {len(self.slots)} slots, {self.queued_calls} calls queued>"
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """Everything the worker's machine knows."""
+
+    now: float = 0.0
+    welcome: messages.Welcome | None = None
+    libraries: dict[int, WorkerLibrary] = field(default_factory=dict)
+    slots: dict[int, WorkerSlot] = field(default_factory=dict)
+    next_slot_id: int = 1
+    # Objects complete in the store, by name; size in bytes.
+    objects: dict[str, int] = field(default_factory=dict)
+    # Objects on their way, with the groups that wait for them.
+    fetching: dict[str, list[tuple[WorkerLibrary, Group]]] = field(default_factory=dict)
+    orders: list[object] = field(default_factory=list)
+    # Results gathered in this turn, sent as one Done.
+    results: list[messages.Result] = field(default_factory=list)
+    last_heard: float = 0.0
+    leaving: bool = False
+
+    def libraries_busy(self) -> bool:
+        """True while any call is queued, waiting for an object or at a slot."""
+        return (
+            bool(self.fetching)
+            or any(library.queue for library in self.libraries.values())
+            or any(slot.outstanding for slot in self.slots.values())
+        )
+
+    def check(self) -> None:
+        """Raise InvariantError when a promise above is broken."""
+        for slot in self.slots.values():
+            if slot.sent - slot.first != len(slot.outstanding):
+                raise InvariantError(f"{slot}: numbers {slot.first}..{slot.sent} do not match")
+            library = self.libraries.get(slot.library_id)
+            if library is None or library.slots.get(slot.slot_id) is not slot:
+                raise InvariantError(f"{slot} belongs to no library")
+        for library in self.libraries.values():
+            queued = sum(len(group.calls) for group in library.queue)
+            if queued != library.queued_calls:
+                raise InvariantError(f"{library}: {queued} calls are queued, {library.queued_calls} counted")
+        for name in self.fetching:
+            if name in self.objects:
+                raise InvariantError(f"{name} is both here and on its way")
