@@ -6,7 +6,9 @@ arguments of further calls, at any depth: values then move between workers, not 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import threading
 import time
 import weakref
@@ -16,10 +18,37 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any
 
 from vinecore.api.engine import Engine, before_exit
-from vinecore.errors import TaskFailed, UsageError
+from vinecore.errors import LoopDied, TaskFailed, UsageError
 from vinecore.runtime.payload import Dependency, decode, decode_error
 
 _UNSET: Any = object()
+_AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
+# The states in which a call has its outcome.
+_DONE = (FINISHED, CANCELLED_AND_NOTIFIED, CANCELLED)
+
+
+class _Meeting:
+    """What a future needs when somebody waits for it, watches it or cancels it."""
+
+    __slots__ = ("callbacks", "condition", "waiters")
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.waiters: list[Any] = []
+        self.callbacks: list[Callable[[Any], object]] = []
+
+
+class _Release:
+    """Drops a value on its worker when the future that holds this object is gone. No lock is taken here."""
+
+    __slots__ = ("engine", "file")
+
+    def __init__(self, engine: Engine, file: Any) -> None:
+        self.engine = engine
+        self.file = file
+
+    def __del__(self) -> None:
+        self.engine.release([self.file])
 
 
 class VineFuture(Future, Dependency):  # type: ignore[type-arg]
@@ -29,33 +58,40 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
     encoded (or on its worker) until it is asked for.
     """
 
-    # Class attributes are the defaults of what most futures never need.
-    _lazy_condition: Any = None
-    _lazy_waiters: Any = None
-    _callbacks: Any = None
-    _decoded: Any = _UNSET
+    # Slots, because most futures need nothing else: their dict is never made.
+    __slots__ = ("_decoded", "_owner", "_state", "entry")
+    # Class attributes are the defaults of what few futures need.
+    _meeting: _Meeting | None = None
     _failure: Any = _UNSET
+    _release: _Release | None = None
 
     def __init__(self, owner: FuturesExecutor) -> None:
         self._owner = owner
         self._state = PENDING
+        self._decoded = _UNSET
         self.entry: Any = None
 
     # ---------------------------------------------- what the base class and concurrent.futures.wait look at
 
+    def _meet(self) -> _Meeting:
+        # setdefault decides between threads: all of them get the same object.
+        return self._meeting or self.__dict__.setdefault("_meeting", _Meeting())
+
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
-        condition = self._lazy_condition
-        if condition is None:
-            condition = self.__dict__.setdefault("_lazy_condition", threading.Condition())
-        return condition  # type: ignore[no-any-return]
+        return self._meet().condition
 
     @property
     def _waiters(self) -> list[Any]:  # type: ignore[override]
-        return self.__dict__.setdefault("_lazy_waiters", [])  # type: ignore[no-any-return]
+        return self._meet().waiters
 
     @property
-    def _exception(self) -> Any:
+    def engine(self) -> Engine:
+        """The engine that makes the value."""
+        return self._owner.engine
+
+    @property
+    def _exception(self) -> Any:  # type: ignore[override]
         return self._load_failure()
 
     # ---------------------------------------------- the loop's side
@@ -63,50 +99,60 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
     def settled(self, entry: Any) -> None:
         """The outcome is there (loop's thread)."""
         entry.handle = None
-        # State first, then the look for a condition: whoever makes one looks at the state after making it.
-        if entry.error == "cancelled":
-            self._state = CANCELLED_AND_NOTIFIED
-        elif self._state != CANCELLED_AND_NOTIFIED:
+        owner = self._owner
+        if entry.output is not None:
+            self._release = _Release(owner.engine, entry.output)
+        # Nothing between this look and the store lets another thread in: who makes a meeting later sees the state.
+        if self._meeting is None and entry.error is None:
             self._state = FINISHED
-        self._owner._ended()
-        condition = self._lazy_condition
-        if condition is not None:
-            with condition:
-                for waiter in self._lazy_waiters or ():
+        meeting = self._meeting
+        if meeting is not None or entry.error is not None:
+            self._tell(entry, meeting or self._meet())
+        if owner._shut:
+            owner._one_ended()
+
+    def _tell(self, entry: Any, meeting: _Meeting) -> None:
+        """Wake and call whoever waits."""
+        with meeting.condition:
+            if self._state != CANCELLED_AND_NOTIFIED:
+                self._state = CANCELLED_AND_NOTIFIED if entry.error == "cancelled" else FINISHED
+                for waiter in meeting.waiters:
                     if self._state == CANCELLED_AND_NOTIFIED:
                         waiter.add_cancelled(self)
                     elif entry.error is not None:
                         waiter.add_exception(self)
                     else:
                         waiter.add_result(self)
-                condition.notify_all()
-                callbacks, self._callbacks = self._callbacks, None
-            for callback in callbacks or ():
-                self._call(callback)
+                meeting.condition.notify_all()
+            callbacks, meeting.callbacks = meeting.callbacks, []
+        for callback in callbacks:
+            self._call(callback)
 
     def _call(self, callback: Callable[[Any], object]) -> None:
         try:
             callback(self)
-        except Exception:
+        except BaseException:
+            # Also what would end a thread: in the manager's thread it would end every other call.
             LOGGER.exception("exception calling callback for %r", self)
 
     # ---------------------------------------------- the user's side
 
     def cancel(self) -> bool:
         """Cancel the call if it has not been sent to a worker; True when it will not run."""
-        with self._condition:
+        meeting = self._meet()
+        with meeting.condition:
             if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
                 return True
             entry = self.entry
-            if self._state == FINISHED or entry is None or entry.state == "placed":
+            if self._state == FINISHED or entry is None or entry.state in ("placed", "finished"):
                 return False
             self._state = CANCELLED_AND_NOTIFIED
-            for waiter in self._lazy_waiters or ():
+            for waiter in meeting.waiters:
                 waiter.add_cancelled(self)
-            self._condition.notify_all()
-            callbacks, self._callbacks = self._callbacks, None
+            meeting.condition.notify_all()
+            callbacks, meeting.callbacks = meeting.callbacks, []
         self._owner._cancel([entry])
-        for callback in callbacks or ():
+        for callback in callbacks:
             self._call(callback)
         return True
 
@@ -120,39 +166,36 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
 
     def done(self) -> bool:
         """True when it is finished or cancelled."""
-        return self._state in (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
+        return self._state in _DONE
 
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call ``fn(future)`` when it is done: in the manager's thread, or at once in this one. It must not block."""
-        with self._condition:
-            if self._state not in (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED):
-                if self._callbacks is None:
-                    self._callbacks = []
-                self._callbacks.append(fn)
-                return
+        if self._state not in _DONE:
+            meeting = self._meet()
+            with meeting.condition:
+                if self._state not in _DONE:
+                    meeting.callbacks.append(fn)
+                    return
         self._call(fn)
 
     def _wait(self, timeout: float | None) -> None:
+        if self._state not in _DONE:
+            self._owner.engine.refuse_in_loop("waiting for a future")
+            condition = self._meet().condition
+            with condition:
+                if self._state not in _DONE:
+                    condition.wait(timeout)
         if self._state == FINISHED:
             return
-        if self._state != CANCELLED_AND_NOTIFIED:
-            self._owner.engine.refuse_in_loop("waiting for a future")
-            with self._condition:
-                if self._state not in (FINISHED, CANCELLED_AND_NOTIFIED):
-                    self._condition.wait(timeout)
-        if self._state == CANCELLED_AND_NOTIFIED:
+        if self._state in _DONE:
             raise CancelledError
-        if self._state != FINISHED:
-            raise TimeoutError
+        raise TimeoutError
 
     def _load_failure(self) -> BaseException | None:
-        failure = self._failure
-        if failure is _UNSET:
-            with self._condition:
-                if self._failure is _UNSET:
-                    self._failure = failure_of(self.entry)
-                failure = self._failure
-        return failure  # type: ignore[no-any-return]
+        # Threads that come at once may both decode; the first one's exception is everybody's.
+        if self._failure is _UNSET:
+            self.__dict__.setdefault("_failure", failure_of(self.entry))
+        return self._failure  # type: ignore[no-any-return]
 
     def result(self, timeout: float | None = None) -> Any:
         """The value, waiting at most ``timeout`` seconds.
@@ -161,7 +204,8 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
             TimeoutError, CancelledError, or whatever the call raised.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._wait(timeout)
+        if self._state is not FINISHED:
+            self._wait(timeout)
         value = self._decoded
         if value is not _UNSET:
             return value
@@ -174,14 +218,15 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
             finally:
                 # Break the cycle of traceback, frame and future.
                 del self, failure
-        with self._condition:
-            if self._decoded is _UNSET:
-                if entry.value is not None:
-                    self._decoded = decode(entry.value)
-                else:
-                    left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                    self._decoded = self._owner.engine.read_value(entry.output, left)
-            return self._decoded
+        # No lock: decoding runs user code, and fetching waits for the manager's thread, which may want this future's condition.
+        if entry.value is not None:
+            value = decode(entry.value)
+        else:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            value = self._owner.engine.read_value(entry.output, left)
+        if self._decoded is _UNSET:
+            self._decoded = value
+        return self._decoded
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the call raised, or None.
@@ -215,12 +260,6 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
         state = "running" if self.running() else self._state.lower().replace("cancelled_and_notified", "cancelled")
         return f"<VineFuture {name} {state}>"
 
-    def __del__(self) -> None:
-        # A value on a worker is dropped with its future. No lock is taken here.
-        entry = self.entry
-        if entry is not None and entry.output is not None:
-            self._owner.engine.release([entry.output])
-
 
 def failure_of(entry: Any) -> BaseException | None:
     """The exception of an entry that has its outcome; None when it succeeded."""
@@ -241,7 +280,7 @@ class FuturesExecutor(Executor):
 
     Parameters:
         max_workers: calls that run at the same time on this machine (an embedded worker with that many cores); default: all cores. Ignored
-            with ``port`` or ``manager``.
+            with ``manager``.
         port: listen on this port for workers started with ``vine_worker HOST PORT``, and start none here (unless ``max_workers`` is given).
         manager: a Manager or DaskVine to run on; it is not closed by ``shutdown``.
         auth, password_file: as for Manager.
@@ -266,11 +305,10 @@ class FuturesExecutor(Executor):
         else:
             local = max_workers or (True if port is None else None)
             self.engine = Engine(port, local, auth, password_file)
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
         self._shut = False
-        self._submitted = 0
-        self._finished = 0
+        # After shutdown, in the loop's thread: calls of this executor that have no outcome yet; -1: not counted.
+        self._left = -1
+        self._idle = threading.Event()
         self._close_when_idle = False
         _executors.add(self)
         _ensure_finish_at_exit()
@@ -287,13 +325,13 @@ class FuturesExecutor(Executor):
             RuntimeError: after shutdown. UnpicklableError: the function or an argument cannot be pickled.
         """
         if self._shut:
-            raise RuntimeError("cannot schedule new futures after shutdown")
+            raise RuntimeError(_AFTER_SHUTDOWN)
         future = VineFuture(self)
-        self._submitted += 1
         try:
             future.entry = self.engine.submit_call(fn, args, kwargs, future)
-        except BaseException:
-            self._submitted -= 1
+        except LoopDied:
+            if self._shut:
+                raise RuntimeError(_AFTER_SHUTDOWN) from None
             raise
         return future
 
@@ -317,62 +355,71 @@ class FuturesExecutor(Executor):
         return _flatten(chunks)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; with ``wait`` return when all are done and every process is gone."""
-        with self._lock:
-            self._shut = True
-        if cancel_futures:
-            self._cancel_pending()
-        if self.manager is not None:
-            if wait:
-                self._wait_idle()
+        """Take no more calls; with ``wait`` return when all are done and every process is gone.
+
+        Raises:
+            UsageError: it should wait, and this is the manager's own thread (a done-callback).
+        """
+        engine = self.engine
+        if wait and not engine.closed:
+            engine.refuse_in_loop("shutdown(wait=True)")
+        self._shut = True
+        if engine.pid != os.getpid():
             return
-        if wait:
-            self.engine.refuse_in_loop("shutdown(wait=True)")
-            self._wait_idle()
-            self.engine.close()
-        else:
-            with self._lock:
-                self._close_when_idle = True
-            self._maybe_close()
+        if not wait and self.manager is None:
+            self._close_when_idle = True
+        try:
+            engine.post(lambda: self._count(cancel_futures))
+        except LoopDied:
+            self._idle.set()
+        if not wait:
+            return
+        thread = engine.loop.thread
+        while not self._idle.wait(1.0):
+            if thread is None or not thread.is_alive():
+                break
+        if self.manager is None:
+            engine.close()
 
-    def _cancel_pending(self) -> None:
-        def collect() -> None:
-            from vinecore.manager.events import TasksCancelled
-
-            waiting = [
-                entry
-                for entry in self.engine.machine.state.tasks.values()
-                if entry.state != "placed" and isinstance(entry.handle, VineFuture) and entry.handle._owner is self
-            ]
-            self.engine.post(TasksCancelled(0.0, waiting))
-
-        self.engine.post(collect)
+    def _count(self, cancel_futures: bool = False) -> None:
+        """Count what has no outcome yet (loop's thread, so that everything submitted before is seen)."""
+        entries = self.engine.machine.state.tasks.values()
+        mine = [entry for entry in entries if isinstance(entry.handle, VineFuture) and entry.handle._owner is self]
+        self._left = len(mine)
+        if cancel_futures:
+            self._cancel([entry for entry in mine if entry.state != "placed"])
+        if not mine and not self._idle.is_set():
+            self._idle.set()
+            if self._close_when_idle:
+                _close_elsewhere(self.engine)
 
     def _cancel(self, entries: list[Any]) -> None:
         from vinecore.manager.events import TasksCancelled
 
-        self.engine.post(TasksCancelled(0.0, entries))
+        with contextlib.suppress(LoopDied):
+            self.engine.post(TasksCancelled(0.0, entries))
 
-    def _ended(self) -> None:
-        """One call has its outcome (loop's thread)."""
-        self._finished += 1
-        if self._shut and self._finished >= self._submitted:
-            with self._lock:
-                self._idle.notify_all()
-            self._maybe_close()
+    def _one_ended(self) -> None:
+        """One call has its outcome, after shutdown (loop's thread)."""
+        self._left -= 1
+        if self._left == 0:
+            # Counted again: a submit that ran beside shutdown may have come later. Its neighbours are told before that.
+            with contextlib.suppress(LoopDied):
+                self.engine.post(self._count)
 
-    def _maybe_close(self) -> None:
-        if self._close_when_idle and self._finished >= self._submitted and not self.engine.closed:
-            # Elsewhere: the loop's thread cannot wait for its own end.
-            threading.Thread(target=self.engine.close, name="vine-close").start()
+    def __del__(self) -> None:
+        # Futures hold their executor, so nobody can ask for anything any more. No lock is taken here.
+        engine: Engine | None = getattr(self, "engine", None)
+        if engine is None or self.manager is not None or self._close_when_idle or engine.closed or engine.pid != os.getpid():
+            return
+        with contextlib.suppress(LoopDied):
+            engine.post(lambda: _close_elsewhere(engine))
 
-    def _wait_idle(self) -> None:
-        with self._lock:
-            while self._finished < self._submitted:
-                thread = self.engine.loop.thread
-                if thread is None or not thread.is_alive():
-                    return
-                self._idle.wait(1.0)
+
+def _close_elsewhere(engine: Engine) -> None:
+    """Close it from a thread: the loop's own thread cannot wait for its end."""
+    if not engine.closed:
+        threading.Thread(target=engine.close, name="vine-close").start()
 
 
 def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:

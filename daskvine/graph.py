@@ -45,6 +45,21 @@ def lower(dsk: object) -> dict[Hashable, object]:
     return plain
 
 
+def annotations_of(dsk: object) -> dict[str, dict[Hashable, object]]:
+    """What ``dask.annotate`` said of single keys: {annotation: {key: value}}; empty where the graph carries none."""
+    found: dict[str, dict[Hashable, object]] = {}
+    collect = getattr(dsk, "__dask_annotations__", None)
+    if callable(collect) and not isinstance(dsk, type):
+        for name, values in collect().items():
+            found[name] = dict(values)
+    for layer in getattr(dsk, "layers", {}).values():
+        for name, value in (getattr(layer, "annotations", None) or {}).items():
+            into = found.setdefault(name, {})
+            for key in layer:
+                into[key] = value(key) if callable(value) else value
+    return found
+
+
 def _flatten(keys: object) -> Iterator[object]:
     if not isinstance(keys, list):
         yield keys
@@ -79,6 +94,7 @@ class Plan:
         "_literal_keys",
         "_templates",
         "consumers",
+        "digest",
         "inputs",
         "order",
         "requested",
@@ -88,6 +104,8 @@ class Plan:
         graph = lower(dsk)
         self._keys = keys
         self._templates = Templates(graph)
+        # Of everything that was packed; set by whoever packs all of it.
+        self.digest: bytes | None = None
         self.order: list[Hashable] = []
         self.inputs: list[tuple[int, ...]] = []
         # Key of each literal in the atoms of the templates.

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -87,7 +88,7 @@ def local_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     yield make
     import cloudpickle
 
-    for name in {part for name in made for part in (name, name.partition(".")[0])}:
+    for name in made:
         module = sys.modules.get(name)
         if name in cloudpickle.list_registry_pickle_by_value():
             cloudpickle.unregister_pickle_by_value(module)
@@ -102,7 +103,9 @@ def again(function: Any) -> Any:
 # ---------------------------------------------------------------- the cache
 
 
-@pytest.mark.parametrize("name", ["scaled", "twice", "settled", "recursive", "with_default", "tagged", "builds", "Plain", "unlisted"])
+@pytest.mark.parametrize(
+    "name", ["scaled", "twice", "settled", "recursive", "with_default", "tagged", "builds", "Plain", "unlisted"]
+)
 def test_an_unchanged_function_is_pickled_once(main: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = FunctionCache()
     first = cache.get(main[name])
@@ -113,7 +116,16 @@ def test_an_unchanged_function_is_pickled_once(main: dict[str, Any], name: str, 
 
 @pytest.mark.parametrize(
     "function",
-    [json.dumps, len, math.sin, np.add, np.linalg.norm, collections.OrderedDict, functools.partial(json.dumps, indent=2), np.float64],
+    [
+        json.dumps,
+        len,
+        math.sin,
+        np.add,
+        np.linalg.norm,
+        collections.OrderedDict,
+        functools.partial(json.dumps, indent=2),
+        np.float64,
+    ],
 )
 def test_importable_callables_are_pickled_once(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = FunctionCache()
@@ -238,7 +250,10 @@ def test_a_new_function_is_never_answered_from_a_dead_one_with_its_id(main: dict
     assert len(cache._entries) == 1
 
 
-def test_the_cache_is_bounded_and_drops_the_unused_first(main: dict[str, Any]) -> None:
+def test_the_cache_is_bounded_and_drops_the_unused_first(main: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pickled: list[object] = []
+    dump = payloads.dump
+    monkeypatch.setattr(payloads, "dump", lambda value: pickled.append(value) or dump(value))
     cache = FunctionCache(limit_count=10)
     kept = [main["make"](number) for number in range(30)]
     first = cache.get(kept[0])
@@ -247,20 +262,17 @@ def test_the_cache_is_bounded_and_drops_the_unused_first(main: dict[str, Any]) -
         cache.get(kept[0])
     assert len(cache._entries) == 10
     assert cache.get(kept[0]) is first
+    assert pickled == kept
     assert id(kept[0]) in cache._entries and id(kept[1]) not in cache._entries
 
 
-def test_the_cache_does_not_keep_functions_alive(main: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", ["scaled", "recursive", "twice"])
+def test_the_cache_does_not_keep_functions_alive(main: dict[str, Any], name: str) -> None:
     cache = FunctionCache()
-    function = main["make"](1)
-    held = cache.get(function)
-    died: list[bool] = []
-    import weakref
-
-    weakref.finalize(function, died.append, True)
-    del function
+    held = cache.get(main[name])
+    reference = weakref.ref(main.pop(name))
     gc.collect()
-    assert died == [True] and held.payload
+    assert reference() is None and held.payload
 
 
 @pytest.mark.parametrize("kind", ["partial", "method", "classmethod", "instance", "lambda", "builtin method", "cached"])
@@ -323,7 +335,10 @@ def test_a_patched_name_is_noticed(local_module: Callable[[str, str], ModuleType
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ("lock = threading.Lock()\ndef f(): return lock", "function f cannot be pickled at global variable 'lock' (a _thread.lock)"),
+        (
+            "lock = threading.Lock()\ndef f(): return lock",
+            "function f cannot be pickled at global variable 'lock' (a _thread.lock)",
+        ),
         ("def g():\n x = {'k': threading.Lock()}\n return lambda: x\nf = g()", "at closure variable 'x'['k'] (a _thread.lock)"),
         ("def f(x=threading.Lock()): pass", "function f cannot be pickled at a default (a _thread.lock)"),
         ("def g(): return lock\nlock = threading.Lock()\ndef f(): return g()", "at global variable 'g' global variable 'lock'"),
@@ -447,7 +462,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ("body", "expected"),
     [
         ("import vc_pack", "vc_pack"),
-        ("import vc_pack.stats", "vc_pack vc_pack.stats"),
+        ("import vc_pack.stats", "vc_pack.stats"),
         ("import vc_pack.stats as s; return s.thing", "vc_pack.stats"),
         ("import vc_pack.deep.inner as s; return s.thing", "vc_pack.deep.inner"),
         ("from vc_pack import stats", "vc_pack vc_pack.stats"),
@@ -467,9 +482,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_imports_inside_bodies(packages: None, body: str, expected: str) -> None:
-    found = set(modules_of(function_of(f"def f():\n    {body}")))
-    assert found - {"vc_pack"} == set(expected.split()) - {"vc_pack"}
-    assert ("vc_pack" in found) or "vc_pack" not in expected.split()
+    assert modules_of(function_of(f"def f():\n    {body}")) == tuple(expected.split())
     assert "vc_pack" not in sys.modules
 
 
@@ -481,7 +494,7 @@ def test_objects_among_globals_closure_defaults_and_partials() -> None:
     assert "numpy" in modules_of(function_of("def g(x=np.float64(2)): pass\ndef f(): return g()", np=np))
     assert "numpy" in modules_of(function_of("class A:\n    def m(self): return np.pi\ndef f(): return A()", np=np))
     assert "numpy" in modules_of(functools.partial(len, np.zeros(2)))
-    assert modules_of(np.add) == ("numpy",)
+    assert modules_of(np.add) == modules_of(np.mean) == ("numpy",)
     assert "numpy.linalg" in modules_of(np.linalg.norm)
     assert modules_of(len) == modules_of(json.dumps) == modules_of(function_of("def f(x): return x")) == ()
     assert "pytest" not in modules_of(function_of("def f(): return np.pytest", np=np, pytest=pytest))
@@ -549,8 +562,8 @@ def outer(value):
     return inner
 @functools.lru_cache(maxsize=3)
 def cached(x): return x in WORDS
-FUNCTIONS = [base, user, even, classes, outer((1, "c")), functools.partial(user, 1, z=WORDS), math.sin, len, re.sub, np.add, "a".join,
-             cached, Slotted]
+FUNCTIONS = [base, user, even, classes, outer((1, "c")), functools.partial(user, 1, z=WORDS), math.sin, len, re.sub, np.add,
+             "a".join, cached, Slotted, np.linalg.norm]
 for function in FUNCTIONS:
     print(digest_of(function).hex())
 """
@@ -574,7 +587,7 @@ def digests(source: str, seed: str, tmp_path: Path) -> list[str]:
 def test_digests_agree_between_processes_with_different_hash_seeds(tmp_path: Path) -> None:
     found = [digests(DIGEST_SOURCE, seed, tmp_path) for seed in ("1", "2", "77")]
     assert found[0] == found[1] == found[2]
-    assert len(set(found[0])) == len(found[0]) == 13
+    assert len(set(found[0])) == len(found[0]) == 14
     assert all(len(digest) == 32 for digest in found[0])
 
 

@@ -205,11 +205,11 @@ def mapped(path: Path) -> int:
 def test_a_mapping_lives_as_long_as_its_arrays_and_holds_no_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "object"
     write_file(path, encode([np.arange(MAP_MIN_BYTES), np.ones(MAP_MIN_BYTES)]))
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     found: Any = decode_file(str(path))
     kept = found[1][10:20]
     assert mapped(path) > 0
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
     path.unlink()
     del found
     gc.collect()

@@ -225,6 +225,10 @@ class Engine:
         self.loop.objects[file.name] = parts
         return file
 
+    def new_temp(self) -> FileEntry:
+        """A file that some task will make."""
+        return self._state.FileEntry(-next(self._file_ids))
+
     # ------------------------------------------------------------ calls
 
     def submit_call(
@@ -255,15 +259,41 @@ class Engine:
         priority: float = 0.0,
     ) -> TaskEntry:
         """The same for code that is interned already."""
+        entry = self.build_entry(code, kind, args, kwargs, handle, retries, priority)
+        self.post(entry)
+        return entry
+
+    def build_entry(
+        self,
+        code: CodeEntry,
+        kind: Kind,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        handle: Handle,
+        retries: int = 0,
+        priority: float = 0.0,
+    ) -> TaskEntry:
+        """Pickle the arguments and make the entry; it is not posted."""
         payload, dependencies = encode_arguments(args, kwargs, kind.name)
         if type(payload) is bytes and len(payload) <= INLINE_LIMIT_BYTES:
             entry = self._task_entry(next(self._task_ids), kind, code, payload, handle, (), retries, priority)
         else:
             entry = self._with_payload(kind, code, payload, handle, retries, priority)
         if dependencies:
-            entry.inputs += tuple(dependency.entry for dependency in dependencies)  # type: ignore[attr-defined]
-        self.post(entry)
+            entry.inputs += tuple(self._entry_of(dependency) for dependency in dependencies)
         return entry
+
+    def _entry_of(self, dependency: Any) -> Any:
+        """The entry that makes the value of a future among the arguments.
+
+        Raises:
+            UsageError: the future belongs to another manager.
+        """
+        if dependency.engine is not self:
+            raise UsageError(
+                f"{dependency!r} is among the arguments, but belongs to another executor or manager: pass its result() instead"
+            )
+        return dependency.entry
 
     def _with_payload(
         self, kind: Kind, code: CodeEntry, payload: Any, handle: Handle, retries: int, priority: float
@@ -287,11 +317,14 @@ class Engine:
 
         Raises:
             TimeoutError, FileLost, LoopDied: it did not come.
+            UsageError: this is the loop's thread, and the value is on no disk of this machine.
         """
         from vinecore.api.waiting import FileWaiter
 
-        self.refuse_in_loop("reading a value that is on a worker")
-        return FileWaiter(self, file).value(timeout)
+        waiter = FileWaiter(self, file)
+        if threading.current_thread() is self.loop.thread:
+            return waiter.value_in_loop()
+        return waiter.value(timeout)
 
     def release(self, files: list[FileEntry]) -> None:
         """References of the user to these files ended; also legal in a finaliser: it takes no lock."""
@@ -306,16 +339,19 @@ class Engine:
 
     def close(self) -> None:
         """End the embedded worker, release the others, stop the loop. Safe to call twice, and from any thread."""
+        if os.getpid() != self.pid:
+            # In a fork another thread may have held the lock, and nothing here is ours to end.
+            self.closed = True
+            return
+        # A second caller returns when the first is done: then every process is gone for both.
         with self._lock:
             if self.closed:
                 return
             self.closed = True
-        _engines.discard(self)
-        if os.getpid() != self.pid:
-            return
-        self.loop.stop(STOP_TIMEOUT_S)
-        if self.embedded is not None:
-            self.embedded.stop()
+            _engines.discard(self)
+            self.loop.stop(STOP_TIMEOUT_S)
+            if self.embedded is not None:
+                self.embedded.stop()
 
 
 def _print_line(text: str) -> None:
@@ -411,10 +447,13 @@ def _ensure_exit_hook() -> None:
 
 
 def _close_all() -> None:
-    for function in list(_before_exit):
-        function()
-    for engine in list(_engines):
-        engine.close()
+    try:
+        for function in list(_before_exit):
+            function()
+    finally:
+        # Also after Ctrl-C during the last wait.
+        for engine in list(_engines):
+            engine.close()
 
 
 def _after_fork() -> None:

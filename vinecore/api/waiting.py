@@ -46,6 +46,17 @@ class FileWaiter:
         """
         return self._read(timeout, payloads.decode_file, payloads.decode)
 
+    def value_in_loop(self) -> Any:
+        """Decode a value that is on this machine already; the loop's thread cannot wait for it.
+
+        Raises:
+            UsageError: it would have to be waited for. FileLost: it cannot be had.
+        """
+        self.engine.loop.handle_now(FileWanted(time.monotonic(), self.file, self))
+        if not self.done.is_set():
+            self.engine.refuse_in_loop("reading a value that is on another machine")
+        return self._take(payloads.decode_file, payloads.decode)
+
     def raw(self, timeout: float | None) -> bytes:
         """Wait, then return the bytes as they are."""
         return bytes(self._read(timeout, _read_file, bytes))
@@ -57,19 +68,24 @@ class FileWaiter:
             self.path, self.error = "", None
             self.engine.post(FileWanted(0.0, self.file, self))
             self._wait(deadline)
-            if self.error is not None:
-                raise self.error
-            if self.path:
-                try:
-                    return from_path(self.path)
-                except FileNotFoundError:
-                    continue
-            if self.file.data is not None:
-                return from_bytes(self.file.data)
-            parts = self.engine.loop.objects.get(self.file.name)
-            if parts is not None:
-                return from_bytes(parts[0] if len(parts) == 1 else b"".join(parts))
+            try:
+                return self._take(from_path, from_bytes)
+            except FileNotFoundError:
+                continue
         raise FileLost(f"{self.file.name} vanished {TRIES} times before it could be read")
+
+    def _take(self, from_path: Any, from_bytes: Any) -> Any:
+        """Read what is said to be here; FileNotFoundError when it is gone again."""
+        if self.error is not None:
+            raise self.error
+        if self.path:
+            return from_path(self.path)
+        if self.file.data is not None:
+            return from_bytes(self.file.data)
+        parts = self.engine.loop.objects.get(self.file.name)
+        if parts is None:
+            raise FileNotFoundError(self.file.name)
+        return from_bytes(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _wait(self, deadline: float | None) -> None:
         thread = self.engine.loop.thread

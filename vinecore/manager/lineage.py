@@ -16,6 +16,8 @@ def attach(state: ManagerState, entry: TaskEntry) -> None:
     missing = 0
     for file in entry.inputs:
         file.uses += 1
+        if file.to_come:
+            file.to_come -= 1
         file.consumers.append(entry)
         if not file.is_available():
             missing += 1
@@ -77,7 +79,7 @@ def became_unavailable(state: ManagerState, file: FileEntry) -> None:
             consumer.missing = 1
         elif consumer.state is t.WAITING:
             consumer.missing += 1
-    if file.uses > 0 or file.holds > 0:
+    if file.is_needed():
         make_again(state, file)
 
 
@@ -139,7 +141,7 @@ def use_ended(state: ManagerState, entry: TaskEntry) -> None:
     """A finished entry needs its inputs no more; it lets go of them when its output cannot be lost."""
     for file in entry.inputs:
         file.uses -= 1
-        if file.uses <= 0 and file.holds <= 0:
+        if not file.is_needed():
             release(state, file)
     output = entry.output
     if output is None or output.data is not None or output.at_manager or entry.error is not None:

@@ -85,6 +85,8 @@ class ManagerMachine:
         state = self.state
         if state.active:
             placement.place(state)
+        if state.bring_home:
+            on_files.bring_home(state)
         if state.wanted_later:
             on_files.look_again(state)
         if state.unlinks:

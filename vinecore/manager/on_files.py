@@ -29,6 +29,14 @@ def wanted(state: ManagerState, file: FileEntry, handle: object) -> None:
     lineage.make_again(state, file)
 
 
+def bring_home(state: ManagerState) -> None:
+    """Bring new values to the manager, for graphs that asked for that."""
+    files, state.bring_home = state.bring_home, []
+    for file in files:
+        if file.on_workers and not file.at_manager and file.is_needed():
+            placement.bring_here(state, file)
+
+
 def look_again(state: ManagerState) -> None:
     """Files that were wanted before they existed."""
     waiting, state.wanted_later = state.wanted_later, []
@@ -48,7 +56,7 @@ def arrived(state: ManagerState, transfer_id: int) -> None:
     if relay is None:
         return
     file = relay.file
-    if file.uses <= 0 and file.holds <= 0:
+    if not file.is_needed():
         state.wanted_here.pop(file.name, None)
         state.orders.append(orders.ForgetObjects([file.name]))
         return
@@ -109,7 +117,7 @@ def released(state: ManagerState, files: list[FileEntry]) -> None:
     """References from outside ended."""
     for file in files:
         file.holds -= 1
-        if file.holds <= 0 and file.uses <= 0:
+        if not file.is_needed():
             lineage.release(state, file)
 
 
@@ -117,7 +125,7 @@ def pruned(state: ManagerState, file: FileEntry) -> None:
     """Drop the copies on workers; needed again, it is made again."""
     had = file.is_available()
     lineage.drop_copies(state, file)
-    if had and not file.is_available() and file.uses > 0:
+    if had and not file.is_available():
         lineage.became_unavailable(state, file)
 
 

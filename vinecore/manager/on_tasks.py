@@ -136,6 +136,8 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
             output = entry.output = FileEntry(entry.task_id)
             output.producer = entry
             output.holds = 1  # the handle's, which releases it
+        if entry.graph is not None and entry.graph.bring_home:
+            state.bring_home.append(output)
         output.name = f"{state.run}-{entry.task_id}.{entry.attempt}"
         output.size_bytes = result.size_bytes
         output.on_workers = {worker.worker_id}
@@ -145,7 +147,7 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
     finish(state, entry)
     if output is not None and status != messages.OK_KEPT:
         lineage.became_available(state, output)
-        if output.uses <= 0 and output.holds <= 0:
+        if not output.is_needed():
             lineage.release(state, output)
 
 
@@ -230,9 +232,9 @@ def _bundle_ended(state: ManagerState, entries: list[TaskEntry]) -> None:
         output = entry.output
         if output is not None and output.kept:
             output.kept = False
-            if (output.uses > 0 or output.holds > 0) and not output.is_available():
+            if output.is_needed() and not output.is_available():
                 lineage.make_again(state, output)
-            elif output.uses <= 0:
+            elif not output.is_needed():
                 entry.inputs = ()
 
 
@@ -249,7 +251,7 @@ def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, v
             _revoke(state, task)
         graph = task.graph
         if graph is not None and not graph.failed:
-            graph.failed = True
+            _give_up(state, graph)
             task.handle = graph.handle
             pending.extend(v for v in graph.vertices if v is not task and v.state is not t.FINISHED)
         elif graph is not None and task is not entry:
@@ -257,6 +259,17 @@ def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, v
         finish(state, task)
         if task.output is not None:
             pending.extend(c for c in task.output.consumers if c.state is not t.FINISHED)
+
+
+def _give_up(state: ManagerState, graph: GraphEntry) -> None:
+    """No vertex of this graph is submitted any more: nobody is to come for its values."""
+    graph.failed = True
+    for entry in graph.vertices:
+        output = entry.output
+        if output is not None:
+            output.to_come = 0
+            if entry.state is t.FINISHED and not output.is_needed():
+                lineage.release(state, output)
 
 
 def _revoke(state: ManagerState, entry: TaskEntry) -> None:
@@ -280,7 +293,7 @@ def cancelled(state: ManagerState, entries: list[TaskEntry]) -> None:
 
 def graph_cancelled(state: ManagerState, graph: GraphEntry) -> None:
     """The user gives a graph up: nobody is told."""
-    graph.failed = True
+    _give_up(state, graph)
     for entry in graph.vertices:
         if entry.state is not t.FINISHED:
             entry.handle = None

@@ -289,7 +289,7 @@ def _place_bundle(state: ManagerState, chosen: list[TaskEntry], instance: Instan
         output = entry.output
         assert output is not None
         uses = 0
-        publish = output.holds > 0
+        publish = output.holds > 0 or output.to_come > 0
         if bundle is not None:
             for consumer in output.consumers:
                 if consumer in inside:

@@ -45,6 +45,7 @@ class FileEntry:
         "on_workers",
         "producer",
         "size_bytes",
+        "to_come",
         "uses",
         "value_id",
     )
@@ -64,6 +65,11 @@ class FileEntry:
         # Unfinished consumers, and references from outside (futures, requested keys, declarations).
         self.uses = 0
         self.holds = 0
+        # Consumers of a streamed graph that have not been submitted yet.
+        self.to_come = 0
+
+    def is_needed(self) -> bool:
+        return self.uses > 0 or self.holds > 0 or self.to_come > 0
 
     def is_available(self) -> bool:
         return self.data is not None or self.at_manager or bool(self.on_workers)
@@ -295,7 +301,7 @@ class Bundle:
 class GraphEntry:
     """One submitted graph. Vertices arrive in post-order, in pieces."""
 
-    __slots__ = ("failed", "finished_count", "graph_id", "handle", "size", "unplaced", "vertices")
+    __slots__ = ("bring_home", "failed", "finished_count", "graph_id", "handle", "size", "unplaced", "vertices")
 
     def __init__(self, graph_id: int, handle: Handle, size: int) -> None:
         self.graph_id = graph_id
@@ -305,6 +311,7 @@ class GraphEntry:
         self.unplaced = size
         self.finished_count = 0
         self.failed = False
+        self.bring_home = False  # large values are brought to the manager as soon as they exist
 
 
 class TaskEntry:
@@ -425,6 +432,8 @@ class ManagerState:
     held: dict[str, FileEntry] = field(default_factory=dict)
     # Files that were wanted at the manager before they existed (again), with who asked.
     wanted_later: list[tuple[FileEntry, object]] = field(default_factory=list)
+    # New values of graphs that want theirs at the manager, gathered over one event.
+    bring_home: list[FileEntry] = field(default_factory=list)
     # (task id, attempt) to cancel, by worker, gathered over one event.
     cancels: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     # Ready entries that wait for an object to come to the manager first, by its name.

@@ -12,6 +12,7 @@ function from the entry of a dead one that had the same id.
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import itertools
 import sys
@@ -45,10 +46,12 @@ _COMPOUNDS: dict[type, Callable[[Any], tuple[object, ...]]] = {
     types.GenericAlias: lambda value: (value.__origin__, value.__args__),
     types.UnionType: lambda value: value.__args__,
     MethodType: lambda value: (value.__func__, value.__self__),
+    BuiltinFunctionType: lambda value: (value.__qualname__, value.__self__),
     _CACHED_FUNCTION: lambda value: (value.__wrapped__, *value.cache_parameters().values()),
 }
 # Types, by name because they must not be imported here, whose values never change and whose repr says all of them.
 _PLAIN_TEXT = """builtins.range builtins.ellipsis builtins.NotImplementedType datetime.date datetime.datetime datetime.time
+    dataclasses._HAS_DEFAULT_FACTORY_CLASS
     datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction pathlib.PosixPath pathlib.PurePosixPath
     pathlib._local.PosixPath pathlib._local.PurePosixPath uuid.UUID"""
 _PLAIN_VALUES = frozenset(_PLAIN_TEXT.split())
@@ -101,7 +104,7 @@ class _Entry:
         is_by_value = identities.is_by_value
         self.reference = reference
         self.pickled = pickled
-        self.is_recent = True
+        self.is_recent = False
         # Of the function itself; None for one that is sent by name, whose code is none of our business.
         self.code: CodeType | None = function.__code__ if is_by_value else None
         self.defaults: object = function.__defaults__ if is_by_value else None
@@ -167,9 +170,9 @@ class FunctionCache:
 
     def _renew(self, function: object) -> FunctionPickle:
         payloads.register_local_modules()
-        # Before the pickle: a change in between then makes the entry stale instead of wrong.
-        identities = _Identities(function)
         try:
+            # Before the pickle: a change in between then makes the entry stale instead of wrong.
+            identities = _Identities(function)
             payload = payloads.dump(function)
         except Exception as error:
             where, text = payloads.find_culprit(function, error)
@@ -241,6 +244,14 @@ def _is_descriptor(value: object) -> bool:
     return type(value).__module__ == "builtins" and type(value).__name__.endswith("_descriptor")
 
 
+def _goes_by_name(value: Any, by_value: frozenset[str]) -> bool:
+    """Whether something that is neither function nor class pickles as a name all the same, as callables of extensions do."""
+    try:
+        return payloads.is_by_reference(value, by_value) and isinstance(value.__reduce_ex__(4), str)
+    except Exception:
+        return False
+
+
 def _is_numpy(value: object, *names: str) -> bool:
     """Whether this is a numpy object of such a type, or with no names a scalar, dtype or ufunc; numpy is never imported."""
     numpy: Any = sys.modules.get("numpy")
@@ -248,11 +259,6 @@ def _is_numpy(value: object, *names: str) -> bool:
         return False
     kinds = tuple(getattr(numpy, name) for name in names) or (numpy.generic, numpy.dtype, numpy.ufunc)
     return isinstance(value, kinds) and type(value).__module__ not in payloads.MAIN_NAMES
-
-
-def _is_enum_member(value: object) -> bool:
-    enum: Any = sys.modules.get("enum")
-    return enum is not None and isinstance(value, enum.Enum)
 
 
 class _Identities:
@@ -295,16 +301,16 @@ class _Identities:
             self._visit_other(value, kind)
 
     def _visit_other(self, value: Any, kind: type) -> None:
-        if kind is BuiltinFunctionType:
-            self.visit(value.__self__)
-        elif isinstance(value, ModuleType):
+        if isinstance(value, ModuleType):
             self.is_stable = not payloads.is_within(value.__name__, self._by_value)
         elif kind in _COMPOUNDS:
             self.visit(_COMPOUNDS[kind](value))
-        elif _is_enum_member(value):
+        elif isinstance(value, enum.Enum):
             self.is_stable = payloads.is_by_reference(kind, self._by_value)
         elif not _is_descriptor(value) and _kind_name(value) not in _STABLE_VALUES and not _is_numpy(value):
-            self.is_stable = False
+            self.is_stable = _goes_by_name(value, self._by_value)
+            if self.is_stable:
+                self._watch_name(value)
 
     def _visit_space(self, space: Any, is_counted: bool = True) -> None:
         """A mapping of which every item matters, and whether there are more."""
@@ -424,9 +430,8 @@ class _Reading:
 def modules_of(function: object) -> tuple[str, ...]:
     """Return the names of installed modules that the callable, or what is sent with it, uses: worth importing before a fork.
 
-    Counted are imports inside bodies, modules and objects of modules among globals, closure and arguments of partials, and
-    submodules taken as attributes. Nothing is imported to find out; the standard library, ``__main__`` and modules that are sent
-    by value are left out. A name may be missing on a worker: importing it there may fail.
+    Counted are imports in bodies, modules (and homes of objects) that are captured, and submodules taken as attributes. Nothing
+    is imported to find out; the standard library and modules that are sent by value are left out. Importing a name may fail.
     """
     found = _Modules()
     with contextlib.suppress(RecursionError):  # what was found so far is worth importing
@@ -469,12 +474,13 @@ class _Modules:
         elif kind is functools.partial:
             children = [value.func, *value.args, *value.keywords.values()]
         elif kind in _COMPOUNDS:
+            self._home(value)
             children = list(_COMPOUNDS[kind](value))
         elif kind in (list, tuple, set, frozenset, dict):
             children = list(itertools.islice(value.values() if kind is dict else value, SEARCH_LIMIT_COUNT))
         else:
             self._home(value)
-            attributes = getattr(value, "__dict__", None)
+            attributes = {} if _goes_by_name(value, self._by_value) else getattr(value, "__dict__", None)
             children = [kind, *(attributes.values() if isinstance(attributes, dict) else ())]
         for child in children:
             # Functions sent along are followed however deep the call graph is; data only so far.
@@ -671,29 +677,23 @@ class _Digest:
     def _other(self, value: Any, kind: type) -> None:
         name = _kind_name(value)
         self.put("value", name)
-        if name in _PLAIN_VALUES:
-            shown = repr(value)
-            if " at 0x" in shown:
-                raise _NoDigest
-            self.put("repr", shown)
+        if name in _PLAIN_VALUES and " at 0x" not in repr(value):
+            self.put("repr", repr(value))
         elif name == "re.Pattern":
             self.visit((value.pattern, value.flags))
         elif isinstance(value, ModuleType) and not payloads.is_within(value.__name__, self._by_value):
             self.put("module", value.__name__)
-        elif kind is BuiltinFunctionType:
-            self.put("builtin", value.__qualname__)
-            self.visit(value.__self__)
         elif _is_descriptor(value):
             self.put("descriptor", value.__qualname__)
-        elif _is_enum_member(value):
+        elif isinstance(value, enum.Enum):
             self.put("member", value.name)
             self.visit(kind)
-        elif _is_numpy(value, "ufunc"):
-            self.put("ufunc", value.__name__)
-        elif _is_numpy(value, "dtype"):
-            self.put("dtype", repr(value))
+        elif _is_numpy(value, "ufunc", "dtype"):
+            self.put("numpy", repr(value))
         elif _is_numpy(value, "ndarray", "generic") and not value.dtype.hasobject and kind.__module__ == "numpy":
             self.put("array", repr((value.dtype, value.shape)))
             self.put("items", value.tobytes())
+        elif _goes_by_name(value, self._by_value):
+            self.put("name", f"{value.__module__}.{value.__qualname__}")
         else:
             raise _NoDigest

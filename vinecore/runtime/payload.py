@@ -45,15 +45,13 @@ _OWN_PACKAGES = frozenset({"vinecore", "daskvine"})
 MAIN_NAMES = frozenset({"__main__", "__mp_main__"})
 # Smaller buffers stay inside the pickle: for them a length, padding and a slice cost more than the copy that they save.
 OUT_OF_BAND_MIN_BYTES = 1024
-# Smaller files are read: a mapping costs several system calls and whole pages.
-MAP_MIN_BYTES = 64 * 1024
+MAP_MIN_BYTES = 64 * 1024  # smaller files are read: a mapping costs several system calls and whole pages
 # Larger exceptions travel as text only; must stay below what one control frame may carry.
 ERROR_LIMIT_BYTES = 1024 * 1024
 TEXT_LIMIT_CHARACTERS = 64 * 1024
 # Containers longer than this are not looked through for atomic content; moving it moves time between the two picklers only.
 PLAIN_LIMIT_COUNT = 64
-# How many buffers one writev may carry on Linux and macOS.
-IOV_LIMIT_COUNT = 1024
+IOV_LIMIT_COUNT = 1024  # buffers that one writev may carry on Linux and macOS
 # How deep, and among how many siblings, an error message looks for the object at fault.
 BLAME_DEPTH = 8
 BLAME_WIDTH = 1000
@@ -375,6 +373,8 @@ def decode_arguments(
         ProtocolError: not a payload, or it refers to more dependencies than were handed in.
         Exception: whatever unpickling raises.
     """
+    if not dependencies:
+        return decode(data)  # type: ignore[return-value]
     outer = _local.values
     _local.values = dependencies
     try:
@@ -437,7 +437,7 @@ def _children(value: Any) -> Iterator[tuple[str, object]]:
     """The objects that pickling this one reaches directly, each with how a person would point at it."""
     found: Iterator[tuple[str, object]] = iter(())
     if isinstance(value, dict):
-        found = ((f"[{key!r}]", child) for key, child in value.items())
+        found = ((f"[{_safe_text(repr, key)}]", child) for key, child in value.items())
     elif isinstance(value, list | tuple | set | frozenset):
         found = ((f"[{index}]", child) for index, child in enumerate(value))
     elif isinstance(value, FunctionType):

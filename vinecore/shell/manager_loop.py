@@ -166,10 +166,17 @@ class ManagerLoop:
     def _fail_all(self) -> None:
         """The loop ends: every waiting entry and file handle hears of it."""
         reason = LoopDied(f"the manager ended before this was done{': ' + repr(self.died) if self.died else ''}")
+        # First of all: what is posted from now on wakes the loop, and so hears that it has ended.
+        self.awake = False
         waiting = list(self.machine.state.tasks.values())
-        waiting += [item for item in self.inbox if isinstance(item, TaskEntry)]
         self.machine.state.tasks = {}
-        self.inbox.clear()
+        wanted: list[object] = []
+        while self.inbox:
+            item = self.inbox.popleft()
+            if isinstance(item, TaskEntry):
+                waiting.append(item)
+            elif isinstance(item, events.FileWanted):
+                wanted.append(item.handle)
         sinks: set[Sink] = set()
         for entry in waiting:
             handle = entry.graph.handle if entry.graph is not None else entry.handle
@@ -180,7 +187,7 @@ class ManagerLoop:
                     sinks.add(sink)  # type: ignore[arg-type]
         for sink in sinks:
             sink.flush()
-        wanted = [handle for _, handle in self.machine.state.wanted_later]
+        wanted += [handle for _, handle in self.machine.state.wanted_later]
         for handles in self.machine.state.wanted_here.values():
             wanted.extend(handles)
         for file_handle in wanted:
@@ -209,6 +216,10 @@ class ManagerLoop:
                 self._handle(item)  # type: ignore[arg-type]
         if entries:
             self._handle(events.TasksSubmitted(now, entries))
+
+    def handle_now(self, event: events.Event) -> None:
+        """Take an event at once; only in this thread, from a handle that was just told something."""
+        self._handle(event)
 
     def _handle(self, event: events.Event) -> None:
         touched: set[Link] = set()
@@ -396,6 +407,8 @@ class ManagerLoop:
 
     def close_in_child(self) -> None:
         """In a child that the user forked: our descriptors must not live on there."""
+        # Nobody drains the inbox here: every post must look at the pid.
+        self.awake = False
         null = os.open(os.devnull, os.O_RDWR)
         for sock in [self.listener, *(link.transport.get_extra_info("socket") for link in self.links.values() if link.transport)]:
             with contextlib.suppress(OSError):

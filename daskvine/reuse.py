@@ -1,0 +1,97 @@
+"""Results of graphs that were computed before, for a second ``get`` of the same graph.
+
+Two gets are of the same graph when they ask for the same keys and every packed piece (functions as interned, literals as pickled, structure) has the same
+bytes. So an array that was changed in place, or a function that captures something mutable, computes anew. A graph with a requested value of None is never
+remembered: it may have been run for what it does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from vinecore.api.engine import Engine
+from vinecore.errors import LostError
+
+if TYPE_CHECKING:
+    from daskvine.graph import Plan
+    from daskvine.scheduler import GraphRun, Piece
+    from vinecore.manager.state import FileEntry
+
+# Graphs remembered, and bytes of their values; higher: more reuse, more held on workers.
+KEEP_COUNT = 64
+KEEP_BYTES = 256 * 1024 * 1024
+
+Signature = tuple[tuple[Any, ...], bytes]
+
+
+class Results:
+    """A bounded memory of results, by signature; for any threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Signature, dict[int, FileEntry]] = OrderedDict()
+        self._requested: dict[tuple[Any, ...], int] = {}
+        self._bytes = 0
+
+    def looked_up(self, plan: Plan, pieces: Iterator[Piece]) -> tuple[Iterator[Piece], Signature | None]:
+        """Sign a plan if one that asked for the same keys is remembered; else only watch its pieces go by."""
+        requested = tuple(plan.order[number] for number in plan.requested)
+        plan_digest = hashlib.blake2b(digest_size=16)
+        if requested not in self._requested:
+            return self._watched(plan, plan_digest, pieces), None
+        packed = list(self._watched(plan, plan_digest, pieces))
+        return iter(packed), (requested, plan_digest.digest())
+
+    def _watched(self, plan: Plan, digest: Any, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            digest.update(len(piece.payload).to_bytes(8, "little"))
+            digest.update(piece.payload)
+            digest.update(repr([plan.inputs[number] for number in piece.numbers]).encode())
+            yield piece
+        plan.digest = digest.digest()
+
+    def values(self, signature: Signature) -> dict[int, Any] | None:
+        """The remembered values, decoded afresh; None when there are none or a worker took them along."""
+        with self._lock:
+            files = self._kept.get(signature)
+            if files is None:
+                return None
+            self._kept.move_to_end(signature)
+        try:
+            return {number: self._engine.read_value(file) for number, file in files.items()}
+        except (LostError, TimeoutError):
+            return None
+
+    def keep(self, plan: Plan, run: GraphRun, values: dict[int, Any]) -> None:
+        """Remember what a get computed; the files are held until they are the least recently used."""
+        if plan.digest is None or any(value is None for value in values.values()):
+            return
+        files = {number: entry.output for number, entry in run.entries.items() if entry.output is not None}
+        size = sum(file.size_bytes for file in files.values())
+        if size > KEEP_BYTES:
+            return
+        requested = tuple(plan.order[number] for number in plan.requested)
+        signature = (requested, plan.digest)
+        dropped: list[FileEntry] = []
+        with self._lock:
+            if signature in self._kept:
+                return
+            for file in files.values():
+                file.holds += 1
+            self._kept[signature] = files
+            self._requested[requested] = self._requested.get(requested, 0) + 1
+            self._bytes += size
+            while len(self._kept) > KEEP_COUNT or self._bytes > KEEP_BYTES:
+                (old, _), gone = self._kept.popitem(last=False)
+                self._requested[old] -= 1
+                if not self._requested[old]:
+                    del self._requested[old]
+                self._bytes -= sum(file.size_bytes for file in gone.values())
+                dropped.extend(gone.values())
+        if dropped:
+            self._engine.release(dropped)

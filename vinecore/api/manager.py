@@ -1,0 +1,154 @@
+"""``Manager``: the facade, composed by subject (tasks, files, libraries, workers)."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from vinecore.api.engine import Engine
+from vinecore.api.files import FileMethods
+from vinecore.api.functions import InstalledLibrary, LibraryMethods
+from vinecore.api.tasks import Task, TaskMethods
+from vinecore.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counts at the moment of reading. Times in microseconds."""
+
+    workers_connected: int
+    workers_idle: int
+    workers_busy: int
+    workers_joined: int
+    workers_removed: int
+    workers_lost: int
+    tasks_waiting: int
+    tasks_running: int
+    tasks_on_workers: int
+    tasks_with_results: int
+    tasks_submitted: int
+    tasks_dispatched: int
+    tasks_done: int
+    tasks_failed: int
+    tasks_cancelled: int
+    tasks_recovery: int
+    time_workers_execute: int
+    total_cores: int
+    total_memory: int
+    total_disk: int
+    total_gpus: int
+
+
+class WorkerMethods:
+    """The part of a manager that deals with workers and settings."""
+
+    engine: Engine
+    _done: deque[Task]
+
+    @property
+    def port(self) -> int:
+        """The TCP port that workers connect to."""
+        return self.engine.port
+
+    @property
+    def stats(self) -> Stats:
+        """Statistics, computed now."""
+        return self.engine.call_in_loop(self._stats)  # type: ignore[no-any-return]
+
+    def _stats(self) -> Stats:
+        state = self.engine.machine.state
+        workers = list(state.workers.values())
+        running = sum(len(worker.running) for worker in workers)
+        count = state.counters
+        return Stats(
+            workers_connected=len(workers),
+            workers_idle=sum(not worker.running for worker in workers),
+            workers_busy=sum(bool(worker.running) for worker in workers),
+            workers_joined=count.workers_joined,
+            workers_removed=count.workers_removed,
+            workers_lost=count.workers_lost,
+            tasks_waiting=len(state.tasks) - running,
+            tasks_running=running,
+            tasks_on_workers=running,
+            tasks_with_results=sum(not task._returned for task in list(self._done)),
+            tasks_submitted=count.submitted,
+            tasks_dispatched=count.dispatched,
+            tasks_done=count.done,
+            tasks_failed=count.failed,
+            tasks_cancelled=count.cancelled,
+            tasks_recovery=count.rerun,
+            time_workers_execute=count.execute_us,
+            total_cores=sum(worker.hello.cores for worker in workers),
+            total_memory=sum(worker.hello.memory_mb for worker in workers),
+            total_disk=sum(worker.hello.disk_mb for worker in workers),
+            total_gpus=sum(worker.hello.gpus for worker in workers),
+        )
+
+    def tune(self, name: str, value: float) -> int:
+        """Set a tunable by its documented name: 0 when it exists, -1 (with a line on standard error) when not.
+
+        Raises:
+            UsageError: the value is no number.
+        """
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UsageError(f"tune({name!r}) takes a number, not {value!r}")
+        if self.engine.tunables.set(name, value):
+            return 0
+        self.engine.loop.say(f"tune: there is no tunable {name!r}")
+        return -1
+
+    def explain(self, task_id: int) -> str:
+        """Why a task is where it is, for people."""
+        from vinecore.manager.on_workers import stuck_reason
+
+        def look() -> str:
+            machine = self.engine.machine
+            return "\n".join([*machine.story(task_id), stuck_reason(machine.state)]).strip()
+
+        return str(self.engine.call_in_loop(look))
+
+
+class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
+    """Runs tasks on workers. Thread-safe; use it as a context manager, or call ``close``.
+
+    Parameters:
+        port: TCP port for workers; None: any free one on loopback when only ``local_cores`` is given, else 9123 on all interfaces; 0: any
+            free one; (low, high): the first free one. ``$VINE_PORT``, if set, beats it.
+        local_cores: start an embedded worker with this many cores; True: all of them.
+        auth: "secret" (default): workers prove that they know the secret; None switches that off, for anybody who can reach the port.
+        password_file: file with the secret or a password; default ``$VINE_PASSWORD_FILE``, else the user's own secret file.
+
+    Raises:
+        UsageError: a parameter is wrong, or the port is in use. AuthenticationError: the secret file cannot be used.
+    """
+
+    def __init__(
+        self,
+        port: int | tuple[int, int] | list[int] | None = None,
+        local_cores: int | bool | None = None,
+        *,
+        auth: str | None = "secret",
+        password_file: str | None = None,
+    ) -> None:
+        self._done: deque[Task] = deque()
+        self._tasks: dict[int, Task] = {}
+        self._arrived = threading.Condition()
+        self._libraries: dict[str, InstalledLibrary] = {}
+        self._library_lock = threading.Lock()
+        self.engine = Engine(port, local_cores, auth, password_file)
+
+    def close(self) -> None:
+        """Release workers, end the embedded one, stop. Safe to call twice."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} port {self.port}{' closed' if self.engine.closed else ''}>"

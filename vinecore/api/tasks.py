@@ -1,0 +1,345 @@
+"""Tasks as users hold them, and the methods of a manager that submit, wait for and cancel them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from vinecore.errors import LibraryFailed, LoopDied, TaskFailed, UsageError
+from vinecore.runtime import payload as payloads
+
+if TYPE_CHECKING:
+    from vinecore.api.engine import Engine
+    from vinecore.api.functions import InstalledLibrary
+    from vinecore.manager.state import CodeEntry, Kind, TaskEntry
+
+_UNSET: Any = object()
+
+
+class Task:
+    """What all kinds of tasks share. Class attributes are the defaults of what most tasks never set."""
+
+    id: int | None = None
+    tag: str | None = None
+    category: str = "default"
+    _retries = 0
+    _priority = 0.0
+    _entry: TaskEntry | None = None
+    _manager: TaskMethods | None = None
+    _output: Any = _UNSET
+    _finished = False
+    _returned = False
+
+    def set_tag(self, tag: str) -> None:
+        """A free label, for ``wait_for_tag`` and ``cancel_by_task_tag``."""
+        self.tag = str(tag)
+
+    def set_category(self, category: str) -> None:
+        """The group that this task belongs to."""
+        self.category = str(category)
+
+    def set_retries(self, count: int) -> None:
+        """Times it is run again after its function raised."""
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise UsageError(f"retries must be a whole number, not {count!r}")
+        # Below 1 means no limit, as in TaskVine.
+        self._retries = count if count >= 1 else 2**31
+
+    def set_priority(self, priority: float) -> None:
+        """Larger runs earlier; default 0."""
+        self._priority = float(priority)
+
+    # ------------------------------------------------ outcome
+
+    @property
+    def manager(self) -> Any:
+        """The manager it was submitted to."""
+        return self._manager
+
+    @property
+    def state(self) -> str:
+        """INITIAL, READY, RUNNING, RETRIEVED or DONE."""
+        entry = self._entry
+        if entry is None:
+            return "INITIAL"
+        if self._returned:
+            return "DONE"
+        if self._finished:
+            return "RETRIEVED"
+        return "RUNNING" if entry.state == "placed" else "READY"
+
+    @property
+    def result(self) -> str:
+        """How it ended: success, cancelled, missing library, forsaken; unknown until then."""
+        entry = self._entry
+        if entry is None or not self._finished:
+            return "unknown"
+        error = entry.error
+        if error is None or error == "raised":
+            return "success"
+        if error == "cancelled":
+            return "cancelled"
+        return "missing library" if isinstance(error, LibraryFailed) else "forsaken"
+
+    @property
+    def exit_code(self) -> int:
+        """0 when the function returned, 1 when it raised, -1 when it never ran to an end."""
+        entry = self._entry
+        if entry is None or not self._finished:
+            return -1
+        return 0 if entry.error is None else 1 if entry.error == "raised" else -1
+
+    def completed(self) -> bool:
+        """Whether it ran to an end, well or not."""
+        return self.result == "success"
+
+    def successful(self) -> bool:
+        """Whether it ran and did not raise."""
+        entry = self._entry
+        return entry is not None and self._finished and entry.error is None
+
+    @property
+    def std_output(self) -> str | None:
+        """The remote traceback of a function that raised, else an empty text; None when it never ran."""
+        entry = self._entry
+        if entry is None or not self._finished:
+            return None
+        if entry.error == "raised":
+            cause = self._failure().__cause__
+            return str(cause) if cause is not None else ""
+        return "" if entry.error is None else None
+
+    @property
+    def output(self) -> Any:
+        """The value, decoded once; the exception object when there is no value."""
+        if not self._finished or self._entry is None:
+            return None
+        value = self._output
+        if value is _UNSET:
+            entry = self._entry
+            if entry.error is not None:
+                value = self._failure()
+            elif entry.value is not None:
+                value = payloads.decode(entry.value)
+            else:
+                assert self._manager is not None and entry.output is not None
+                value = self._manager.engine.read_value(entry.output)
+            self._output = value
+        return value
+
+    def _failure(self) -> BaseException:
+        entry = self._entry
+        assert entry is not None
+        if self._output is not _UNSET:
+            return self._output  # type: ignore[no-any-return]
+        if entry.error == "raised":
+            self._output = payloads.decode_error(entry.value or b"")
+        else:
+            error = entry.error
+            self._output = error if isinstance(error, BaseException) else TaskFailed(f"the task was {error}")
+        return self._output  # type: ignore[no-any-return]
+
+    def settled(self, entry: TaskEntry) -> TaskMethods | None:
+        """The outcome is there (loop's thread)."""
+        entry.handle = None
+        self._finished = True
+        manager = self._manager
+        if manager is not None:
+            manager._done.append(self)
+        return manager
+
+    def __del__(self) -> None:
+        # A large value is dropped with the task that holds it. No lock is taken here.
+        entry, manager = self._entry, self._manager
+        if entry is not None and manager is not None and entry.output is not None and not self._keeps_output():
+            manager.engine.release([entry.output])
+
+    def _keeps_output(self) -> bool:
+        return getattr(self, "_result_file", None) is not None
+
+    def _prepare(self, engine: Engine, libraries: dict[str, InstalledLibrary]) -> tuple[CodeEntry, Kind]:
+        raise UsageError(f"{type(self).__name__} cannot be submitted: use FunctionCall")
+
+
+class TaskMethods:
+    """The part of a manager that deals with tasks."""
+
+    engine: Engine
+    _libraries: dict[str, InstalledLibrary]
+    # Finished tasks in order of completion; those taken by tag or id stay until met, marked as returned.
+    _done: deque[Task]
+    # Submitted and not returned, by id.
+    _tasks: dict[int, Task]
+    _arrived: threading.Condition
+
+    def submit(self, task: Any) -> int:
+        """Hand a task over and return its id.
+
+        Raises:
+            TypeError: no task. UsageError (a ValueError): it is under way already, or its library is not installed.
+        """
+        if not isinstance(task, Task):
+            raise TypeError(f"submit takes a task such as FunctionCall, not {type(task).__name__}")
+        if task._entry is not None:
+            if not task._returned:
+                raise UsageError(f"task {task.id} is under way already: make another one, or wait for it first")
+            task._finished = task._returned = False
+            task._output = _UNSET
+        code, kind = task._prepare(self.engine, self._libraries)
+        task._manager = self
+        entry = self._build(task, code, kind)
+        task.id = entry.task_id
+        self._tasks[entry.task_id] = task
+        self.engine.post(entry)
+        return entry.task_id
+
+    def _build(self, task: Any, code: CodeEntry, kind: Kind) -> TaskEntry:
+        engine = self.engine
+        entry = engine.build_entry(code, kind, task.args, task.kwargs, task, task._retries, task._priority)
+        if task._temp_output:
+            if task._result_file is None or task._result_file.entry.producer is not None:
+                task._result_file = self.declare_temp()  # type: ignore[attr-defined]
+            output = task._result_file.entry
+            output.producer = entry
+            entry.output = output
+        task._entry = entry
+        return entry
+
+    def flush(self) -> None:
+        """After a batch of outcomes: wake who waits (loop's thread)."""
+        with self._arrived:
+            self._arrived.notify_all()
+
+    def wait(self, timeout: float | str | None = "wait_forever") -> Any:
+        """The next finished task, or None after ``timeout`` seconds.
+
+        Parameters:
+            timeout: seconds (int or float); 0 looks without waiting; None, -1 or "wait_forever" is without limit.
+
+        Without limit and with nothing under way it returns None instead of waiting for ever.
+
+        Raises:
+            UsageError: the timeout is none of these. LoopDied: the manager ended.
+        """
+        done = self._done
+        while done:
+            task = done.popleft()
+            if not task._returned:
+                return self._hand_out(task)
+        return self._wait_for(self._first_done, timeout)
+
+    def _first_done(self) -> Task | None:
+        done = self._done
+        while done:
+            task = done.popleft()
+            if not task._returned:
+                return task
+        return None
+
+    def wait_for_tag(self, tag: str | None, timeout: float | str | None = "wait_forever") -> Any:
+        """The next finished task with this tag (None: any), or None."""
+        if tag is None:
+            return self.wait(timeout)
+        return self._wait_for(
+            lambda: next((t for t in list(self._done) if t.tag == tag and not t._returned), None),
+            timeout,
+            lambda: any(t.tag == tag for t in list(self._tasks.values())),
+        )
+
+    def wait_for_task_id(self, task_id: int, timeout: float | str | None = "wait_forever") -> Any:
+        """The task with this id when it has finished (-1: any), or None."""
+        if task_id == -1:
+            return self.wait(timeout)
+
+        def find() -> Task | None:
+            task = self._tasks.get(task_id)
+            return task if task is not None and task._finished else None
+
+        return self._wait_for(find, timeout, lambda: task_id in self._tasks)
+
+    def _wait_for(self, find: Any, timeout: float | str | None, possible: Any = None) -> Any:
+        limit = _seconds(timeout)
+        task = find()
+        if task is None and limit != 0:
+            self.engine.refuse_in_loop("wait")
+            deadline = None if limit is None else time.monotonic() + limit
+            thread = self.engine.loop.thread
+            with self._arrived:
+                while (task := find()) is None:
+                    left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+                    if left <= 0 or (deadline is None and not (possible() if possible is not None else self._tasks)):
+                        break
+                    if thread is None or not thread.is_alive():
+                        raise LoopDied(f"the manager has ended: {self.engine.loop.died!r}")
+                    self._arrived.wait(left)
+        return None if task is None else self._hand_out(task)
+
+    def _hand_out(self, task: Task) -> Task:
+        task._returned = True
+        self._tasks.pop(task.id or 0, None)
+        return task
+
+    def empty(self) -> bool:
+        """True when every submitted task has been returned."""
+        return not self._tasks
+
+    def hungry(self) -> int:
+        """How many more tasks could usefully be submitted now; 0 when sated."""
+        tunables = self.engine.tunables
+        waiting, running, cores, workers = self.engine.call_in_loop(self._load)
+        factor = max(1.0, tunables.hungry_minimum_factor)
+        least = max(tunables.hungry_minimum, workers * factor, 1)
+        room = int(max(factor * cores - running, least))
+        return room if waiting == 0 else max(0, room - waiting)
+
+    def _load(self) -> tuple[int, int, int, int]:
+        state = self.engine.machine.state
+        running = sum(len(worker.running) for worker in state.workers.values())
+        cores = sum(worker.hello.cores for worker in state.workers.values())
+        return len(state.tasks) - running, running, cores, len(state.workers)
+
+    # ------------------------------------------------ cancelling: tasks come back through wait, with the result "cancelled"
+
+    def cancel_by_task_id(self, task_id: int) -> int:
+        """1 when there was such a task that had not finished, else 0."""
+        return self._cancel([t for t in (self._tasks.get(task_id),) if t is not None])
+
+    def cancel_by_task_tag(self, tag: str) -> int:
+        """Cancel one task with this tag: 1, or 0 when there is none."""
+        return self._cancel([t for t in list(self._tasks.values()) if t.tag == tag and not t._finished][:1])
+
+    def cancel_all_by_tag(self, tag: str) -> int:
+        """Cancel every task with this tag; returns how many."""
+        return self._cancel([t for t in list(self._tasks.values()) if t.tag == tag])
+
+    def cancel_by_category(self, category: str) -> int:
+        """Cancel every task of a category; returns how many."""
+        return self._cancel([t for t in list(self._tasks.values()) if t.category == category])
+
+    def cancel_all(self) -> int:
+        """Cancel everything; returns how many."""
+        return self._cancel(list(self._tasks.values()))
+
+    def _cancel(self, tasks: list[Task]) -> int:
+        from vinecore.manager.events import TasksCancelled
+
+        open_tasks = [task for task in tasks if not task._finished]
+        if open_tasks:
+            self.engine.post(TasksCancelled(0.0, [task._entry for task in open_tasks if task._entry is not None]))
+        return len(open_tasks)
+
+
+def _seconds(timeout: float | str | None) -> float | None:
+    """Seconds to wait; None: no limit.
+
+    Raises:
+        UsageError: it is no timeout.
+    """
+    if timeout is None or timeout == "wait_forever" or timeout == -1:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise UsageError(f'a timeout is a number of seconds, None or "wait_forever", not {timeout!r}')
+    # Other negative numbers have always meant a short wait.
+    return float(timeout) if timeout >= 0 else 5.0
