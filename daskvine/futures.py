@@ -419,7 +419,7 @@ class FuturesExecutor(Executor):
 def _close_elsewhere(engine: Engine) -> None:
     """Close it from a thread: the loop's own thread cannot wait for its end."""
     if not engine.closed:
-        threading.Thread(target=engine.close, name="vine-close").start()
+        threading.Thread(target=engine.close, name="vine-close", daemon=True).start()
 
 
 def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from vinecore import Resources
 from vinecore.errors import UsageError
-from vinecore.model.resources import Resources
 
 # Other spellings that TaskVine's users know.
 _ALIASES = {"lazy_transfers": "worker_transfers", "hoisting_modules": "lib_modules", "import_modules": "lib_modules"}

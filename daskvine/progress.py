@@ -6,11 +6,10 @@ import importlib.util
 import sys
 import threading
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from daskvine.options import GetOptions
-    from vinecore.manager.state import GraphEntry
+from daskvine.options import GetOptions
+from vinecore.api.graphs import GraphSubmission
 
 REFRESH_S = 0.2
 
@@ -18,8 +17,9 @@ REFRESH_S = 0.2
 class Progress:
     """Show how many vertices of a graph are done while the block runs."""
 
-    def __init__(self, graph: GraphEntry, options: GetOptions) -> None:
+    def __init__(self, graph: GraphSubmission, size: int, options: GetOptions) -> None:
         self._graph = graph
+        self._size = size
         self._label = options.progress_label
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -45,7 +45,7 @@ class Progress:
 
         bar: Any
         with Bar(console=Console(stderr=True), transient=False) as bar:
-            task = bar.add_task(self._label, total=self._graph.size)
+            task = bar.add_task(self._label, total=self._size)
             while True:
                 over = self._stop.wait(REFRESH_S)
                 bar.update(task, completed=self._graph.finished_count)

@@ -1,8 +1,8 @@
 """Results of graphs that were computed before, for a second ``get`` of the same graph.
 
-Two gets are of the same graph when they ask for the same keys and every packed piece (functions as interned, literals as pickled, structure) has the same
-bytes. So an array that was changed in place, or a function that captures something mutable, computes anew. A graph with a requested value of None is never
-remembered: it may have been run for what it does.
+Two gets are of the same graph when they ask for the same keys and every packed piece (functions as interned, literals as pickled,
+structure) has the same bytes. So an array that was changed in place, or a function that captures something mutable, computes anew.
+A graph with a requested value of None is never remembered: it may have been run for what it does.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from daskvine.graph import Plan
 from vinecore.api.engine import Engine
+from vinecore.api.graphs import GraphSubmission, Piece
 from vinecore.errors import LostError
-
-if TYPE_CHECKING:
-    from daskvine.graph import Plan
-    from daskvine.scheduler import GraphRun, Piece
-    from vinecore.manager.state import FileEntry
 
 # Graphs remembered, and bytes of their values; higher: more reuse, more held on workers.
 KEEP_COUNT = 64
@@ -34,7 +31,7 @@ class Results:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Signature, dict[int, FileEntry]] = OrderedDict()
+        self._kept: OrderedDict[Signature, dict[int, Any]] = OrderedDict()
         self._requested: dict[tuple[Any, ...], int] = {}
         self._bytes = 0
 
@@ -67,22 +64,21 @@ class Results:
         except (LostError, TimeoutError):
             return None
 
-    def keep(self, plan: Plan, run: GraphRun, values: dict[int, Any]) -> None:
+    def keep(self, plan: Plan, graph: GraphSubmission, values: dict[int, Any]) -> None:
         """Remember what a get computed; the files are held until they are the least recently used."""
         if plan.digest is None or any(value is None for value in values.values()):
             return
-        files = {number: entry.output for number, entry in run.entries.items() if entry.output is not None}
+        files = graph.files()
         size = sum(file.size_bytes for file in files.values())
         if size > KEEP_BYTES:
             return
         requested = tuple(plan.order[number] for number in plan.requested)
         signature = (requested, plan.digest)
-        dropped: list[FileEntry] = []
+        dropped: list[Any] = []
         with self._lock:
             if signature in self._kept:
                 return
-            for file in files.values():
-                file.holds += 1
+            self._engine.hold(list(files.values()))
             self._kept[signature] = files
             self._requested[requested] = self._requested.get(requested, 0) + 1
             self._bytes += size

@@ -58,17 +58,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 # Inside a machine: a module may import those of its own row and of rows above it here, never below.
 ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
     "vinecore.manager": (
-        ("events", "orders", "transitions"),
+        ("transitions",),
         ("state",),
+        ("events", "orders"),
         ("replicas", "transfers", "lineage"),
         ("bundles", "policy"),
+        ("placement",),
         ("on_*",),
         ("machine",),
     ),
     "vinecore.worker": (
-        ("events", "orders", "transitions"),
+        ("events", "orders"),
         ("state",),
-        ("cache_index",),
         ("on_*",),
         ("machine",),
     ),

@@ -79,26 +79,24 @@ class Engine:
     def _start(self, listener: socket.socket, slots: int, say: Callable[[str], None]) -> None:
         # Imported late: the embedded worker boots on another core meanwhile.
         from vinecore.manager import state
-        from vinecore.manager.machine import ManagerMachine
         from vinecore.model.config import Tunables
         from vinecore.runtime.functions import FunctionCache
         from vinecore.shell.machine_id import machine_id
         from vinecore.shell.manager_loop import ManagerLoop
 
         self.tunables = Tunables()
-        machine = ManagerMachine(f"r{os.urandom(6).hex()}", self.tunables)
-        machine.state.machine = machine_id()
-        machine.state.address = f"{socket.gethostname()} {self.port}"
-        self.machine = machine
-        self.loop: ManagerLoop = ManagerLoop(machine, listener, self.secret, say)
+        self.loop: ManagerLoop = ManagerLoop(f"r{os.urandom(6).hex()}", self.tunables, listener, self.secret, say)
+        self.machine = self.loop.machine
+        self.machine.state.machine = machine_id()
+        self.machine.state.address = f"{socket.gethostname()} {self.port}"
         self.functions = FunctionCache()
         self._task_entry = state.TaskEntry
         self._state = state
         self._code_ids = itertools.count(1)
         self._library_ids = itertools.count(1)
         self._file_ids = itertools.count(1)
-        self._graph_ids = itertools.count(1)
-        self._task_ids = itertools.count(1)
+        self.graph_ids = itertools.count(1)
+        self.task_ids = itertools.count(1)
         self.codes: dict[FunctionPickle, tuple[CodeEntry, Kind]] = {}
         self.kinds: dict[tuple[str, Shape], Kind] = {}
         self.loop.start()
@@ -276,7 +274,7 @@ class Engine:
         """Pickle the arguments and make the entry; it is not posted."""
         payload, dependencies = encode_arguments(args, kwargs, kind.name)
         if type(payload) is bytes and len(payload) <= INLINE_LIMIT_BYTES:
-            entry = self._task_entry(next(self._task_ids), kind, code, payload, handle, (), retries, priority)
+            entry = self._task_entry(next(self.task_ids), kind, code, payload, handle, (), retries, priority)
         else:
             entry = self._with_payload(kind, code, payload, handle, retries, priority)
         if dependencies:
@@ -300,13 +298,13 @@ class Engine:
     ) -> TaskEntry:
         """An entry whose arguments are too large for a message, or have buffers of their own."""
         if type(payload) is not bytes and payload.size_bytes <= INLINE_LIMIT_BYTES:
-            return self._task_entry(next(self._task_ids), kind, code, payload.join(), handle, (), retries, priority)
+            return self._task_entry(next(self.task_ids), kind, code, payload.join(), handle, (), retries, priority)
         if type(payload) is bytes:
             file = self.new_file([payload], len(payload))
         else:
             # The caller may change its arrays after submit returns: what is sent is what they were.
             file = self.new_file([payload.join()], payload.size_bytes)
-        entry = self._task_entry(next(self._task_ids), kind, code, b"", handle, (file,), retries, priority)
+        entry = self._task_entry(next(self.task_ids), kind, code, b"", handle, (file,), retries, priority)
         entry.payload_file = True
         return entry
 
@@ -325,6 +323,21 @@ class Engine:
         if threading.current_thread() is self.loop.thread:
             return waiter.value_in_loop()
         return waiter.value(timeout)
+
+    def hold(self, files: list[FileEntry]) -> None:
+        """Count one more reference of the user to each of these files, which it must hold already."""
+
+        def count() -> None:
+            for file in files:
+                file.holds += 1
+
+        self.post(count)
+
+    def cancel(self, entries: list[TaskEntry]) -> None:
+        """Give these entries up; those that are finished are ignored."""
+        from vinecore.manager.events import TasksCancelled
+
+        self.post(TasksCancelled(0.0, entries))
 
     def release(self, files: list[FileEntry]) -> None:
         """References of the user to these files ended; also legal in a finaliser: it takes no lock."""

@@ -8,14 +8,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import TEMP, File
-from vinecore.api.tasks import Task
+from vinecore.api.tasks import InstalledLibrary, Task
 from vinecore.errors import UnpicklableError, UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.functions import modules_of, name_of
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.manager.state import CodeEntry, Kind, LibraryEntry
+    from vinecore.manager.state import CodeEntry, Kind
 
 EXEC_MODES = ("fork", "direct")
 
@@ -150,17 +150,6 @@ class FunctionCall(Task):
         if found is None:
             raise UsageError(f"library {self.library!r} has no function {self.function!r}; it has: {', '.join(library.codes)}")
         return found
-
-
-class InstalledLibrary:
-    """A library of a running manager: its entry, and code by function name."""
-
-    __slots__ = ("codes", "entry", "task")
-
-    def __init__(self, entry: LibraryEntry, codes: dict[str, tuple[CodeEntry, Kind]], task: LibraryTask) -> None:
-        self.entry = entry
-        self.codes = codes
-        self.task = task
 
 
 class LibraryMethods:

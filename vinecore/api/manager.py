@@ -102,11 +102,9 @@ class WorkerMethods:
 
     def explain(self, task_id: int) -> str:
         """Why a task is where it is, for people."""
-        from vinecore.manager.on_workers import stuck_reason
-
         def look() -> str:
             machine = self.engine.machine
-            return "\n".join([*machine.story(task_id), stuck_reason(machine.state)]).strip()
+            return "\n".join([*machine.story(task_id), machine.stuck_reason()]).strip()
 
         return str(self.engine.call_in_loop(look))
 

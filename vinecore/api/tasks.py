@@ -7,13 +7,13 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from vinecore.errors import LibraryFailed, LoopDied, TaskFailed, UsageError
+from vinecore.api.outcome import failure_of
+from vinecore.errors import LibraryFailed, LoopDied, UsageError
 from vinecore.runtime import payload as payloads
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.api.functions import InstalledLibrary
-    from vinecore.manager.state import CodeEntry, Kind, TaskEntry
+    from vinecore.manager.state import CodeEntry, Kind, LibraryEntry, TaskEntry
 
 _UNSET: Any = object()
 
@@ -134,11 +134,7 @@ class Task:
         assert entry is not None
         if self._output is not _UNSET:
             return self._output  # type: ignore[no-any-return]
-        if entry.error == "raised":
-            self._output = payloads.decode_error(entry.value or b"")
-        else:
-            error = entry.error
-            self._output = error if isinstance(error, BaseException) else TaskFailed(f"the task was {error}")
+        self._output = failure_of(entry)
         return self._output  # type: ignore[no-any-return]
 
     def settled(self, entry: TaskEntry) -> TaskMethods | None:
@@ -161,6 +157,17 @@ class Task:
 
     def _prepare(self, engine: Engine, libraries: dict[str, InstalledLibrary]) -> tuple[CodeEntry, Kind]:
         raise UsageError(f"{type(self).__name__} cannot be submitted: use FunctionCall")
+
+
+class InstalledLibrary:
+    """A library of a running manager: its entry, and code by function name."""
+
+    __slots__ = ("codes", "entry", "task")
+
+    def __init__(self, entry: LibraryEntry, codes: dict[str, tuple[CodeEntry, Kind]], task: Any) -> None:
+        self.entry = entry
+        self.codes = codes
+        self.task = task
 
 
 class TaskMethods:
@@ -323,11 +330,9 @@ class TaskMethods:
         return self._cancel(list(self._tasks.values()))
 
     def _cancel(self, tasks: list[Task]) -> int:
-        from vinecore.manager.events import TasksCancelled
-
         open_tasks = [task for task in tasks if not task._finished]
         if open_tasks:
-            self.engine.post(TasksCancelled(0.0, [task._entry for task in open_tasks if task._entry is not None]))
+            self.engine.cancel([task._entry for task in open_tasks if task._entry is not None])
         return len(open_tasks)
 
 

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from vinecore.errors import FileLost, LoopDied
 from vinecore.manager.events import FileWanted
+from vinecore.manager.state import FileEntry
 from vinecore.runtime import payload as payloads
-
-if TYPE_CHECKING:
-    from vinecore.api.engine import Engine
-    from vinecore.manager.state import FileEntry
+from vinecore.shell.manager_loop import ManagerLoop
 
 # A copy on this machine may vanish between being named and being opened (its worker died): asked again this often.
 TRIES = 5
 
 
+class Posts(Protocol):
+    """What is needed of an engine here."""
+
+    loop: ManagerLoop
+
+    def post(self, item: object) -> None: ...
+
+    def refuse_in_loop(self, what: str) -> None: ...
+
+
 class FileWaiter:
     """One wish for a file's bytes."""
 
-    def __init__(self, engine: Engine, file: FileEntry) -> None:
+    def __init__(self, engine: Posts, file: FileEntry) -> None:
         self.engine = engine
         self.file = file
         self.done = threading.Event()

@@ -91,7 +91,7 @@ def _secret(options: argparse.Namespace) -> bytes | None:
             return file.read() or None
     if options.no_authentication:
         return None
-    from vinecore.shell.secrets import secret_for_worker
+    from vinecore.shell.worker_loop import secret_for_worker
 
     return secret_for_worker(options.password)
 

@@ -119,6 +119,10 @@ class ManagerMachine:
         """Raise InvariantError when a promise of the state is broken."""
         self.state.check()
 
+    def stuck_reason(self) -> str:
+        """Why ready work has no place to run, as one line; empty when it has."""
+        return on_workers.stuck_reason(self.state)
+
     def story(self, *ids: int) -> list[str]:
         """What is known of these tasks, for error reports and ``explain``."""
         lines = []

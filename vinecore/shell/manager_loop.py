@@ -26,6 +26,7 @@ from vinecore.errors import FileLost, LoopDied, PeerError, VineError
 from vinecore.manager import events, orders
 from vinecore.manager.machine import ManagerMachine
 from vinecore.manager.state import FileEntry, TaskEntry
+from vinecore.model.config import Tunables
 from vinecore.shell import transfer
 from vinecore.shell.stream import Link
 from vinecore.wire import messages
@@ -54,14 +55,15 @@ class ManagerLoop:
     """Owns the machine, the port and the links.
 
     Parameters:
-        machine: the manager's machine.
+        run: short text that makes the names of this run's temps unique.
+        tunables: values in force.
         listener: a bound, listening socket.
         secret: of this run; None switches authentication off.
         say: prints one line for the user.
     """
 
-    def __init__(self, machine: ManagerMachine, listener: socket.socket, secret: bytes | None, say: Callable[[str], None]) -> None:
-        self.machine = machine
+    def __init__(self, run: str, tunables: Tunables, listener: socket.socket, secret: bytes | None, say: Callable[[str], None]) -> None:
+        self.machine = ManagerMachine(run, tunables)
         self.listener = listener
         self.secret = secret
         self.say = say

@@ -29,12 +29,15 @@ from vinecore.shell import transfer
 from vinecore.shell.local_link import LocalLink
 from vinecore.shell.machine_id import machine_id
 from vinecore.shell.process import HostProcess, SlotProcess, end_hosts, kill_group
+from vinecore.shell.secrets import secret_for_worker
 from vinecore.shell.store import Store
 from vinecore.shell.stream import Link
 from vinecore.wire import messages
 from vinecore.wire.handshake import Dialer
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
+
+__all__ = ["WorkerConfig", "WorkerLoop", "count_gpus", "secret_for_worker"]
 
 TRANSFER_THREADS = 4
 

@@ -1,0 +1,164 @@
+"""Graphs handed to the core piece by piece, and their requested values. Whoever converts graphs (daskvine) stands on this.
+
+    caller: add_piece, add_piece ... wait, value    loop's thread: settled, flush
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vinecore.api.engine import Engine
+from vinecore.api.outcome import failure_of
+from vinecore.errors import LoopDied, VineError
+from vinecore.manager.events import GraphCancelled, VerticesSubmitted
+from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, TaskEntry
+from vinecore.runtime import payload as payloads
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive vertices of a graph, packed by one pickle.
+
+    numbers: their places in the graph. payload: the pickled list of packed vertices. functions: code that they name. modules: to import
+    before slots are forked.
+    """
+
+    numbers: range
+    payload: bytes
+    functions: tuple[CodeEntry, ...]
+    modules: tuple[str, ...]
+
+
+class VertexPlan:
+    """What the core must know of one vertex: inputs by place in the graph, how alike it is, how many consumers it will have."""
+
+    __slots__ = ("consumer_count", "inputs", "kind", "priority", "retries")
+
+    def __init__(self, inputs: Sequence[int], kind: Kind, consumer_count: int, retries: int, priority: float) -> None:
+        self.inputs = inputs
+        self.kind = kind
+        self.consumer_count = consumer_count
+        self.retries = retries
+        self.priority = priority
+
+
+class GraphSubmission:
+    """One graph on its way; the handle of its requested vertices.
+
+    Parameters:
+        size: number of vertices in all.
+        requested: places of those whose values are wanted.
+        bring_home: bring every large value to the manager as soon as it exists.
+    """
+
+    def __init__(self, engine: Engine, size: int, requested: Sequence[int], bring_home: bool = False) -> None:
+        self.engine = engine
+        self.requested = frozenset(requested)
+        self.graph = GraphEntry(next(engine.graph_ids), self, size)
+        self.graph.bring_home = bring_home
+        self.entries: dict[int, TaskEntry] = {}
+        self._outputs: list[FileEntry] = []
+        self._remaining = len(self.requested)
+        self._failed: TaskEntry | None = None
+        self._ended = threading.Condition()
+
+    # -------------------------------------------------- the loop's side
+
+    def settled(self, entry: TaskEntry) -> GraphSubmission:
+        """A requested vertex has its value, or the graph has failed (loop's thread)."""
+        entry.handle = None
+        if entry.error is not None:
+            self._failed = self._failed or entry
+        else:
+            self._remaining -= 1
+        return self
+
+    def flush(self) -> None:
+        """After a batch: wake the caller when there is nothing left to wait for (loop's thread)."""
+        if self._failed is not None or self._remaining <= 0:
+            with self._ended:
+                self._ended.notify_all()
+
+    # -------------------------------------------------- the caller's side
+
+    @property
+    def finished_count(self) -> int:
+        """Vertices that are done, for progress displays."""
+        return self.graph.finished_count
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether some vertex failed for good: submitting more is of no use."""
+        return self._failed is not None
+
+    def add_piece(self, piece: Piece, plans: Sequence[VertexPlan]) -> None:
+        """Hand the next vertices to the core, in post-order."""
+        engine, outputs = self.engine, self._outputs
+        code = engine.new_code(engine.python, piece.payload, piece.modules, piece.functions, True)
+        next_id = engine.task_ids.__next__
+        requested = self.requested
+        entries = []
+        for index, (number, plan) in enumerate(zip(piece.numbers, plans, strict=True)):
+            inputs = tuple([outputs[i] for i in plan.inputs])
+            entry = TaskEntry(next_id(), plan.kind, code, b"", None, inputs, plan.retries, plan.priority)
+            entry.index = index
+            output = entry.output = FileEntry(entry.task_id)
+            output.producer = entry
+            output.to_come = plan.consumer_count
+            if number in requested:
+                output.holds = 1
+                entry.handle = self
+                self.entries[number] = entry
+            outputs.append(output)
+            entries.append(entry)
+        engine.post(VerticesSubmitted(0.0, self.graph, entries))
+
+    def wait(self) -> None:
+        """Wait until every requested vertex has its value, or the graph failed.
+
+        Raises:
+            LoopDied: the manager ended.
+        """
+        loop = self.engine.loop
+        with self._ended:
+            while self._failed is None and self._remaining > 0:
+                self._ended.wait(1.0)
+                if loop.thread is None or not loop.thread.is_alive():
+                    raise LoopDied(f"the manager ended before the graph was done: {loop.died!r}")
+
+    def failure(self) -> tuple[BaseException, int] | None:
+        """The exception of the vertex that failed first, and its place in the graph; None when none did."""
+        entry = self._failed
+        if entry is None:
+            return None
+        failure = failure_of(entry)
+        assert failure is not None
+        return failure, entry.order
+
+    def value(self, number: int) -> Any:
+        """The value of a requested vertex, brought here and decoded."""
+        entry = self.entries[number]
+        if entry.value is not None:
+            return payloads.decode(entry.value)
+        assert entry.output is not None
+        return self.engine.read_value(entry.output)
+
+    def files(self) -> dict[int, FileEntry]:
+        """The requested values as files, by place in the graph."""
+        return {number: entry.output for number, entry in self.entries.items() if entry.output is not None}
+
+    def release(self) -> None:
+        """The caller has its values: it holds the graph's files no more."""
+        self.engine.release(list(self.files().values()))
+
+    def cancel(self) -> None:
+        """Give everything of this graph up."""
+        if not self.engine.closed:
+            try:
+                self.engine.post(GraphCancelled(0.0, self.graph))
+                self.release()
+            except VineError:
+                pass  # the loop has ended, and with it the graph

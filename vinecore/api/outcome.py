@@ -1,0 +1,21 @@
+"""The exception that an entry's outcome stands for, decoded in the caller's thread."""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+
+from vinecore.errors import TaskFailed
+from vinecore.manager.state import CANCELLED, RAISED, TaskEntry
+from vinecore.runtime.payload import decode_error
+
+
+def failure_of(entry: TaskEntry) -> BaseException | None:
+    """The exception of an entry that has its outcome; None when it succeeded."""
+    error = entry.error
+    if error is None or isinstance(error, BaseException):
+        return error
+    if error == RAISED:
+        return decode_error(entry.value or b"")
+    if error == CANCELLED:
+        return CancelledError()
+    return TaskFailed(error)
