@@ -30,6 +30,9 @@ from vinecore.runtime.vertex import is_plain, pack_vertex
 PIECE_COUNT = 256
 # The first piece is smaller, so that slots start early.
 FIRST_PIECE_COUNT = 48
+# Graphs up to this size are handed over whole: the core then knows every consumer when it puts the first bundle together. Larger
+# ones are streamed, so that slots start while the rest is converted.
+AT_ONCE_COUNT = 2000
 
 
 class DaskVine(Manager):
@@ -90,10 +93,17 @@ def _run(graph: GraphSubmission, plan: Plan, pieces: Iterator[Piece], planner: _
     Raises:
         Exception: what a vertex raised.
     """
+    gathered: list[Any] = []
+    at_once = len(plan) <= AT_ONCE_COUNT
     for piece in pieces:
         if graph.has_failed:
             break
-        graph.add_piece(piece, planner.plans(piece.numbers))
+        gathered.append((piece, planner.plans(piece.numbers)))
+        if not at_once:
+            graph.add_pieces(gathered)
+            gathered = []
+    if gathered:
+        graph.add_pieces(gathered)
     graph.wait()
     failed = graph.failure()
     if failed is not None:

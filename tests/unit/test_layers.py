@@ -304,7 +304,7 @@ LEGAL_TREE = {
     "vinecore/wire/messages.py": "import msgspec\nfrom vinecore.model import ids\n",
     "vinecore/wire/framing.py": "import hashlib\nfrom vinecore.wire.messages import Call\n",
     "vinecore/manager/events.py": "from vinecore.wire.messages import Call\n",
-    "vinecore/manager/state.py": "from . import events\n",
+    "vinecore/manager/state.py": "from . import transitions\n",
     "vinecore/manager/replicas.py": "from .state import State\n",
     "vinecore/manager/policy.py": "from vinecore.manager.replicas import Replicas\n",
     "vinecore/manager/on_tasks.py": "from vinecore.manager import policy\n",

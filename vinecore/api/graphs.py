@@ -94,8 +94,12 @@ class GraphSubmission:
         """Whether some vertex failed for good: submitting more is of no use."""
         return self._failed is not None
 
-    def add_piece(self, piece: Piece, plans: Sequence[VertexPlan]) -> None:
-        """Hand the next vertices to the core, in post-order."""
+    def add_pieces(self, pieces: Sequence[tuple[Piece, Sequence[VertexPlan]]]) -> None:
+        """Hand the next vertices to the core, in post-order, all at once."""
+        entries = [entry for piece, plans in pieces for entry in self._entries(piece, plans)]
+        self.engine.post(VerticesSubmitted(0.0, self.graph, entries))
+
+    def _entries(self, piece: Piece, plans: Sequence[VertexPlan]) -> list[TaskEntry]:
         engine, outputs = self.engine, self._outputs
         code = engine.new_code(engine.python, piece.payload, piece.modules, piece.functions, True)
         next_id = engine.task_ids.__next__
@@ -114,7 +118,7 @@ class GraphSubmission:
                 self.entries[number] = entry
             outputs.append(output)
             entries.append(entry)
-        engine.post(VerticesSubmitted(0.0, self.graph, entries))
+        return entries
 
     def wait(self) -> None:
         """Wait until every requested vertex has its value, or the graph failed.

@@ -25,6 +25,7 @@ from collections.abc import Callable
 
 from vinecore.runtime import context
 from vinecore.runtime import payload as payloads
+from vinecore.runtime.forking_slot import ForkingSlot
 from vinecore.runtime.slot import Slot
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
@@ -163,7 +164,8 @@ class Host:
             claims = memoryview(mmap.mmap(claim_fd, CLAIM_BYTES)).cast("Q")
             os.close(claim_fd)
             sock = socket.socket(fileno=sock_fd)
-            Slot(sock, claims, begin.store, begin.run, begin.inline_limit_bytes, self.functions).serve()
+            kind = ForkingSlot if begin.exec_mode == "fork" else Slot
+            kind(sock, claims, begin.store, begin.run, begin.inline_limit_bytes, self.functions).serve()
             code = 0
         except (BrokenPipeError, ConnectionResetError):
             code = 0

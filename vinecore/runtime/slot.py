@@ -182,7 +182,15 @@ class Slot:
     # ------------------------------------------------------------ one call
 
     def run_call(self, call: Call) -> None:
-        """Run one call and report its Result; nothing that user code raises gets out of here."""
+        """Run one call and gather its Result."""
+        result = self.execute(call)
+        with self.out_lock:
+            self.out.append(result)
+        if perf_counter() - self.last_flush > FLUSH_AFTER_S:
+            self.flush()
+
+    def execute(self, call: Call) -> Result:
+        """Run one call; nothing that user code raises gets out of here."""
         started = perf_counter()
         try:
             value = self.evaluate(call)
@@ -198,12 +206,8 @@ class Slot:
             result = Result(call.task_id, call.attempt, messages.NO_INPUT, 0, str(error).encode())
         except BaseException as error:
             result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
-        now = perf_counter()
-        result.duration_us = int((now - started) * 1e6)
-        with self.out_lock:
-            self.out.append(result)
-        if now - self.last_flush > FLUSH_AFTER_S:
-            self.flush()
+        result.duration_us = int((perf_counter() - started) * 1e6)
+        return result
 
     def evaluate(self, call: Call) -> object:
         """The value of one call."""

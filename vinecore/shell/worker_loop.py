@@ -374,6 +374,7 @@ class WorkerLoop:
             welcome.run,
             welcome.inline_limit_bytes,
             path,
+            begin.exec_mode,
         )
         host.link.send(messages.encode(message))
 

@@ -303,6 +303,7 @@ class Begin(Struct, array_like=True, tag="begin", frozen=True):
     run: str
     inline_limit_bytes: int
     payload_path: str = ""
+    exec_mode: str = "direct"
 
 
 class Hoist(Struct, array_like=True, tag="hoist", frozen=True):
