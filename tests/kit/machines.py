@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tests.kit.builders import RUN, hello
-from vinecore.errors import RemoteError
 from vinecore.manager import events as to_manager
 from vinecore.manager import orders as from_manager
 from vinecore.manager.machine import ManagerMachine
@@ -47,6 +46,7 @@ class Spec:
     size_bytes: int = 8
     raises: int = 0
     kills: int = 0
+    raised: int = 0
 
 
 @dataclass
@@ -176,14 +176,10 @@ class FakeSlot:
         """Killed: what was not flushed is lost; the worker hears of it behind everything that was sent."""
         if not self.alive:
             return
-        self.end()
+        self.alive = False
         self.worker.slot_deaths += 1
         delay = max(0.0, self.to_worker.last - self.network.now)
         self.network.later(delay, self.worker.slot_gone, self, self.started[-1][1])
-
-    def end(self) -> None:
-        self.alive = False
-        self.worker.dead_slots[self.slot_id] = self
 
     def _receive(self, message: object) -> None:
         self.inbox.append(message)
@@ -258,6 +254,7 @@ class FakeSlot:
         result = messages.Result(call.task_id, call.attempt, messages.RAISED, 0, b"boom %d" % call.task_id)
         if spec.raises > 0:
             spec.raises -= 1
+            spec.raised += 1
         else:
             self._ended(call, digest(call.task_id, inputs), result)
         result.duration_us = max(1, int(spec.duration_s * 1e6))
@@ -318,7 +315,6 @@ class FakeWorker:
         self.store: dict[str, bytes] = {}
         self.hosts: dict[int, FakeHost] = {}
         self.slots: dict[int, FakeSlot] = {}
-        self.dead_slots: dict[int, FakeSlot] = {}
         self.runs: Counter[tuple[int, int]] = Counter()
         self.slot_deaths = self.host_deaths = 0
         self.next_pid = 100
@@ -326,7 +322,6 @@ class FakeWorker:
         self.to_manager = Wire(network, messages.decode_from_worker, self._to_manager)  # type: ignore[arg-type]
         self.from_manager = Wire(network, messages.decode_from_manager, self._said)  # type: ignore[arg-type]
         self.left_because = ""
-        self.sent_runs = 0
 
     def _to_manager(self, message: object) -> None:
         self.shell.worker_said(self, message)
@@ -388,7 +383,7 @@ class FakeWorker:
             self.handle(to_worker.Tick(self.network.now))
 
     def slot_answered(self, slot: FakeSlot, results: list[messages.Result]) -> None:
-        if self.slots.get(slot.slot_id) is slot or self.dead_slots.get(slot.slot_id) is slot:
+        if self.slots.get(slot.slot_id) is slot:
             self.handle(to_worker.SlotAnswered(self.network.now, slot.slot_id, results))
 
     def slot_gone(self, slot: FakeSlot, started: int) -> None:
@@ -458,7 +453,7 @@ class FakeWorker:
     def _drop(self, slot_id: int) -> None:
         slot = self.slots.pop(slot_id, None)
         if slot is not None:
-            slot.end()
+            slot.alive = False
 
     # -- library parents
 
@@ -656,11 +651,3 @@ class MachinePair:
 
     def run(self, seconds: float = 1.0) -> None:
         self.network.run(seconds)
-
-
-def expected(entry: TaskEntry, known: dict[int, bytes], files: dict[str, bytes]) -> bytes:
-    """What an entry ought to compute; inputs must be entries' outputs, entries, or declared files."""
-    found = known.get(entry.task_id)
-    if found is None:
-        raise RemoteError(f"the value of task {entry.task_id} was not worked out: inputs come first")
-    return found
