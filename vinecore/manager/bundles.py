@@ -20,19 +20,20 @@ MOST = 1000
 DRAWN_CONSUMERS = 8
 
 
-def bundle_for(first: TaskEntry, slots: int, tunables: Tunables) -> list[TaskEntry]:
+def bundle_for(first: TaskEntry, slots: int, worker_id: int, tunables: Tunables) -> list[TaskEntry]:
     """The vertices that go to one slot with ``first``, in an order in which they can run.
 
     Parameters:
         first: a ready vertex, already taken from its queue.
         slots: slots of all workers that could take part; none of them is left without a bundle.
+        worker_id: where they go; inputs that only other workers hold keep a vertex out.
     """
     graph = first.graph
     assert graph is not None
     most = min(MOST, max(1, graph.unplaced // (2 * max(1, slots))))
     if first.kind.mean_us == 0.0:
         most = min(most, int(tunables.bundle_unknown_count))
-    growing = _Bundle(first, most, tunables)
+    growing = _Bundle(first, most, worker_id, tunables)
     if most == 1:
         return growing.chosen
     vertices = graph.vertices
@@ -51,26 +52,30 @@ def bundle_for(first: TaskEntry, slots: int, tunables: Tunables) -> list[TaskEnt
 class _Bundle:
     """A bundle being put together."""
 
-    __slots__ = ("chosen", "full", "inside", "known", "most", "shape", "total_us", "tunables")
+    __slots__ = ("chosen", "full", "inside", "known", "most", "shape", "total_us", "tunables", "worker_id")
 
-    def __init__(self, first: TaskEntry, most: int, tunables: Tunables) -> None:
+    def __init__(self, first: TaskEntry, most: int, worker_id: int, tunables: Tunables) -> None:
         self.chosen = [first]
         self.inside = {first}
         self.shape: Shape = first.kind.shape
         self.most = most
+        self.worker_id = worker_id
         self.tunables = tunables
         self.total_us = first.kind.mean_us
         self.known = first.kind.mean_us > 0.0
         self.full = most <= 1
 
     def can_join(self, entry: TaskEntry) -> bool:
-        """True when it is of the same shape and each input is available or made by a member."""
+        """True when it is of the same shape, and each input is made by a member, is on this worker or can be fetched."""
         if entry.kind.shape is not self.shape:
             return False
-        if entry.state is t.READY:
-            return True
-        inside = self.inside
-        return all(file.is_available() or file.producer in inside for file in entry.inputs)
+        inside, worker_id = self.inside, self.worker_id
+        for file in entry.inputs:
+            if file.data is not None or file.at_manager or file.producer in inside:
+                continue
+            if not file.on_workers or worker_id not in file.on_workers:
+                return False
+        return True
 
     def add(self, entry: TaskEntry) -> None:
         """Take it in if the time allows; else the bundle is full."""
@@ -122,7 +127,7 @@ class _Bundle:
             producer = file.producer
             if file.is_available() or producer in self.inside:
                 continue
-            if producer is None or producer.state is not t.READY or producer.kind.shape is not self.shape:
+            if producer is None or producer.state is not t.READY or not self.can_join(producer):
                 return None
             needed.append(producer)
         return needed

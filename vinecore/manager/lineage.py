@@ -1,7 +1,8 @@
 """Which task makes which file: references, availability, release, and what must run again when the last copy is gone.
 
 A file's entry holds its producer, a producer holds its inputs until its own output is safe (inline, at the manager, or released): so the
-chain that could make a file again lives exactly as long as it may be needed.
+chain that could make a file again lives exactly as long as it may be needed. Such inputs count as ``remakes``: their copies on workers go
+when nobody reads them, but what could not be made again stays (inline data, objects of the manager), and so does their own lineage.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ def attach(state: ManagerState, entry: TaskEntry) -> None:
         file.consumers.append(entry)
         if not file.is_available():
             missing += 1
-            producer = file.producer
-            if producer is not None and producer.state is t.FINISHED and producer.error is None and not file.kept:
-                rerun(state, producer)
+            make_again(state, file)
     entry.missing = missing
 
 
@@ -86,9 +85,11 @@ def became_unavailable(state: ManagerState, file: FileEntry) -> None:
 def make_again(state: ManagerState, file: FileEntry) -> None:
     """Run the producer of a lost file once more, and theirs, as deep as needed."""
     producer = file.producer
+    if file.kept:
+        return  # decided when its bundle has ended
     if producer is None:
-        return
-    if producer.state is t.FINISHED and producer.error is None:
+        state.lost_files.append(file)
+    elif producer.state is t.FINISHED and producer.error is None:
         rerun(state, producer)
 
 
@@ -99,23 +100,39 @@ def rerun(state: ManagerState, entry: TaskEntry) -> None:
         task = pending.pop()
         if task.state is not t.FINISHED:
             continue
+        if task.is_final:
+            if task.output is not None:
+                state.lost_files.append(task.output)
+            continue
         state.counters.rerun += 1
         if task.graph is not None:
             task.graph.unplaced += 1
             task.graph.finished_count -= 1
         task.state = t.TASK[task.state, "output lost"]
         task.value = None
+        _tell_once(state, task)
         state.tasks[task.task_id] = task
         missing = 0
         for file in task.inputs:
+            file.remakes -= 1
             file.uses += 1
             if not file.is_available():
                 missing += 1
-                if file.producer is not None and not file.kept:
+                if file.producer is None:
+                    state.lost_files.append(file)
+                elif not file.kept:
                     pending.append(file.producer)
         task.missing = missing
         if missing == 0:
             make_ready(state, task)
+
+
+def _tell_once(state: ManagerState, task: TaskEntry) -> None:
+    """A handle hears of one end only: the one it was told, or is about to be told when that never left."""
+    if task in state.delivered:
+        state.delivered.remove(task)
+    else:
+        task.handle = None
 
 
 def wait_again(state: ManagerState, entry: TaskEntry, cause: str) -> None:
@@ -129,8 +146,7 @@ def wait_again(state: ManagerState, entry: TaskEntry, cause: str) -> None:
     for file in entry.inputs:
         if not file.is_available():
             missing += 1
-            if not file.kept:
-                make_again(state, file)
+            make_again(state, file)
     # Making inputs again never makes them available at once, so the count is still right here.
     entry.missing = missing
     if missing == 0:
@@ -139,26 +155,55 @@ def wait_again(state: ManagerState, entry: TaskEntry, cause: str) -> None:
 
 def use_ended(state: ManagerState, entry: TaskEntry) -> None:
     """A finished entry needs its inputs no more; it lets go of them when its output cannot be lost."""
-    for file in entry.inputs:
-        file.uses -= 1
-        if not file.is_needed():
-            release(state, file)
+    inputs = entry.inputs
     output = entry.output
     if output is None or output.data is not None or output.at_manager or entry.error is not None:
         entry.inputs = ()
+        entry.is_final = True
+    else:
+        for file in inputs:
+            file.remakes += 1
+    for file in inputs:
+        file.uses -= 1
+        if not file.is_needed():
+            release(state, file)
 
 
 def release(state: ManagerState, file: FileEntry) -> None:
-    """Nobody needs this file: drop every copy, and the lineage that could make it again."""
-    drop_copies(state, file)
-    file.data = None
-    file.kept = False
+    """Nobody reads this file: drop every copy, and the lineage that could make it again, unless that is needed for others."""
+    pending = [file]
+    while pending:
+        file = pending.pop()
+        producer = file.producer
+        if file.remakes > 0:
+            _thin_out(state, file)
+            continue
+        drop_copies(state, file)
+        file.data = None
+        file.kept = False
+        _forget_object(state, file)
+        if producer is not None and producer.state is t.FINISHED and producer.inputs:
+            inputs, producer.inputs, producer.is_final = producer.inputs, (), True
+            for read in inputs:
+                read.remakes -= 1
+                if read.remakes <= 0 and not read.is_needed():
+                    pending.append(read)
+
+
+def _thin_out(state: ManagerState, file: FileEntry) -> None:
+    """Only a rerun of a finished consumer would read this file: keep what could not be made again."""
+    producer = file.producer
+    can_run = producer is not None and producer.error is None and not producer.is_final
+    if can_run or file.data is not None or file.at_manager:
+        drop_copies(state, file)
+    if can_run:
+        _forget_object(state, file)
+
+
+def _forget_object(state: ManagerState, file: FileEntry) -> None:
     if file.at_manager:
         file.at_manager = False
         state.orders.append(orders.ForgetObjects([file.name]))
-    producer = file.producer
-    if producer is not None and producer.state is t.FINISHED:
-        producer.inputs = ()
 
 
 def drop_copies(state: ManagerState, file: FileEntry) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vinecore.errors import LibraryFailed, LostError, SlotLost, VineError, WorkerLost
+from vinecore.errors import FileLost, LibraryFailed, LostError, SlotLost, VineError, WorkerLost
 from vinecore.manager import lineage, orders, placement
 from vinecore.manager import transitions as t
 from vinecore.manager.state import (
@@ -27,13 +27,11 @@ def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
     """Take new entries: ready ones are queued, others wait for their files."""
     tasks = state.tasks
     for entry in entries:
+        if entry.state is not t.NEW:
+            continue  # its graph failed with a vertex that came just before
         shape = entry.kind.shape
         tasks[entry.task_id] = entry
         library = shape.library
-        if library.removed:
-            entry.state = t.WAITING
-            fail(state, entry, LibraryFailed(f"library {library.name!r} was removed; install it again before calling it"), b"")
-            continue
         if entry.inputs:
             entry.state = t.WAITING
             entry.inputs = tuple(i if type(i) is FileEntry else _output_of(i) for i in entry.inputs)  # type: ignore[arg-type]
@@ -41,14 +39,24 @@ def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
             failed = next((f.producer for f in entry.inputs if f.producer is not None and f.producer.error is not None), None)
             if failed is not None:
                 fail(state, entry, failed.error, failed.value or b"")
+            elif library.removed:
+                _fail_removed(state, entry)
             elif entry.missing == 0:
                 lineage.make_ready(state, entry)
+        elif library.removed:
+            entry.state = t.WAITING
+            _fail_removed(state, entry)
         else:
             entry.state = t.READY
             shape.ready.push(entry)
             if not shape.queued:
                 state.activate(shape)
     state.counters.submitted += len(entries)
+
+
+def _fail_removed(state: ManagerState, entry: TaskEntry) -> None:
+    name = entry.kind.shape.library.name
+    fail(state, entry, LibraryFailed(f"library {name!r} was removed; install it again before calling it"), b"")
 
 
 def _output_of(producer: TaskEntry) -> FileEntry:
@@ -84,6 +92,8 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
     for result in results:
         entry = running.get(result.task_id)
         if entry is None or entry.attempt != result.attempt:
+            if result.status == messages.OK_STORED:
+                _drop_late(state, worker, result)
             continue
         del running[result.task_id]
         instance = placement.unplace(entry)
@@ -106,6 +116,14 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
                 state.activate(shape)
 
 
+def _drop_late(state: ManagerState, worker: WorkerEntry, result: Result) -> None:
+    """Nobody waits for this result any more: its object must not stay in the store."""
+    name = f"{state.run}-{result.task_id}.{result.attempt}"
+    file = state.held.get(name)
+    if file is None or not file.on_workers or worker.worker_id not in file.on_workers:
+        state.unlinks.setdefault(worker.worker_id, []).append(name)
+
+
 def _measure(entry: TaskEntry, instance: Instance, result: Result) -> None:
     duration = result.duration_us or 1
     kind = entry.kind
@@ -126,11 +144,16 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
     status = result.status
     output = entry.output
     state.counters.execute_us += result.duration_us
+    state.counters.done += 1
+    # True when a relay brought it while it was being made again.
+    was_here = output is not None and output.is_available()
     if status == messages.OK_INLINE:
         entry.value = result.value
         if output is not None:
             output.data = result.value
             output.size_bytes = len(result.value)
+    elif status == messages.OK_STORED and was_here:
+        state.unlinks.setdefault(worker.worker_id, []).append(f"{state.run}-{entry.task_id}.{entry.attempt}")
     elif status == messages.OK_STORED:
         if output is None:
             output = entry.output = FileEntry(entry.task_id)
@@ -138,6 +161,8 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
             output.holds = 1  # the handle's, which releases it
         if entry.graph is not None and entry.graph.bring_home:
             state.bring_home.append(output)
+        if output.coming:
+            lineage.drop_copies(state, output)
         output.name = f"{state.run}-{entry.task_id}.{entry.attempt}"
         output.size_bytes = result.size_bytes
         output.on_workers = {worker.worker_id}
@@ -146,7 +171,8 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
         output.kept = True
     finish(state, entry)
     if output is not None and status != messages.OK_KEPT:
-        lineage.became_available(state, output)
+        if not was_here:
+            lineage.became_available(state, output)
         if not output.is_needed():
             lineage.release(state, output)
 
@@ -158,14 +184,13 @@ def finish(state: ManagerState, entry: TaskEntry) -> None:
             TaskMoved(state.now, entry.task_id, entry.attempt, entry.state, t.FINISHED, str(entry.error or "done"))
         )
     entry.state = t.FINISHED
-    del state.tasks[entry.task_id]
+    state.tasks.pop(entry.task_id, None)
     entry.instance = None
     graph = entry.graph
     if graph is not None:
         graph.finished_count += 1
     if entry.inputs:
         lineage.use_ended(state, entry)
-    state.counters.done += 1
     if entry.handle is not None:
         state.delivered.append(entry)
 
@@ -224,6 +249,8 @@ def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
         file.on_workers.discard(worker_id)
         if not file.is_available():
             lineage.became_unavailable(state, file)
+    if not file.on_workers and not file.coming:
+        state.held.pop(file.name, None)
 
 
 def _bundle_ended(state: ManagerState, entries: list[TaskEntry]) -> None:
@@ -232,10 +259,10 @@ def _bundle_ended(state: ManagerState, entries: list[TaskEntry]) -> None:
         output = entry.output
         if output is not None and output.kept:
             output.kept = False
-            if output.is_needed() and not output.is_available():
+            if not output.is_needed():
+                lineage.release(state, output)
+            elif not output.is_available():
                 lineage.make_again(state, output)
-            elif not output.is_needed():
-                entry.inputs = ()
 
 
 def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, value: bytes) -> None:
@@ -247,6 +274,8 @@ def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, v
             continue
         task.error, task.value = error, value
         state.counters.failed += 1
+        if task.state is t.NEW:
+            task.inputs = ()  # it came in the same event and has not been counted as a reader
         if task.state is t.PLACED and task.instance is not None and task.task_id in task.instance.worker.running:
             _revoke(state, task)
         graph = task.graph
@@ -294,6 +323,7 @@ def cancelled(state: ManagerState, entries: list[TaskEntry]) -> None:
 def graph_cancelled(state: ManagerState, graph: GraphEntry) -> None:
     """The user gives a graph up: nobody is told."""
     _give_up(state, graph)
+    outside: list[TaskEntry] = []
     for entry in graph.vertices:
         if entry.state is not t.FINISHED:
             entry.handle = None
@@ -302,6 +332,19 @@ def graph_cancelled(state: ManagerState, graph: GraphEntry) -> None:
                 _revoke(state, entry)
             finish(state, entry)
             state.counters.cancelled += 1
+            if entry.output is not None:
+                outside.extend(c for c in entry.output.consumers if c.graph is not graph)
+    for reader in outside:
+        fail(state, reader, CANCELLED, b"")
+
+
+def fail_lost(state: ManagerState) -> None:
+    """Files are gone for good: what waits for them fails."""
+    files, state.lost_files = state.lost_files, []
+    for file in files:
+        for reader in file.consumers:
+            if reader.state is t.WAITING and not file.is_available():
+                fail(state, reader, FileLost(f"{file.name or 'a value'} is gone, and nothing can make it again"), b"")
 
 
 def worker_lost(state: ManagerState, worker: WorkerEntry, entries: list[TaskEntry]) -> None:

@@ -26,6 +26,8 @@ from vinecore.wire.messages import Call
 MOST_PER_SLOT = 1000
 # A Run message is sent when this many calls have gathered; bounds a frame.
 RUN_CALLS = 512
+# And when so many bytes of arguments and inline inputs have gathered.
+RUN_BYTES = messages.BATCH_LIMIT_BYTES
 
 
 def place(state: ManagerState) -> None:
@@ -38,6 +40,10 @@ def place(state: ManagerState) -> None:
     touched: list[Instance] = []
     for shape in state.active:
         library = shape.library
+        if library.removed:
+            shape.ready.drain()
+            shape.queued = False
+            continue
         ensure_started(state, library)
         hungry = list(library.hungry.values())
         # Two rounds: first every slot of every instance gets something, then the instances are topped up.
@@ -124,11 +130,13 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             entry = _steal(library, instance) if not deep else None
             if entry is None:
                 break
-        full = shape.constrained and not _fits(instance, entry)
+        own = entry.kind.shape  # entries near their inputs may be of another shape of this library
+        full = own.constrained and not _fits(instance, entry)
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
             entry.dequeued = False
-            shape.ready.push(entry)
+            own.ready.push(entry)
+            state.activate(own)
             break
         if entry.inputs and not _reachable(state, entry, instance):
             continue
@@ -137,11 +145,11 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             taken += 1
         else:
             slots = sum(i.slots for i in library.instances.values() if i.state is t.UP)
-            chosen = bundles.bundle_for(entry, slots, state.tunables)
+            chosen = bundles.bundle_for(entry, slots, instance.worker.worker_id, state.tunables)
             _place_bundle(state, chosen, instance)
             taken += len(chosen)
         placed = True
-        if instance.calls >= RUN_CALLS:
+        if instance.calls >= RUN_CALLS or instance.bytes >= RUN_BYTES:
             send_run(state, instance)
     return placed
 
@@ -192,7 +200,7 @@ def bring_here(state: ManagerState, file: FileEntry) -> None:
     worker_id = min(file.on_workers or ())
     transfer_id = state.next_transfer_id
     state.next_transfer_id += 1
-    state.relays[transfer_id] = Relay(transfer_id, file, worker_id)
+    state.relays[transfer_id] = Relay(transfer_id, file, worker_id, file.name)
     state.orders.append(orders.SendTo(worker_id, messages.Upload(transfer_id, file.name)))
 
 
@@ -216,7 +224,9 @@ def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, insid
             refs.append(file.value_id)
         elif file.data is not None:
             refs.append(file.value_id)
-            instance.values[file.value_id] = file.data
+            if file.value_id not in instance.values:
+                instance.values[file.value_id] = file.data
+                instance.bytes += len(file.data)
         elif file.on_workers and worker_id in file.on_workers:
             refs.append(file.name)
         else:
@@ -257,17 +267,22 @@ def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> N
     instance.worker.running[entry.task_id] = entry
     instance.outstanding += 1
     instance.calls += 1
-    shape = entry.kind.shape
-    if shape.constrained:
-        instance.worker.committed = instance.worker.committed.plus(shape.request)
     code = entry.code
     if code.code_id not in instance.codes:
         _know_code(state, code, instance)
 
 
+def _commit(shape: Shape, instance: Instance) -> None:
+    """A group takes what one of its calls asks for: they run one after the other."""
+    instance.groups_out += 1
+    if shape.constrained:
+        instance.worker.committed = instance.worker.committed.plus(shape.request)
+
+
 def _place_one(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
     _mark_placed(state, entry, instance)
-    instance.groups_out += 1
+    _commit(entry.kind.shape, instance)
+    instance.bytes += len(entry.payload)
     refs = _input_refs(state, entry, instance, None) if entry.inputs else []
     instance.groups.append(
         [Call(entry.task_id, entry.attempt, entry.code.code_id, entry.index, entry.payload, refs, 0, True, entry.payload_file)]
@@ -281,7 +296,7 @@ def _place_bundle(state: ManagerState, chosen: list[TaskEntry], instance: Instan
     graph = chosen[0].graph
     assert graph is not None
     graph.unplaced -= len(chosen)
-    instance.groups_out += 1
+    _commit(chosen[0].kind.shape, instance)
     calls: list[Call] = []
     for entry in chosen:
         _mark_placed(state, entry, instance)
@@ -308,7 +323,7 @@ def send_run(state: ManagerState, instance: Instance) -> None:
     groups, instance.groups = instance.groups, []
     values, instance.values = instance.values, {}
     state.counters.dispatched += instance.calls
-    instance.calls = 0
+    instance.calls = instance.bytes = 0
     state.orders.append(
         orders.SendTo(instance.worker.worker_id, messages.Run(instance.library.library_id, groups, list(values.items())))
     )
@@ -320,12 +335,11 @@ def unplace(entry: TaskEntry) -> Instance:
     assert instance is not None
     instance.outstanding -= 1
     bundle = entry.bundle
-    if bundle is None:
-        instance.groups_out -= 1
-    else:
+    if bundle is not None:
         bundle.remaining -= 1
-        if bundle.remaining == 0:
-            instance.groups_out -= 1
+        if bundle.remaining:
+            return instance
+    instance.groups_out -= 1
     shape = entry.kind.shape
     if shape.constrained:
         instance.worker.committed = instance.worker.committed.minus(shape.request)

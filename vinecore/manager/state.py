@@ -44,6 +44,7 @@ class FileEntry:
         "name",
         "on_workers",
         "producer",
+        "remakes",
         "size_bytes",
         "to_come",
         "uses",
@@ -67,6 +68,8 @@ class FileEntry:
         self.holds = 0
         # Consumers of a streamed graph that have not been submitted yet.
         self.to_come = 0
+        # Finished consumers that would read it again if their own output were lost.
+        self.remakes = 0
 
     def is_needed(self) -> bool:
         return self.uses > 0 or self.holds > 0 or self.to_come > 0
@@ -76,7 +79,7 @@ class FileEntry:
 
     def __repr__(self) -> str:
         where = "inline" if self.data is not None else "manager" if self.at_manager else f"workers {sorted(self.on_workers or ())}"
-        return f"<FileEntry {self.name or self.value_id} {where} uses {self.uses} holds {self.holds}>"
+        return f"<FileEntry {self.name or self.value_id} {where} uses {self.uses} holds {self.holds} remakes {self.remakes}>"
 
 
 class CodeEntry:
@@ -121,25 +124,28 @@ class ReadyQueue:
     Entries that are no longer READY are dropped when met. In-order arrivals cost an append, others a heap push.
     """
 
-    __slots__ = ("_heap", "_line")
+    __slots__ = ("_heap", "_line", "_pushed")
 
     def __init__(self) -> None:
         self._line: deque[TaskEntry] = deque()
-        self._heap: list[tuple[float, int, TaskEntry]] = []
+        # The third number only tells apart an entry from an older, stale place of the same entry.
+        self._heap: list[tuple[float, int, int, TaskEntry]] = []
+        self._pushed = 0
 
     def push(self, entry: TaskEntry) -> None:
         line = self._line
         if not line or (line[-1].priority >= entry.priority and line[-1].task_id < entry.task_id):
             line.append(entry)
         else:
-            heappush(self._heap, (-entry.priority, entry.task_id, entry))
+            self._pushed += 1
+            heappush(self._heap, (-entry.priority, entry.task_id, self._pushed, entry))
 
     def pop(self) -> TaskEntry | None:
         """Take the first entry that is still ready."""
         line, heap = self._line, self._heap
         while True:
             if heap and (not line or (heap[0][0], heap[0][1]) < (-line[0].priority, line[0].task_id)):
-                entry = heappop(heap)[2]
+                entry = heappop(heap)[3]
             elif line:
                 entry = line.popleft()
             else:
@@ -157,7 +163,7 @@ class ReadyQueue:
 
     def shapes(self) -> set[Shape]:
         """Shapes of what is queued."""
-        return {entry.kind.shape for entry in self._line} | {entry.kind.shape for _, _, entry in self._heap}
+        return {entry.kind.shape for entry in self._line} | {item[3].kind.shape for item in self._heap}
 
     def __len__(self) -> int:
         """Upper bound: stale entries are counted until they are met."""
@@ -226,6 +232,7 @@ class Instance:
     """A library on one worker."""
 
     __slots__ = (
+        "bytes",
         "calls",
         "codes",
         "error",
@@ -259,6 +266,7 @@ class Instance:
         self.groups: list[list[Call]] = []
         self.values: dict[int, bytes] = {}
         self.calls = 0
+        self.bytes = 0
         self.error = ""
         self.error_data = b""
 
@@ -328,6 +336,7 @@ class TaskEntry:
         "index",
         "inputs",
         "instance",
+        "is_final",
         "kind",
         "losses",
         "missing",
@@ -368,6 +377,7 @@ class TaskEntry:
         self.missing = 0  # of WAITING and READY: inputs that are not available
         self.losses = 0
         self.dequeued = False  # taken from its ready queue
+        self.is_final = False  # let go of its inputs for good: it cannot run again
         self.instance: Instance | None = None
         self.bundle: Bundle | None = None
         self.graph: GraphEntry | None = None
@@ -393,6 +403,8 @@ class Relay:
     transfer_id: int
     file: FileEntry
     worker_id: int
+    # The object's name when it was asked for; another attempt gives the file another name.
+    name: str
 
 
 @dataclass(slots=True)
@@ -436,6 +448,8 @@ class ManagerState:
     bring_home: list[FileEntry] = field(default_factory=list)
     # (task id, attempt) to cancel, by worker, gathered over one event.
     cancels: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    # Files whose last copy is gone and that nothing can make again, gathered over one event.
+    lost_files: list[FileEntry] = field(default_factory=list)
     # Ready entries that wait for an object to come to the manager first, by its name.
     parked: dict[str, list[TaskEntry]] = field(default_factory=dict)
     next_transfer_id: int = 1
@@ -449,6 +463,8 @@ class ManagerState:
     # Since when ready work has had no place to run; 0: it has.
     stuck_since: float = 0.0
     stuck_told: bool = False
+    # When the latest Tick came.
+    ticked_at: float = 0.0
     # HOST PORT of this manager, and the id of the machine it runs on.
     address: str = ""
     machine: str = ""
@@ -479,13 +495,21 @@ class ManagerState:
                     raise InvariantError(f"{entry} is placed on a worker that is gone")
         for worker in self.workers.values():
             self._check_worker(worker)
+        uses: dict[FileEntry, int] = {}
         for entry in self.tasks.values():
             for file in entry.inputs:
-                if file.uses <= 0:
-                    raise InvariantError(f"{file} is an input of {entry} without being counted")
-                for worker_id in file.on_workers or ():
-                    if worker_id not in self.workers:
-                        raise InvariantError(f"{file} is said to be on worker {worker_id}, which is gone")
+                uses[file] = uses.get(file, 0) + 1
+        for file, count in uses.items():
+            if file.uses != count or file.remakes < 0:
+                raise InvariantError(f"{file} is read by {count} unfinished entries")
+        for file in [*uses, *self.held.values()]:
+            if not (file.on_workers or file.coming) and self.held.get(file.name) is file:
+                raise InvariantError(f"{file} is said to have copies")
+            for worker_id in file.on_workers or ():
+                if self.held.get(file.name) is not file:
+                    raise InvariantError(f"{file} is on a worker and not in the table of copies")
+                if worker_id not in self.workers:
+                    raise InvariantError(f"{file} is said to be on worker {worker_id}, which is gone")
 
     def _check_worker(self, worker: WorkerEntry) -> None:
         counted: dict[int, int] = {}
@@ -497,3 +521,15 @@ class ManagerState:
         for library_id, instance in worker.instances.items():
             if instance.outstanding != counted.get(library_id, 0):
                 raise InvariantError(f"{instance}: {counted.get(library_id, 0)} entries are placed there")
+            placed = [entry for entry in worker.running.values() if entry.instance is instance]
+            groups = {entry.bundle or entry for entry in placed}
+            if instance.groups_out != len(groups):
+                raise InvariantError(f"{instance}: {len(groups)} groups are placed there, {instance.groups_out} counted")
+        asking = {entry.bundle or entry: entry for entry in worker.running.values() if entry.kind.shape.constrained}
+        committed = Resources(0, 0, 0, 0)
+        for entry in asking.values():
+            committed = committed.plus(entry.kind.shape.request)
+        if committed != worker.committed:
+            raise InvariantError(f"{worker}: {committed} are asked for, {worker.committed} committed")
+        if committed.missing_in(worker.total):
+            raise InvariantError(f"{worker} is over-committed: it lacks {committed.missing_in(worker.total)}")

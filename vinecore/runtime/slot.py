@@ -120,12 +120,14 @@ class Slot:
         """Read frames and run batches until the socket ends."""
         reader = FrameReader(messages.CONTROL_FRAME_LIMIT_BYTES)
         decode = messages.decode_to_slot
-        receive = self.sock.recv
+        receive = self.sock.recv_into
+        # One buffer for all reads: a fresh one for each costs more than the copy out of it.
+        buffer = memoryview(bytearray(RECEIVE_BYTES))
         while True:
-            data = receive(RECEIVE_BYTES)
-            if not data:
+            size_bytes = receive(buffer)
+            if not size_bytes:
                 return
-            for frame in reader.feed(data):
+            for frame in reader.feed(buffer[:size_bytes]):
                 message = decode(frame)
                 if isinstance(message, messages.Batch):
                     self.run_batch(message)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from vinecore.wire.framing import FrameReader, FrameWriter
 from vinecore.wire.messages import CONTROL_FRAME_LIMIT_BYTES
 
+# One read takes this much at most, into one buffer for the link's life: a fresh one for every read costs more than the copy out.
 RECEIVE_BYTES = 256 * 1024
 # Sockets of slots hold a batch and its results without blocking either side.
 SOCKET_BUFFER_BYTES = 1 << 20
@@ -40,22 +41,23 @@ class LocalLink:
         self.reader = FrameReader(CONTROL_FRAME_LIMIT_BYTES)
         self.writer = FrameWriter()
         self.closed = False
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._waiting: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._readable)
 
     def _readable(self) -> None:
         try:
-            data = self.sock.recv(RECEIVE_BYTES)
+            size_bytes = self.sock.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            data = b""
-        if not data:
+            size_bytes = 0
+        if not size_bytes:
             self.close()
             self.on_closed()
             return
-        payloads = self.reader.feed(data)
+        payloads = self.reader.feed(self._buffer[:size_bytes])
         if payloads:
             self.on_payloads(payloads)
 

@@ -1,6 +1,6 @@
 """A framed, authenticated link over an asyncio transport.
 
-    transport -> data_received -> FrameReader -> handshake frames | payloads -> on_payloads(link, list of bytes)
+    transport -> buffer_updated -> FrameReader -> handshake frames | payloads -> on_payloads(link, list of bytes)
     send(payload) -> FrameWriter -> gathered -> flush() -> one write
 
 Nothing is decoded before the handshake is done; until then frames are small and the time is limited. Errors of the operating system end
@@ -20,7 +20,11 @@ from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S
 from vinecore.wire.messages import CONTROL_FRAME_LIMIT_BYTES
 
 
-class Link(asyncio.Protocol):
+# One read takes this much at most. It goes into one buffer for the link's life: a fresh one for every read costs more than the copy out.
+RECEIVE_BYTES = 256 * 1024
+
+
+class Link(asyncio.BufferedProtocol):
     """One link of either side; the same class dials and listens.
 
     Parameters:
@@ -49,6 +53,7 @@ class Link(asyncio.Protocol):
         self.peer = ""
         self.transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -65,9 +70,13 @@ class Link(asyncio.Protocol):
         if first is not None:
             transport.write(self.writer.write(first))
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self.lost:
             return
+        data = self._buffer[:nbytes]
         try:
             if self.ready:
                 payloads = self.reader.feed(data)

@@ -86,14 +86,18 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
     enough = 1 if mean > LONG_CALL_US else count
     if len(slots) > 1:
         slots.sort(key=lambda s: len(s.outstanding))
-    for slot in slots:
-        # Twice: one batch runs while the next waits in the socket.
-        for _ in range(2):
+    # Twice, slot by slot: one batch runs while the next waits in the socket, but no slot gets its second before all have one.
+    for _ in range(2):
+        for slot in slots:
             if not library.queue:
                 return
-            if len(slot.outstanding) >= (enough if mean > LONG_CALL_US else 2 * enough):
-                break
+            held = len(slot.outstanding)
+            if held >= (enough if mean > LONG_CALL_US else 2 * enough):
+                continue
             share = max(1, -(-library.queued_calls // len(slots)))
+            if held and 2 * share < count:
+                # Fragments breed: what they free comes back as fragments. A slot that has work can wait for more.
+                continue
             _send_batch(state, library, slot, min(count, share))
 
 
