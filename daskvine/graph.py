@@ -110,14 +110,15 @@ class Plan:
         self.inputs: list[tuple[int, ...]] = []
         # Key of each literal in the atoms of the templates.
         self._literal_keys: list[Hashable] = []
-        wanted = _checked(graph, keys)
-        self._number_all(graph, wanted)
-        self.requested = self._resolve(wanted)
-        self.consumers = _consumers(self.inputs)
         # Before fusion; the vertices of chain i end at _ends[i]. None: nothing was fused.
         self._inner_order = self.order
         self._inner_inputs = self.inputs
         self._ends: list[int] | None = None
+        self.requested: list[int] = []
+        wanted = _checked(graph, keys)
+        self._number_all(graph, wanted)
+        self.requested = self._resolve(wanted)
+        self.consumers = _consumers(self.inputs)
         self._fuse()
 
     def __len__(self) -> int:
@@ -222,6 +223,11 @@ class Plan:
         self.consumers = _consumers(self.inputs)
 
     # ---------------------------------------------------------------- what leaves
+
+    @property
+    def all_keys(self) -> list[Hashable]:
+        """Keys of all vertices in order, those inside fused chains too."""
+        return self._inner_order
 
     def vertex(self, number: int) -> Vertex:
         """Convert one vertex, on demand; the plan does not keep it.

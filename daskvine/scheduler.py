@@ -185,7 +185,10 @@ def pack_piece(engine: Engine, plan: Plan, numbers: range, options: GetOptions) 
             if function is None:
                 code_ids.append(0)
                 continue
-            code, _ = engine.code_of(function)
+            try:
+                code, _ = engine.code_of(function)
+            except UnpicklableError as error:
+                raise UnpicklableError(f"the graph's key {plan.order[number]!r} cannot be sent: {error}") from error
             functions[code.code_id] = code
             code_ids.append(code.code_id)
         one = pack_vertex(vertex, code_ids[0], code_ids[1:])

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -69,3 +69,9 @@ def module_leaves_no_process() -> Iterator[str]:
 def leaves_no_process(module_leaves_no_process: str) -> Iterator[str]:
     """The test's mark, as ``NAME=value``; what carries it must have ended with the test."""
     yield from _marked(TEST_MARK)
+
+
+@pytest.fixture
+def started_by_test(leaves_no_process: str) -> Callable[[], list[int]]:
+    """A function that lists the living processes which this test started, directly or not."""
+    return lambda: processes_marked(leaves_no_process)

@@ -66,6 +66,7 @@ class Builder:
             entry.output = FileEntry(entry.task_id)
             entry.output.producer = entry
             entry.output.holds = 1 if number in wanted else 0
+            entry.output.to_come = sum(needs.count(number) for needs in edges)
             entries.append(entry)
         return graph, entries
 

@@ -57,6 +57,8 @@ class Faults:
     fetch_fails: float = 0.0
     upload_fails: float = 0.0
     library_fails: float = 0.0
+    # A Done that comes a second time, later.
+    duplicates: float = 0.0
 
 
 def digest(task_id: int, inputs: list[bytes]) -> bytes:
@@ -115,6 +117,7 @@ class Wire:
         self.network, self.decode, self.deliver = network, decode, deliver
         self.last = 0.0
         self.cut = False
+        self.duplicable = False
 
     def send(self, message: object, delay_s: float | None = None) -> None:
         if self.cut:
@@ -127,6 +130,9 @@ class Wire:
         at = max(self.last, network.now + (network.delay() if delay_s is None else delay_s))
         self.last = at
         network.later(at - network.now, self._arrive, data)
+        if network.faults.duplicates and self.duplicable and isinstance(message, messages.Done):
+            if network.rng.random() < network.faults.duplicates:
+                network.later(at - network.now + network.rng.random() * 0.2, self._arrive, data)
 
     def _arrive(self, data: bytes) -> None:
         if not self.cut:
@@ -321,6 +327,7 @@ class FakeWorker:
         self.tick_at = 0.0
         self.to_manager = Wire(network, messages.decode_from_worker, self._to_manager)  # type: ignore[arg-type]
         self.from_manager = Wire(network, messages.decode_from_manager, self._said)  # type: ignore[arg-type]
+        self.to_manager.duplicable = True
         self.left_because = ""
 
     def _to_manager(self, message: object) -> None:

@@ -271,8 +271,10 @@ def _hoisted(hoisting: Sequence[Any] | None) -> tuple[str, ...]:
             names[item] = None
         elif isinstance(item, ModuleType):
             names[item.__name__] = None
-        else:
+        elif callable(item):
             names.update(dict.fromkeys(modules_of(item)))
+        else:
+            raise UsageError(f"hoisting_modules takes modules, their names, functions and classes, not {item!r}")
     names.pop("__main__", None)
     return tuple(names)
 
@@ -280,11 +282,14 @@ def _hoisted(hoisting: Sequence[Any] | None) -> tuple[str, ...]:
 def _checked_context(info: Sequence[Any] | None) -> Sequence[Any] | None:
     if info is None:
         return None
+    what = "library_context_info is [context_function, list of arguments, dict of keyword arguments]"
     if not isinstance(info, list | tuple) or not 1 <= len(info) <= 3 or not callable(info[0]):
-        raise UsageError("library_context_info is [context_function, list of arguments, dict of keyword arguments]")
-    args = list(info[1]) if len(info) > 1 and info[1] is not None else []
-    kwargs = dict(info[2]) if len(info) > 2 and info[2] is not None else {}
-    return [info[0], args, kwargs]
+        raise UsageError(f"{what}, not {info!r}")
+    args = info[1] if len(info) > 1 and info[1] is not None else []
+    kwargs = info[2] if len(info) > 2 and info[2] is not None else {}
+    if not isinstance(args, list | tuple) or not isinstance(kwargs, dict):
+        raise UsageError(f"{what}: the arguments are {args!r} and {kwargs!r}")
+    return [info[0], list(args), dict(kwargs)]
 
 
 def _library_payload(task: LibraryTask, code_ids: dict[str, int]) -> bytes:

@@ -6,12 +6,12 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from vinecore.api.engine import Engine
 from vinecore.api.files import FileMethods
-from vinecore.api.functions import InstalledLibrary, LibraryMethods
-from vinecore.api.tasks import Task, TaskMethods
+from vinecore.api.functions import LibraryMethods
+from vinecore.api.tasks import InstalledLibrary, Task, TaskMethods
 from vinecore.errors import UsageError
 
 

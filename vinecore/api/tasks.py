@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.outcome import failure_of
-from vinecore.errors import LibraryFailed, LoopDied, UsageError
+from vinecore.errors import LibraryFailed, LoopDied, UsageError, VineError
 from vinecore.runtime import payload as payloads
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class Task:
     _output: Any = _UNSET
     _finished = False
     _returned = False
+    # Asked to be cancelled, though its outcome may not be there yet: it is not counted a second time.
+    _cancelled = False
 
     def set_tag(self, tag: str) -> None:
         """A free label, for ``wait_for_tag`` and ``cancel_by_task_tag``."""
@@ -189,17 +191,25 @@ class TaskMethods:
         """
         if not isinstance(task, Task):
             raise TypeError(f"submit takes a task such as FunctionCall, not {type(task).__name__}")
-        if task._entry is not None:
-            if not task._returned:
-                raise UsageError(f"task {task.id} is under way already: make another one, or wait for it first")
-            task._finished = task._returned = False
-            task._output = _UNSET
+        if task._entry is not None and not task._returned:
+            raise UsageError(f"task {task.id} is under way already: make another one, or wait for it first")
+        if self.engine.closed:
+            raise LoopDied("the manager has been closed; make a new one")
         code, kind = task._prepare(self.engine, self._libraries)
-        task._manager = self
+        last, last_manager, kept = task._entry, task._manager, task._keeps_output()
         entry = self._build(task, code, kind)
-        task.id = entry.task_id
+        # Only now: what was refused above keeps the outcome it had.
+        task._finished = task._returned = task._cancelled = False
+        task._output, task._manager, task.id = _UNSET, self, entry.task_id
+        if last is not None and last.output is not None and last_manager is not None and not kept:
+            last_manager.engine.release([last.output])
         self._tasks[entry.task_id] = task
-        self.engine.post(entry)
+        try:
+            self.engine.post(entry)
+        except VineError:
+            del self._tasks[entry.task_id]
+            task._entry = None
+            raise
         return entry.task_id
 
     def _build(self, task: Any, code: CodeEntry, kind: Kind) -> TaskEntry:
@@ -256,9 +266,11 @@ class TaskMethods:
         )
 
     def wait_for_task_id(self, task_id: int, timeout: float | str | None = "wait_forever") -> Any:
-        """The task with this id when it has finished (-1: any), or None."""
+        """The task with this id when it has finished (-1: any), or None: at once when there is none of that id under way."""
         if task_id == -1:
             return self.wait(timeout)
+        if task_id not in self._tasks:
+            return None
 
         def find() -> Task | None:
             task = self._tasks.get(task_id)
@@ -279,7 +291,8 @@ class TaskMethods:
                     if left <= 0 or (deadline is None and not (possible() if possible is not None else self._tasks)):
                         break
                     if thread is None or not thread.is_alive():
-                        raise LoopDied(f"the manager has ended: {self.engine.loop.died!r}")
+                        died = self.engine.loop.died
+                        raise LoopDied("the manager has been closed" if died is None else f"the manager has ended: {died!r}")
                     self._arrived.wait(left)
         return None if task is None else self._hand_out(task)
 
@@ -315,7 +328,7 @@ class TaskMethods:
 
     def cancel_by_task_tag(self, tag: str) -> int:
         """Cancel one task with this tag: 1, or 0 when there is none."""
-        return self._cancel([t for t in list(self._tasks.values()) if t.tag == tag and not t._finished][:1])
+        return self._cancel([t for t in list(self._tasks.values()) if t.tag == tag and not t._finished and not t._cancelled][:1])
 
     def cancel_all_by_tag(self, tag: str) -> int:
         """Cancel every task with this tag; returns how many."""
@@ -330,8 +343,10 @@ class TaskMethods:
         return self._cancel(list(self._tasks.values()))
 
     def _cancel(self, tasks: list[Task]) -> int:
-        open_tasks = [task for task in tasks if not task._finished]
+        open_tasks = [task for task in tasks if not task._finished and not task._cancelled]
         if open_tasks:
+            for task in open_tasks:
+                task._cancelled = True
             self.engine.cancel([task._entry for task in open_tasks if task._entry is not None])
         return len(open_tasks)
 

@@ -80,9 +80,24 @@ def _amount(flag: str, value: str | None) -> int | None:
     value = value if value is not None else os.environ.get(flag.upper())
     if value is None or value == "all":
         return None
-    if not value.isdigit() or (int(value) == 0 and flag != "gpus"):
+    if not (value.isascii() and value.isdigit()) or (int(value) == 0 and flag != "gpus"):
         raise UsageError(f"--{flag} takes a whole number above 0 or 'all', not {value!r}")
     return int(value)
+
+
+def _check_times(options: argparse.Namespace) -> None:
+    """Times that cannot be meant are refused.
+
+    Raises:
+        UsageError: one is negative or no number.
+    """
+    for name in ("timeout", "idle_timeout", "connect_timeout", "min_backoff", "max_backoff"):
+        value = getattr(options, name)
+        # A comparison that NaN fails too.
+        if value is not None and not value >= 0:
+            raise UsageError(f"--{name.replace('_', '-')} takes a number of seconds from 0, not {value:g}")
+    if options.max_backoff < options.min_backoff:
+        raise UsageError(f"--max-backoff {options.max_backoff:g} is below --min-backoff {options.min_backoff:g}")
 
 
 def _secret(options: argparse.Namespace) -> bytes | None:
@@ -105,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     idle = options.idle_timeout if options.idle_timeout is not None else options.timeout
     connect = options.connect_timeout if options.connect_timeout is not None else options.timeout
     try:
+        _check_times(options)
         gpus = _amount("gpus", options.gpus)
         config = WorkerConfig(
             managers=parse_managers(options.manager),

@@ -122,10 +122,10 @@ class _Bundle:
 
     def _needed_by(self, consumer: TaskEntry) -> list[TaskEntry] | None:
         """Ready producers that a consumer still needs; None when something else is missing."""
-        needed = []
+        needed: list[TaskEntry] = []
         for file in consumer.inputs:
             producer = file.producer
-            if file.is_available() or producer in self.inside:
+            if file.is_available() or producer in self.inside or producer in needed:
                 continue
             if producer is None or producer.state is not t.READY or not self.can_join(producer):
                 return None

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vinecore.manager.state import FileEntry, GraphEntry, LibraryEntry, TaskEntry
 from vinecore.wire import messages
+from vinecore.wire.messages import Record
 
 
-@dataclass(slots=True)
-class TasksSubmitted:
+class TasksSubmitted(Record):
     """Entries, in order; from now on they belong to the machine."""
 
     now: float
     entries: list[TaskEntry]
 
 
-@dataclass(slots=True)
-class VerticesSubmitted:
+class VerticesSubmitted(Record):
     """The next vertices of a graph, in post-order."""
 
     now: float
@@ -25,56 +22,49 @@ class VerticesSubmitted:
     entries: list[TaskEntry]
 
 
-@dataclass(slots=True)
-class TasksCancelled:
+class TasksCancelled(Record):
     """The user gives these up; unknown or finished ones are ignored."""
 
     now: float
     entries: list[TaskEntry]
 
 
-@dataclass(slots=True)
-class GraphCancelled:
+class GraphCancelled(Record):
     """The user gives a whole graph up."""
 
     now: float
     graph: GraphEntry
 
 
-@dataclass(slots=True)
-class LibraryInstalled:
+class LibraryInstalled(Record):
     """A library may be used from now on."""
 
     now: float
     library: LibraryEntry
 
 
-@dataclass(slots=True)
-class LibraryRemoved:
+class LibraryRemoved(Record):
     """A library is not to be used any more; its waiting calls fail."""
 
     now: float
     library: LibraryEntry
 
 
-@dataclass(slots=True)
-class FileReleased:
+class FileReleased(Record):
     """References from outside to these files ended."""
 
     now: float
     files: list[FileEntry]
 
 
-@dataclass(slots=True)
-class FilePruned:
+class FilePruned(Record):
     """Copies of a file on workers are not wanted; it may be made again."""
 
     now: float
     file: FileEntry
 
 
-@dataclass(slots=True)
-class FileWanted:
+class FileWanted(Record):
     """Somebody wants the bytes of a file at the manager; answered by the order FileHere, or FileFailed."""
 
     now: float
@@ -82,8 +72,7 @@ class FileWanted:
     handle: object
 
 
-@dataclass(slots=True)
-class UploadArrived:
+class UploadArrived(Record):
     """A worker brought an object; the shell holds its bytes."""
 
     now: float
@@ -91,8 +80,7 @@ class UploadArrived:
     size_bytes: int
 
 
-@dataclass(slots=True)
-class WorkerJoined:
+class WorkerJoined(Record):
     """A worker passed the handshake and said hello."""
 
     now: float
@@ -100,8 +88,7 @@ class WorkerJoined:
     hello: messages.Hello
 
 
-@dataclass(slots=True)
-class WorkerSaid:
+class WorkerSaid(Record):
     """A message of a worker."""
 
     now: float
@@ -109,8 +96,7 @@ class WorkerSaid:
     message: object
 
 
-@dataclass(slots=True)
-class WorkerLeft:
+class WorkerLeft(Record):
     """The link of a worker ended."""
 
     now: float
@@ -118,8 +104,7 @@ class WorkerLeft:
     reason: str
 
 
-@dataclass(slots=True)
-class Tick:
+class Tick(Record):
     """A deadline passed."""
 
     now: float

@@ -17,6 +17,10 @@ from vinecore.manager.state import ManagerState
 from vinecore.model.config import Tunables
 
 
+# How often ready work that was not placed is looked at; higher: the line about work that fits nowhere comes later.
+STUCK_LOOK_S = 1.0
+
+
 class ManagerMachine:
     """Feed it events, perform the orders it returns.
 
@@ -85,6 +89,10 @@ class ManagerMachine:
         state = self.state
         if state.active:
             placement.place(state)
+            if state.active:
+                on_libraries.fail_hopeless(state)
+        if state.lost_files:
+            on_tasks.fail_lost(state)
         if state.bring_home:
             on_files.bring_home(state)
         if state.wanted_later:
@@ -99,8 +107,11 @@ class ManagerMachine:
         if state.notes:
             state.orders.append(orders.Emit(state.notes))
             state.notes = []
-        if state.stuck_since == 0.0 and state.tasks and not state.workers:
-            state.stuck_since = state.now
+        if not state.workers:
+            if not state.tasks:
+                state.stuck_since, state.stuck_told = 0.0, False
+            elif state.stuck_since == 0.0:
+                state.stuck_since = state.now
 
     def next_deadline(self) -> float | None:
         """When to send a Tick at the latest; None: nothing is pending."""
@@ -112,7 +123,7 @@ class ManagerMachine:
         if state.stuck_since and not state.stuck_told:
             due.append(state.stuck_since + state.tunables.no_worker_notice)
         elif state.active:
-            due.append(state.now + state.tunables.no_worker_notice)
+            due.append(state.ticked_at + STUCK_LOOK_S)
         return min(due, default=None)
 
     def check(self) -> None:

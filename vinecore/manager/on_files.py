@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vinecore.manager import lineage, on_tasks, orders, placement
-from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
+from vinecore.manager import transitions as t
+from vinecore.manager.state import FileEntry, ManagerState, Relay, WorkerEntry
 from vinecore.wire import messages
 
 
@@ -21,8 +22,13 @@ def wanted(state: ManagerState, file: FileEntry, handle: object) -> None:
         placement.bring_here(state, file)
         state.wanted_here[file.name].append(handle)
         return
-    if file.producer is None:
-        state.orders.append(orders.FileFailed(file, handle, "nothing made it, and no copy of it is left"))
+    producer = file.producer
+    is_over = producer is not None and producer.state is t.FINISHED and (producer.is_final or producer.error is not None)
+    if producer is None or is_over or not file.is_needed():
+        why = "nothing made it" if producer is None else "it was released"
+        if producer is not None and producer.error is not None:
+            why = f"the task that makes it failed: {producer.error}"
+        state.orders.append(orders.FileFailed(file, handle, f"{why}, and no copy of it is left"))
         return
     # It is being made (again): asked for once more when it is there.
     state.wanted_later.append((file, handle))
@@ -44,8 +50,8 @@ def look_again(state: ManagerState) -> None:
         producer = file.producer
         if file.is_available():
             wanted(state, file, handle)
-        elif producer is not None and producer.error is not None:
-            state.orders.append(orders.FileFailed(file, handle, f"the task that makes it failed: {producer.error}"))
+        elif producer is None or (producer.state is t.FINISHED and not file.kept):
+            wanted(state, file, handle)
         else:
             state.wanted_later.append((file, handle))
 
@@ -56,14 +62,21 @@ def arrived(state: ManagerState, transfer_id: int) -> None:
     if relay is None:
         return
     file = relay.file
-    if not file.is_needed():
-        state.wanted_here.pop(file.name, None)
-        state.orders.append(orders.ForgetObjects([file.name]))
+    handles = state.wanted_here.pop(relay.name, [])
+    if not file.is_needed() or relay.name != file.name or file.data is not None or file.at_manager:
+        # Released meanwhile, or made again under another name: these bytes are of no use.
+        state.orders.append(orders.ForgetObjects([relay.name]))
+        placement.unpark(state, relay.name)
+        for handle in handles:
+            wanted(state, file, handle)
         return
+    was_lost = not file.is_available()
     file.at_manager = True
-    for handle in state.wanted_here.pop(file.name, ()):
+    for handle in handles:
         state.orders.append(orders.FileHere(file, handle, ""))
-    placement.unpark(state, file.name)
+    if was_lost:
+        lineage.became_available(state, file)
+    placement.unpark(state, relay.name)
 
 
 def upload_failed(state: ManagerState, worker: WorkerEntry, message: messages.UploadFailed) -> None:
@@ -71,20 +84,22 @@ def upload_failed(state: ManagerState, worker: WorkerEntry, message: messages.Up
     relay = state.relays.pop(message.transfer_id, None)
     if relay is None:
         return
-    _relay_failed(state, relay.file, worker.worker_id)
+    _relay_failed(state, relay)
 
 
 def relays_lost(state: ManagerState, worker_id: int) -> None:
     """A worker left with these transfers under way."""
     for transfer_id in [i for i, relay in state.relays.items() if relay.worker_id == worker_id]:
-        _relay_failed(state, state.relays.pop(transfer_id).file, worker_id)
+        _relay_failed(state, state.relays.pop(transfer_id))
 
 
-def _relay_failed(state: ManagerState, file: FileEntry, worker_id: int) -> None:
-    handles = state.wanted_here.pop(file.name, [])
-    name = file.name
-    on_tasks.lose_copy(state, file, worker_id)
-    placement.unpark(state, name)
+def _relay_failed(state: ManagerState, relay: Relay) -> None:
+    file = relay.file
+    handles = state.wanted_here.pop(relay.name, [])
+    if file.name == relay.name:
+        on_tasks.lose_copy(state, file, relay.worker_id)
+        state.unlinks.setdefault(relay.worker_id, []).append(relay.name)
+    placement.unpark(state, relay.name)
     for handle in handles:
         wanted(state, file, handle)
 
@@ -94,16 +109,26 @@ def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched)
     file = state.held.get(message.name)
     if file is not None and file.coming is not None and worker.worker_id in file.coming:
         file.coming.discard(worker.worker_id)
+        was_lost = not file.is_available()
         if file.on_workers is None:
             file.on_workers = set()
         file.on_workers.add(worker.worker_id)
+        if was_lost:
+            lineage.became_available(state, file)
 
 
 def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.FetchFailed) -> None:
     """A worker could not fetch an object; its calls find it missing and come back."""
     file = state.held.get(message.name)
-    if file is not None and file.coming is not None:
+    if file is None:
+        return
+    if file.coming is not None:
         file.coming.discard(worker.worker_id)
+    if not file.on_workers and not file.coming:
+        state.held.pop(file.name, None)
+    # If it was code: whatever needs it next must send it again.
+    for instance in worker.instances.values():
+        instance.codes.clear()
 
 
 def lost_copy(state: ManagerState, worker_id: int, name: str) -> None:

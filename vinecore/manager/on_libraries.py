@@ -46,6 +46,7 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
     library = instance.library
     instance.state = t.GONE
     library.hungry.pop(worker.worker_id, None)
+    placement.abandon_local(state, instance)
     _note(state, library, worker, instance.state, message.error)
     if not message.error:
         return
@@ -54,8 +55,33 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
     for entry in lost:
         del worker.running[entry.task_id]
     on_tasks.worker_lost(state, worker, lost)
-    if all(other.state is t.GONE for other in library.instances.values()):
+    if _is_gone_everywhere(state, library):
         _fail_calls(state, library, message.error, message.traceback)
+
+
+def _is_gone_everywhere(state: ManagerState, library: LibraryEntry) -> bool:
+    """True when it failed on each connected worker, and there is one."""
+    instances = library.instances
+    return bool(instances) and all(i.state is t.GONE for i in instances.values()) and len(instances) == len(state.workers)
+
+
+def fail_hopeless(state: ManagerState) -> None:
+    """Ready calls of libraries that failed on every worker fail too, instead of waiting for a worker that may never come."""
+    for shape in list(state.active):
+        library = shape.library
+        if library.removed:
+            _fail_removed(state, library)
+        elif not library.hungry and _is_gone_everywhere(state, library):
+            last = next(iter(library.instances.values()))
+            _fail_calls(state, library, last.error, last.error_data)
+
+
+def _fail_removed(state: ManagerState, library: LibraryEntry) -> None:
+    """Its waiting calls fail, and so do calls that would make a lost value again."""
+    for entry in _calls_of(state, library):
+        on_tasks.fail(state, entry, LibraryFailed(f"library {library.name!r} was removed while its calls were waiting"), b"")
+    for shape in library.shapes:
+        shape.ready.drain()
 
 
 def _fail_calls(state: ManagerState, library: LibraryEntry, error: str, data: bytes) -> None:
@@ -74,8 +100,7 @@ def removed(state: ManagerState, library: LibraryEntry) -> None:
     """The user removed a library: its instances end, its waiting calls fail."""
     library.removed = True
     state.libraries.pop(library.library_id, None)
-    for entry in _calls_of(state, library):
-        on_tasks.fail(state, entry, LibraryFailed(f"library {library.name!r} was removed while its calls were waiting"), b"")
+    _fail_removed(state, library)
     for worker_id, instance in library.instances.items():
         instance.worker.instances.pop(library.library_id, None)
         if instance.state is not t.GONE:

@@ -8,6 +8,7 @@ from vinecore.manager import transitions as t
 from vinecore.manager.state import (
     CANCELLED,
     RAISED,
+    Bundle,
     FileEntry,
     GraphEntry,
     Instance,
@@ -229,16 +230,27 @@ def _not_run(state: ManagerState, entry: TaskEntry, status: int, text: bytes) ->
             )
             return
     elif status == messages.NO_INPUT:
-        _forget_missing(state, entry, text.decode("utf-8", "replace"))
+        name = text.decode("utf-8", "replace")
+        if _forget_missing(state, entry, name) and entry.losses > state.tunables.max_losses:
+            why = f"task {entry.task_id} ({entry.kind.name}) did not find its input {name} {entry.losses} times: is the disk full?"
+            fail(state, entry, FileLost(f"{why} It is not tried again"), b"")
+            return
     _again(state, entry, "lost" if status == messages.LOST else "handed back")
 
 
-def _forget_missing(state: ManagerState, entry: TaskEntry, name: str) -> None:
-    """A slot did not find an input that we believed to be on its worker: believe the slot."""
+def _forget_missing(state: ManagerState, entry: TaskEntry, name: str) -> bool:
+    """A slot did not find an object that we believed to be on its worker: believe the slot. True when that counts as a loss.
+
+    A value of the same bundle that was not made is named by its number: that is no loss.
+    """
     instance = entry.instance
-    for file in entry.inputs:
-        if file.name == name and instance is not None:
+    found = [file for file in entry.inputs if file.name == name and name]
+    for file in found:
+        if instance is not None:
             lose_copy(state, file, instance.worker.worker_id)
+    if found:
+        entry.losses += 1
+    return bool(found)
 
 
 def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
@@ -268,6 +280,7 @@ def _bundle_ended(state: ManagerState, entries: list[TaskEntry]) -> None:
 def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, value: bytes) -> None:
     """An entry cannot succeed: so cannot those that need its output, nor its graph."""
     pending = [entry]
+    ended: list[Bundle] = []
     while pending:
         task = pending.pop()
         if task.state is t.FINISHED:
@@ -277,7 +290,7 @@ def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, v
         if task.state is t.NEW:
             task.inputs = ()  # it came in the same event and has not been counted as a reader
         if task.state is t.PLACED and task.instance is not None and task.task_id in task.instance.worker.running:
-            _revoke(state, task)
+            _revoke(state, task, ended)
         graph = task.graph
         if graph is not None and not graph.failed:
             _give_up(state, graph)
@@ -288,6 +301,8 @@ def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, v
         finish(state, task)
         if task.output is not None:
             pending.extend(c for c in task.output.consumers if c.state is not t.FINISHED)
+    for bundle in ended:
+        _bundle_ended(state, bundle.entries)
 
 
 def _give_up(state: ManagerState, graph: GraphEntry) -> None:
@@ -301,8 +316,8 @@ def _give_up(state: ManagerState, graph: GraphEntry) -> None:
                 lineage.release(state, output)
 
 
-def _revoke(state: ManagerState, entry: TaskEntry) -> None:
-    """Take a placed entry away from its worker."""
+def _revoke(state: ManagerState, entry: TaskEntry, ended: list[Bundle]) -> None:
+    """Take a placed entry away from its worker; its bundle goes into ``ended`` with the last of its entries."""
     instance = entry.instance
     assert instance is not None
     worker = instance.worker
@@ -310,6 +325,8 @@ def _revoke(state: ManagerState, entry: TaskEntry) -> None:
     placement.unplace(entry)
     instance.library.hungry[worker.worker_id] = instance
     state.cancels.setdefault(worker.worker_id, []).append((entry.task_id, entry.attempt))
+    if entry.bundle is not None and entry.bundle.remaining == 0:
+        ended.append(entry.bundle)
 
 
 def cancelled(state: ManagerState, entries: list[TaskEntry]) -> None:
@@ -324,16 +341,19 @@ def graph_cancelled(state: ManagerState, graph: GraphEntry) -> None:
     """The user gives a graph up: nobody is told."""
     _give_up(state, graph)
     outside: list[TaskEntry] = []
+    ended: list[Bundle] = []
     for entry in graph.vertices:
         if entry.state is not t.FINISHED:
             entry.handle = None
             entry.error = CANCELLED
             if entry.state is t.PLACED:
-                _revoke(state, entry)
+                _revoke(state, entry, ended)
             finish(state, entry)
             state.counters.cancelled += 1
             if entry.output is not None:
                 outside.extend(c for c in entry.output.consumers if c.graph is not graph)
+    for bundle in ended:
+        _bundle_ended(state, bundle.entries)
     for reader in outside:
         fail(state, reader, CANCELLED, b"")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vinecore.errors import ProtocolError
-from vinecore.manager import on_files, on_libraries, on_tasks, orders
+from vinecore.manager import on_files, on_libraries, on_tasks, orders, placement
 from vinecore.manager import transitions as t
 from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
 from vinecore.model.notes import WorkerJoined, WorkerRemoved
@@ -17,6 +17,8 @@ def joined(state: ManagerState, worker_id: int, hello: messages.Hello) -> None:
         state.orders.append(orders.SendTo(worker_id, messages.Release(False, "this manager has as many workers as it may")))
         return
     worker = WorkerEntry(worker_id, hello, state.now)
+    if not state.workers:
+        state.stuck_since, state.stuck_told = 0.0, False
     state.workers[worker_id] = worker
     state.counters.workers_joined += 1
     state.orders.append(
@@ -80,11 +82,7 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
         if library is not None:
             library.instances.pop(worker_id, None)
             library.hungry.pop(worker_id, None)
-        # Entries that waited for this instance are as good elsewhere.
-        for entry in instance.local.drain():
-            entry.dequeued = False
-            entry.kind.shape.ready.push(entry)
-            state.activate(entry.kind.shape)
+        placement.abandon_local(state, instance)
     lost = list(worker.running.values())
     worker.running = {}
     # Copies first: entries that wait again must see what is gone.
@@ -99,6 +97,7 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
 def tick(state: ManagerState) -> None:
     """Keepalive, and the one line about work that has no place to run."""
     tunables = state.tunables
+    state.ticked_at = state.now
     interval, timeout = tunables.keepalive_interval, tunables.keepalive_timeout
     if interval > 0:
         for worker in list(state.workers.values()):

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vinecore.manager.state import FileEntry, TaskEntry
 from vinecore.model.notes import Note
+from vinecore.wire.messages import Record
 
 
-@dataclass(slots=True)
-class SendTo:
+class SendTo(Record):
     """Send a message to a worker."""
 
     worker_id: int
     message: object
 
 
-@dataclass(slots=True)
-class Deliver:
+class Deliver(Record):
     """These entries have their outcome: tell their handles."""
 
     entries: list[TaskEntry]
 
 
-@dataclass(slots=True)
-class FileHere:
+class FileHere(Record):
     """A wanted file can be read: inline, among the shell's objects, or at ``path`` on this machine."""
 
     file: FileEntry
@@ -32,8 +28,7 @@ class FileHere:
     path: str
 
 
-@dataclass(slots=True)
-class FileFailed:
+class FileFailed(Record):
     """A wanted file cannot be had."""
 
     file: FileEntry
@@ -41,30 +36,26 @@ class FileFailed:
     reason: str
 
 
-@dataclass(slots=True)
-class ForgetObjects:
+class ForgetObjects(Record):
     """The shell may drop these objects from its memory."""
 
     names: list[str]
 
 
-@dataclass(slots=True)
-class CloseWorker:
+class CloseWorker(Record):
     """Close the link of a worker."""
 
     worker_id: int
     reason: str
 
 
-@dataclass(slots=True)
-class Say:
+class Say(Record):
     """One line for the user."""
 
     text: str
 
 
-@dataclass(slots=True)
-class Emit:
+class Emit(Record):
     """Notes for the observers."""
 
     notes: list[Note]

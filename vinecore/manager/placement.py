@@ -40,10 +40,6 @@ def place(state: ManagerState) -> None:
     touched: list[Instance] = []
     for shape in state.active:
         library = shape.library
-        if library.removed:
-            shape.ready.drain()
-            shape.queued = False
-            continue
         ensure_started(state, library)
         hungry = list(library.hungry.values())
         # Two rounds: first every slot of every instance gets something, then the instances are topped up.
@@ -344,6 +340,14 @@ def unplace(entry: TaskEntry) -> Instance:
     if shape.constrained:
         instance.worker.committed = instance.worker.committed.minus(shape.request)
     return instance
+
+
+def abandon_local(state: ManagerState, instance: Instance) -> None:
+    """An instance ended: entries that waited for it are as good elsewhere."""
+    for entry in instance.local.drain():
+        entry.dequeued = False
+        entry.kind.shape.ready.push(entry)
+        state.activate(entry.kind.shape)
 
 
 def unpark(state: ManagerState, name: str) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from vinecore.runtime import context
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.forking_slot import ForkingSlot
+from vinecore.runtime.randomness import reseed
 from vinecore.runtime.slot import Slot
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
@@ -156,6 +157,7 @@ class Host:
                 signal.signal(number, handler)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             gc.enable()
+            reseed()
             self.selector.close()
             self.sock.close()
             os.close(self.wake_read)

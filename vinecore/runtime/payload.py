@@ -35,6 +35,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodT
 from typing import Any, TypeAlias
 
 from vinecore.errors import ProtocolError, RemoteError, RemoteTraceback, UnpicklableError
+from vinecore.runtime.randomness import REDUCERS
 
 # Exact types whose values the plain pickler treats as cloudpickle would, at an eighth of the cost.
 ATOMIC: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -196,8 +197,7 @@ def _make_pickler() -> Callable[..., Any]:
     global _pickler
     import cloudpickle
 
-    reducers = _Reducers(cloudpickle.Pickler.dispatch_table)
-    reducers[functools._lru_cache_wrapper] = _reduce_cached_function
+    reducers = _Reducers({**cloudpickle.Pickler.dispatch_table, **REDUCERS, functools._lru_cache_wrapper: _reduce_cached_function})
     _pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": reducers})
     return _pickler
 

@@ -210,7 +210,8 @@ class ManagerLoop:
         self._drain()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake_fd)
-        # What was posted between the two may have had its wake-up read away.
+        # What was posted meanwhile may have had its wake-up read away: the next post must write one again, even if all was taken.
+        self.awake = False
         if self.inbox:
             self._drain()
 
@@ -354,17 +355,25 @@ class ManagerLoop:
         """Messages of a worker; the first must be its hello."""
         now = time.monotonic()
         worker_id: int = getattr(link, "worker_id", 0)
+        together: list[object] = []
         for payload in payloads:
             message = messages.decode_from_worker(payload)
-            if worker_id == 0:
-                if not isinstance(message, messages.Hello):
-                    raise PeerError("a worker's first message was not its hello")
+            last = together[-1] if together else None
+            if type(message) is messages.Done and type(last) is messages.Done:
+                # Those that arrived together are one event: the work that follows them leaves together too.
+                last.results.extend(message.results)
+            else:
+                together.append(message)
+        for message in together:
+            if worker_id:
+                self._handle(events.WorkerSaid(now, worker_id, message))
+            elif isinstance(message, messages.Hello):
                 worker_id = link.worker_id = self.next_worker_id  # type: ignore[attr-defined]
                 self.next_worker_id += 1
                 self.links[worker_id] = link
                 self._handle(events.WorkerJoined(now, worker_id, message))
             else:
-                self._handle(events.WorkerSaid(now, worker_id, message))
+                raise PeerError("a worker's first message was not its hello")
 
     def link_lost(self, link: Link, error: Exception | None) -> None:
         """A link ended: a worker left, or somebody never got in."""

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from vinecore.shell.local_link import SOCKET_BUFFER_BYTES, LocalLink
 from vinecore.worker.state import NOT_REVOKED
@@ -103,6 +104,31 @@ def kill_group(pid: int) -> None:
     for send in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             send(pid, signal.SIGKILL)
+
+
+def open_descendants() -> list[int]:
+    """Handles (pidfds) of every process below this one; they name the process even after its parent and its number are gone."""
+    opened: list[int] = []
+    pending = [os.getpid()]
+    while pending:
+        pid = pending.pop()
+        try:
+            lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+        except OSError:
+            continue  # it has just ended
+        for child in map(int, " ".join(lists).split()):
+            pending.append(child)
+            with contextlib.suppress(OSError):
+                opened.append(os.pidfd_open(child))
+    return opened
+
+
+def end_opened(opened: list[int]) -> None:
+    """SIGKILL to the processes of these handles that still live; closes the handles."""
+    for handle in opened:
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
 
 
 def end_hosts(hosts: list[HostProcess], slot_pids: list[int]) -> None:

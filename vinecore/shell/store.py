@@ -13,7 +13,7 @@ from pathlib import Path
 
 import xxhash
 
-from vinecore.errors import ProtocolError
+from vinecore.errors import ProtocolError, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}")
 READ_BYTES = 1 << 20
@@ -48,6 +48,9 @@ class Store:
     Parameters:
         workspace: directory to use; None makes a private one under the system's directory for temporary files.
         keep: leave it there at the end.
+
+    Raises:
+        UsageError: the directory cannot be made or written.
     """
 
     def __init__(self, workspace: str | None, keep: bool = False) -> None:
@@ -57,10 +60,15 @@ class Store:
         else:
             self.workspace = Path(workspace).absolute()
             self._made = not self.workspace.exists()
-            self.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.keep = keep
         self.objects = self.workspace / f"objects-{os.getpid()}"
-        self.objects.mkdir(mode=0o700)
+        try:
+            self.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # One of a dead process with our number, in a workspace that was kept.
+            shutil.rmtree(self.objects, ignore_errors=True)
+            self.objects.mkdir(mode=0o700)
+        except OSError as error:
+            raise UsageError(f"cannot use {self.workspace} as the workspace ({error.strerror}): name another directory") from error
 
     def path(self, name: str) -> Path:
         """Where an object is, or would be."""

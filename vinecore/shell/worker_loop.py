@@ -28,7 +28,7 @@ from vinecore.errors import AuthenticationError, PeerError, VersionError, VineEr
 from vinecore.shell import transfer
 from vinecore.shell.local_link import LocalLink
 from vinecore.shell.machine_id import machine_id
-from vinecore.shell.process import HostProcess, SlotProcess, end_hosts, kill_group
+from vinecore.shell.process import HostProcess, SlotProcess, end_hosts, end_opened, kill_group, open_descendants
 from vinecore.shell.secrets import secret_for_worker
 from vinecore.shell.store import Store
 from vinecore.shell.stream import Link
@@ -40,6 +40,11 @@ from vinecore.worker.machine import WorkerMachine
 __all__ = ["WorkerConfig", "WorkerLoop", "count_gpus", "secret_for_worker"]
 
 TRANSFER_THREADS = 4
+# However short --connect-timeout is, one try gets this long.
+LEAST_CONNECT_S = 1.0
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# How often the worker looks whether its manager is silent or it has been idle for too long.
+LOOK_S = 5.0
 
 
 @dataclass
@@ -71,6 +76,8 @@ class WorkerLoop:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
+        # Until the loop takes signals over: an early end must not leave the workspace behind.
+        signal.signal(signal.SIGTERM, _end_early)
         self.store = Store(config.workspace, config.keep_workspace)
         self.machine = WorkerMachine()
         self.hosts: dict[int, HostProcess] = {}
@@ -95,9 +102,9 @@ class WorkerLoop:
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit code (0: well, 1: refused or no manager)."""
-        self.spare = HostProcess()
         try:
-            asyncio.run(self._main())
+            self.spare = HostProcess()
+            asyncio.run(self._guarded())
         finally:
             self._end_tree()
             if self.pool is not None:
@@ -105,25 +112,40 @@ class WorkerLoop:
             self.store.remove()
         return self.exit_code
 
-    async def _main(self) -> None:
+    async def _guarded(self) -> None:
+        """Everything between two ways to take signals; the last one ignores them, so that nothing cuts the clean-up short."""
         self.loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+        for number in END_SIGNALS:
             self.loop.add_signal_handler(number, self._signalled, number)
+        try:
+            await self._main()
+        finally:
+            for number in END_SIGNALS:
+                self.loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
+
+    async def _main(self) -> None:
         if self.config.lifeline_fd >= 0:
             self.loop.add_reader(self.config.lifeline_fd, self._lifeline_cut)
         self._say(f"workspace {self.store.workspace}")
         give_up = time.monotonic() + self.config.connect_timeout_s
         backoff = self.config.min_backoff_s
         while not self.stop.is_set():
-            error = await self._connect()
+            error = await self._connect_in_time(give_up)
             if error is None:
+                began = time.monotonic()
                 await self._serve()
                 if self.config.single_shot or self.exit_wanted:
                     break
                 give_up = time.monotonic() + self.config.connect_timeout_s
-                backoff = self.config.min_backoff_s
-                continue
+                if time.monotonic() - began >= self.config.min_backoff_s:
+                    backoff = self.config.min_backoff_s
+                    continue
+                # Sent away at once: asking again without a pause would keep both sides busy.
+                error = PeerError(self.leave_reason or "the manager closed the connection")
+            elif self.stop.is_set():
+                break
             if isinstance(error, AuthenticationError | VersionError):
                 self._fail(str(error))
                 return
@@ -135,6 +157,18 @@ class WorkerLoop:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stop.wait(), backoff)
             backoff = min(backoff * 2, self.config.max_backoff_s)
+
+    async def _connect_in_time(self, give_up: float) -> Exception | None:
+        """The same as ``_connect``, but ended by a signal or the deadline: a host that drops packets says nothing for minutes."""
+        attempt = asyncio.ensure_future(self._connect())
+        stop = asyncio.ensure_future(self.stop.wait())
+        limit_s = max(LEAST_CONNECT_S, give_up - time.monotonic())
+        await asyncio.wait((attempt, stop), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if attempt.done():
+            return attempt.result()
+        attempt.cancel()
+        return PeerError("no answer came")
 
     async def _connect(self) -> Exception | None:
         """Try every manager and every address of its name once; None when a link is ready."""
@@ -208,14 +242,19 @@ class WorkerLoop:
     async def _serve(self) -> None:
         """Work for the manager until one side ends the link, then forget everything about it."""
         self.served = True
+        self.leave_reason = ""
         self.last_work = time.monotonic()
         waits = [asyncio.ensure_future(self.stop.wait()), asyncio.ensure_future(self.disconnected.wait())]
         while True:
-            done, _ = await asyncio.wait(waits, timeout=5.0, return_when=asyncio.FIRST_COMPLETED)
+            idle_left_s = self.config.idle_timeout_s - (time.monotonic() - self.last_work)
+            pause_s = min(LOOK_S, max(0.05, idle_left_s))
+            done, _ = await asyncio.wait(waits, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 break
             self._handle(events.Tick(time.monotonic()))
-            if time.monotonic() - self.last_work > self.config.idle_timeout_s and not self.machine.state.libraries_busy():
+            if self.machine.state.libraries_busy():
+                self.last_work = time.monotonic()
+            elif time.monotonic() - self.last_work >= self.config.idle_timeout_s:
                 self.leave_reason = f"no work for {self.config.idle_timeout_s:g} s"
                 self.exit_wanted = True
                 break
@@ -225,6 +264,7 @@ class WorkerLoop:
         if link is not None and not link.lost:
             link.send(messages.encode(messages.Goodbye(self.leave_reason or "told to stop")))
             link.close()
+        self._say(f"left the manager: {self.leave_reason or 'the connection was closed'}")
         if link is not None and isinstance(link.error, PeerError):
             self._say(f"the link to the manager was closed: {link.error}")
         self.link = None
@@ -238,9 +278,12 @@ class WorkerLoop:
         if self.spare is not None:
             hosts.append(self.spare)
             self.spare = None
+        # Listed while the tree is whole: what made itself a session of its own is no member of its slot's group.
+        below = open_descendants() if hosts else []
         for slot in slots:
             slot.close()
         end_hosts(hosts, [slot.pid for slot in slots if slot.pid])
+        end_opened(below)
 
     def _signalled(self, number: int) -> None:
         self.leave_reason = f"got {signal.Signals(number).name}"
@@ -265,9 +308,20 @@ class WorkerLoop:
 
     def _payloads(self, link: Link, payloads: list[bytes]) -> None:
         now = time.monotonic()
+        together: list[object] = []
         for payload in payloads:
-            self._handle(events.ManagerSaid(now, messages.decode_from_manager(payload)))
-        self.last_work = now
+            message = messages.decode_from_manager(payload)
+            last = together[-1] if together else None
+            if type(message) is messages.Run and type(last) is messages.Run and last.library_id == message.library_id:
+                # Those that arrived together are one event: a slot then gets one large batch, not several small ones.
+                last.groups.extend(message.groups)
+                last.values.extend(message.values)
+            else:
+                together.append(message)
+        for message in together:
+            self._handle(events.ManagerSaid(now, message))
+            if type(message) is not messages.Ping:
+                self.last_work = now
 
     def _handle(self, event: events.Event) -> None:
         if self.config.debug:
@@ -482,6 +536,10 @@ class WorkerLoop:
             reason = f"{type(error).__name__}: {error}"
         event = events.UploadEnded(time.monotonic(), order.transfer_id, order.name, reason)
         self.loop.call_soon_threadsafe(self._later, event)
+
+
+def _end_early(number: int, frame: object) -> None:
+    sys.exit(0)
 
 
 def count_gpus() -> int:

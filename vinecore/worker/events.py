@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vinecore.wire import messages
+from vinecore.wire.messages import Record
 
 
-@dataclass(slots=True)
-class ManagerSaid:
+class ManagerSaid(Record):
     """A message came from the manager."""
 
     now: float
     message: object
 
 
-@dataclass(slots=True)
-class ManagerGone:
+class ManagerGone(Record):
     """The control link ended."""
 
     now: float
 
 
-@dataclass(slots=True)
-class HostSaid:
+class HostSaid(Record):
     """A message came from a library's parent process."""
 
     now: float
@@ -31,8 +27,7 @@ class HostSaid:
     message: object
 
 
-@dataclass(slots=True)
-class HostGone:
+class HostGone(Record):
     """A library's parent process ended; ``text`` says how."""
 
     now: float
@@ -40,8 +35,7 @@ class HostGone:
     text: str
 
 
-@dataclass(slots=True)
-class SlotAnswered:
+class SlotAnswered(Record):
     """Results came from a slot."""
 
     now: float
@@ -49,8 +43,7 @@ class SlotAnswered:
     results: list[messages.Result]
 
 
-@dataclass(slots=True)
-class SlotGone:
+class SlotGone(Record):
     """A slot's socket ended. ``started``: the sequence number it had claimed last."""
 
     now: float
@@ -58,8 +51,7 @@ class SlotGone:
     started: int
 
 
-@dataclass(slots=True)
-class ClaimRead:
+class ClaimRead(Record):
     """Answer to ReadClaim: the sequence number of the call that the slot has started."""
 
     now: float
@@ -67,8 +59,7 @@ class ClaimRead:
     started: int
 
 
-@dataclass(slots=True)
-class ObjectArrived:
+class ObjectArrived(Record):
     """A fetch is complete: the object is in the store."""
 
     now: float
@@ -76,8 +67,7 @@ class ObjectArrived:
     size_bytes: int
 
 
-@dataclass(slots=True)
-class ObjectFailed:
+class ObjectFailed(Record):
     """A fetch failed."""
 
     now: float
@@ -85,8 +75,7 @@ class ObjectFailed:
     reason: str
 
 
-@dataclass(slots=True)
-class UploadEnded:
+class UploadEnded(Record):
     """An upload ended; ``reason`` is empty when it went well."""
 
     now: float
@@ -95,8 +84,7 @@ class UploadEnded:
     reason: str
 
 
-@dataclass(slots=True)
-class Tick:
+class Tick(Record):
     """A deadline passed."""
 
     now: float

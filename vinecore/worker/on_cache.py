@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vinecore.wire import messages
-from vinecore.worker import on_calls, orders
+from vinecore.worker import on_calls, on_libraries, orders
 from vinecore.worker.state import WorkerState
 
 
@@ -11,24 +11,39 @@ def fetch(state: WorkerState, message: messages.Fetch) -> None:
     """Bring an object here, unless it is here or on its way."""
     if message.name in state.objects:
         state.orders.append(orders.ToManager(messages.Fetched(message.name, state.objects[message.name])))
-    elif message.name not in state.fetching:
+    elif message.name in state.fetching:
+        state.unwanted.discard(message.name)
+    else:
         state.fetching[message.name] = []
         state.orders.append(orders.FetchObject(message.name, message.size_bytes))
 
 
 def arrived(state: WorkerState, name: str, size_bytes: int) -> None:
-    """A fetch is complete."""
-    on_calls_waiting = name in state.fetching
+    """A fetch is complete; what was dropped meanwhile goes at once."""
+    if name in state.unwanted:
+        state.unwanted.discard(name)
+        state.orders.append(orders.UnlinkObjects([name]))
+        state.orders.append(orders.ToManager(messages.FetchFailed(name, "it was dropped while it was on its way")))
+        _settle(state, name, "it was dropped while it was on its way")
+        return
     state.objects[name] = size_bytes
     state.orders.append(orders.ToManager(messages.Fetched(name, size_bytes)))
-    if on_calls_waiting:
-        on_calls.object_settled(state, name, False)
+    _settle(state, name, "")
 
 
 def failed(state: WorkerState, name: str, reason: str) -> None:
     """A fetch failed: the manager hears why, calls that need it find it missing."""
+    if name not in state.unwanted and on_libraries.may_fetch_again(state, name):
+        state.orders.append(orders.FetchObject(name, 0))
+        return
+    state.unwanted.discard(name)
     state.orders.append(orders.ToManager(messages.FetchFailed(name, reason)))
-    on_calls.object_settled(state, name, True)
+    _settle(state, name, reason)
+
+
+def _settle(state: WorkerState, name: str, error: str) -> None:
+    on_libraries.payload_settled(state, name, error)
+    on_calls.object_settled(state, name, error)
 
 
 def upload(state: WorkerState, message: messages.Upload) -> None:
@@ -46,4 +61,6 @@ def unlink(state: WorkerState, names: list[str]) -> None:
     """Drop objects at the manager's wish."""
     for name in names:
         state.objects.pop(name, None)
+        if name in state.fetching:
+            state.unwanted.add(name)
     state.orders.append(orders.UnlinkObjects(names))

@@ -15,6 +15,8 @@ from vinecore.worker.state import NOT_REVOKED, Group, WorkerLibrary, WorkerSlot,
 BATCH_US = 4000.0
 # Calls in one batch; bounds a frame and the work that is lost with a slot.
 BATCH_COUNT = 256
+# A batch is cut behind the call that exceeds this; bounds a frame, which must stay far below CONTROL_FRAME_LIMIT_BYTES.
+BATCH_BYTES = messages.BATCH_LIMIT_BYTES
 # Calls longer than this are sent one at a time: the gap between them no longer matters.
 LONG_CALL_US = 3000.0
 # A slot without an answer for this long, while another idles, gives back what it has not started.
@@ -36,6 +38,11 @@ def run_came(state: WorkerState, message: messages.Run) -> None:
     values = dict(message.values) if message.values else None
     for calls in message.groups:
         group = Group(calls, values)
+        if library.has_code_objects and not _has_code(state, library, group):
+            # Sent before the manager heard that the fetch failed; it sends the code again.
+            for call in calls:
+                state.results.append(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
+            continue
         missing = _missing(state, library, group) if state.fetching else None
         if missing:
             group.missing = missing
@@ -54,16 +61,44 @@ def _missing(state: WorkerState, library: WorkerLibrary, group: Group) -> set[st
         for ref in call.inputs:
             if isinstance(ref, str) and ref in state.fetching:
                 names.add(ref)
-        code = library.codes.get(call.code_id)
-        if code is not None and code.message.name and code.message.name in state.fetching:
-            names.add(code.message.name)
+        names.update(name for name in _code_names(library, call.code_id) if name in state.fetching)
     return names
 
 
-def object_settled(state: WorkerState, name: str, failed: bool) -> None:
-    """An object came (or will not): groups that waited for it go on; a failed one is found missing by the slot."""
+def _has_code(state: WorkerState, library: WorkerLibrary, group: Group) -> bool:
+    """Whether all code of a group is here or on its way."""
+    return all(
+        name in state.objects or name in state.fetching for call in group.calls for name in _code_names(library, call.code_id)
+    )
+
+
+def _code_names(library: WorkerLibrary, code_id: int) -> set[str]:
+    """Objects that hold this code or what it names."""
+    names: set[str] = set()
+    pending, seen = [code_id], {code_id}
+    while pending:
+        code = library.codes.get(pending.pop())
+        if code is not None:
+            if code.message.name:
+                names.add(code.message.name)
+            fresh = [required for required in code.message.requires if required not in seen]
+            seen.update(fresh)
+            pending.extend(fresh)
+    return names
+
+
+def object_settled(state: WorkerState, name: str, error: str) -> None:
+    """An object came (or will not): groups that waited for it go on; a missing input is found missing by the slot.
+
+    Without its code a group cannot go to a slot at all: its first call is lost, the others are handed back.
+    """
     for library, group in state.fetching.pop(name, ()):
         if group.missing is None:
+            continue
+        if error and any(name in _code_names(library, call.code_id) for call in group.calls):
+            for waiting in state.fetching.values():
+                waiting[:] = [(other, queued) for other, queued in waiting if queued is not group]
+            _give_back(state, group, f"the object {name} with its code could not be fetched: {error}")
             continue
         group.missing.discard(name)
         if not group.missing:
@@ -71,6 +106,15 @@ def object_settled(state: WorkerState, name: str, failed: bool) -> None:
             library.queue.append(group)
             library.queued_calls += len(group.calls)
             feed(state, library)
+
+
+def _give_back(state: WorkerState, group: Group, why: str) -> None:
+    """Report a group that no slot has: the first call bears the blame, so that the number of tries is bounded."""
+    group.missing = None
+    status, text = messages.LOST, why.encode()
+    for call in group.calls:
+        state.results.append(Result(call.task_id, call.attempt, status, 0, text))
+        status, text = messages.HANDED_BACK, b""
 
 
 def feed(state: WorkerState, library: WorkerLibrary) -> None:
@@ -107,15 +151,17 @@ def _send_batch(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, co
     values: dict[int, bytes] = {}
     taken = 0
     outstanding = slot.outstanding
-    while library.queue and taken < count:
+    size = 0
+    while library.queue and taken < count and size < messages.BATCH_LIMIT_BYTES:
         group = library.queue.popleft()
         calls = group.calls
         for call in calls:
             if call.code_id not in slot.codes:
                 _send_code(state, library, slot, call.code_id)
             outstanding.append((call, group))
+            size += len(call.payload)
         if group.values is not None:
-            _collect_values(group, values)
+            size += _collect_values(group, values)
         batch.groups.append(calls)
         taken += len(calls)
     if not outstanding or len(outstanding) == taken:
@@ -127,13 +173,17 @@ def _send_batch(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, co
     state.orders.append(orders.ToSlot(slot.slot_id, batch))
 
 
-def _collect_values(group: Group, into: dict[int, bytes]) -> None:
+def _collect_values(group: Group, into: dict[int, bytes]) -> int:
+    """Add the inline inputs of a group; returns how many bytes came on top."""
     have = group.values
     assert have is not None
+    size = 0
     for call in group.calls:
         for ref in call.inputs:
-            if isinstance(ref, int) and ref in have:
+            if isinstance(ref, int) and ref in have and ref not in into:
                 into[ref] = have[ref]
+                size += len(have[ref])
+    return size
 
 
 def _send_code(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, code_id: int) -> None:
@@ -162,7 +212,12 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
         _, group = outstanding.popleft()
         sequence = slot.first
         slot.first = sequence + 1
-        if sequence >= slot.taken or sequence in slot.cancelled:
+        if sequence >= slot.taken:
+            continue
+        if sequence in slot.cancelled:
+            slot.cancelled.discard(sequence)
+            if result.status == messages.OK_STORED:
+                _unlink_results(state, [(result.task_id, result.attempt)])
             continue
         if result.status == messages.HANDED_BACK and len(group.calls) == 1:
             library.queue.appendleft(group)
@@ -171,8 +226,9 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
         if result.status == messages.OK_STORED and state.welcome is not None:
             state.objects[f"{state.welcome.run}-{result.task_id}.{result.attempt}"] = result.size_bytes
         out.append(result)
-        total += result.duration_us
-        measured += 1
+        if result.status <= messages.RAISED:
+            total += result.duration_us
+            measured += 1
     if measured:
         mean = total / measured
         library.mean_us = mean if library.mean_us == 0.0 else library.mean_us + MEAN_WEIGHT * (mean - library.mean_us)
@@ -197,8 +253,10 @@ def slot_gone(state: WorkerState, slot_id: int, started: int) -> None:
     library = state.libraries[slot.library_id]
     del library.slots[slot_id]
     again: list[Group] = []
-    # Killed by us for a call that was cancelled: then nobody is to blame.
-    ours = started in slot.cancelled
+    ours = slot.is_killed or started in slot.cancelled
+    # What it wrote and could not report any more has no owner.
+    lost = [(call.task_id, call.attempt) for number, (call, _) in enumerate(slot.outstanding, slot.first) if number < slot.taken]
+    _unlink_results(state, lost)
     for number, (call, group) in enumerate(slot.outstanding, slot.first):
         if number >= slot.taken or number in slot.cancelled:
             continue
@@ -215,6 +273,26 @@ def slot_gone(state: WorkerState, slot_id: int, started: int) -> None:
     if not slot.draining and not library.stopping and library.began:
         open_slots(state, library, 1)
     feed(state, library)
+
+
+def lose_slots(state: WorkerState, library: WorkerLibrary, why: str) -> None:
+    """All slots of a library died with their parent: the oldest call of each bears the blame, the others are handed back."""
+    for slot in library.slots.values():
+        lost = []
+        for number, (call, _) in enumerate(slot.outstanding, slot.first):
+            if number >= slot.taken:
+                continue
+            lost.append((call.task_id, call.attempt))
+            if number not in slot.cancelled:
+                status = messages.LOST if number == slot.first else messages.HANDED_BACK
+                state.results.append(Result(call.task_id, call.attempt, status, 0, why.encode() if status == messages.LOST else b""))
+        _unlink_results(state, lost)
+
+
+def _unlink_results(state: WorkerState, calls: list[tuple[int, int]]) -> None:
+    """Remove results that nobody is told of, if they were written."""
+    if calls and state.welcome is not None:
+        state.orders.append(orders.UnlinkObjects([f"{state.welcome.run}-{task}.{attempt}" for task, attempt in calls]))
 
 
 def close_slot(state: WorkerState, slot: WorkerSlot) -> None:
@@ -280,7 +358,16 @@ def rebalance(state: WorkerState) -> float | None:
     for library in state.libraries.values():
         idle = not library.queue and any(s.pid and not s.outstanding and not s.draining for s in library.slots.values())
         for slot in library.slots.values():
-            if slot.taken != NOT_REVOKED or not slot.outstanding:
+            if not slot.outstanding:
+                continue
+            if slot.cancelled and not slot.is_killed:
+                # A cancelled call that had not started may start now: look until it has ended.
+                if slot.revoked_from == NOT_REVOKED or slot.taken != NOT_REVOKED:
+                    if state.now >= slot.revoke_checked_at + REVOKE_SETTLE_S:
+                        slot.revoke_checked_at = state.now
+                        state.orders.append(orders.ReadClaim(slot.slot_id))
+                    dues.append(slot.revoke_checked_at + REVOKE_SETTLE_S)
+            if slot.taken != NOT_REVOKED:
                 continue
             if slot.revoked_from != NOT_REVOKED:
                 if state.now >= slot.revoke_checked_at + REVOKE_SETTLE_S:
@@ -301,7 +388,7 @@ def rebalance(state: WorkerState) -> float | None:
 
 def _revoke(state: WorkerState, slot: WorkerSlot, border: int) -> None:
     slot.revoked_from = border
-    slot.revoke_checked_at = state.now
+    slot.revoked_at = slot.revoke_checked_at = state.now
     state.orders.append(orders.Revoke(slot.slot_id, border))
 
 
@@ -320,7 +407,10 @@ def claim_read(state: WorkerState, slot_id: int, started: int) -> None:
     slot = state.slots.get(slot_id)
     if slot is None or not slot.outstanding:
         return
+    if started == NOT_REVOKED:
+        started = slot.first - 1  # it has not started its first call
     if started in slot.cancelled:
+        slot.is_killed = True
         state.orders.append(orders.KillSlot(slot_id))
         return
     if slot.revoked_from == NOT_REVOKED:
@@ -329,7 +419,7 @@ def claim_read(state: WorkerState, slot_id: int, started: int) -> None:
             if border is not None:
                 _revoke(state, slot, border)
         return
-    if slot.taken == NOT_REVOKED and state.now >= slot.revoke_checked_at:
+    if slot.taken == NOT_REVOKED and state.now >= slot.revoked_at + REVOKE_SETTLE_S:
         _take_back(state, slot, max(slot.revoked_from, started + 1))
 
 

@@ -17,7 +17,33 @@ def start_library(state: WorkerState, message: messages.StartLibrary) -> None:
         return
     library = state.libraries[message.library_id] = WorkerLibrary(message)
     library.restarts.append(state.now)
-    state.orders.append(orders.StartHost(message.library_id, message))
+    if message.payload_name in state.fetching:
+        state.late_starts.setdefault(message.payload_name, []).append(message.library_id)
+    else:
+        state.orders.append(orders.StartHost(message.library_id, message))
+
+
+def may_fetch_again(state: WorkerState, name: str) -> bool:
+    """Whether an object that could not be fetched is the payload of libraries that may be started once more."""
+    waiting = [state.libraries[i] for i in state.late_starts.get(name, ()) if i in state.libraries]
+    again = [library for library in waiting if len(library.restarts) < library.spec.max_restarts]
+    for library in again:
+        library.restarts.append(state.now)
+    return bool(again)
+
+
+def payload_settled(state: WorkerState, name: str, error: str) -> None:
+    """The object with a library's payload came, or will not."""
+    for library_id in state.late_starts.pop(name, ()):
+        library = state.libraries.get(library_id)
+        if library is None:
+            continue
+        if error:
+            _forget(state, library)
+            why = f"the payload of library {library.spec.name!r} could not be fetched: {error}"
+            state.orders.append(orders.ToManager(messages.LibraryGone(library_id, why)))
+        else:
+            state.orders.append(orders.StartHost(library_id, library.spec))
 
 
 def stop_library(state: WorkerState, library_id: int) -> None:
@@ -48,6 +74,7 @@ def code_came(state: WorkerState, message: messages.Code) -> None:
     if library is None:
         return
     library.codes[message.code_id] = CodeHere(message)
+    library.has_code_objects = library.has_code_objects or bool(message.name)
     fresh = set(message.modules) - library.hoisted - library.hoisting
     if fresh and not library.spec.payload and not library.spec.payload_name:
         library.wanted_modules |= fresh
@@ -133,16 +160,20 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     starts = library.restarts
     while starts and starts[0] < state.now - spec.restart_window_s:
         starts.popleft()
-    for call in on_calls.outstanding_calls(library):
-        state.results.append(messages.Result(call.task_id, call.attempt, messages.LOST, 0, text.encode()))
-    codes = library.codes
+    on_calls.lose_slots(state, library, text)
+    codes, queue, queued_calls = library.codes, library.queue, library.queued_calls
+    staged = [(name, group) for name, waiting in state.fetching.items() for owner, group in waiting if owner is library]
     _forget(state, library)
     if len(starts) >= spec.max_restarts:
         why = f"library {spec.name!r} ended {len(starts)} times in {spec.restart_window_s:g} s: {text}"
         state.orders.append(orders.ToManager(messages.LibraryGone(library_id, why)))
         return
     again = state.libraries[library_id] = WorkerLibrary(spec)
-    again.codes = codes
+    again.codes, again.has_code_objects = codes, library.has_code_objects
+    # What no slot had is not lost: it waits for the new parent.
+    again.queue, again.queued_calls = queue, queued_calls
+    for name, group in staged:
+        state.fetching[name].append((again, group))
     again.ready_told = True
     for code in codes.values():
         again.wanted_modules |= set(code.message.modules) - again.hoisted

@@ -2,111 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vinecore.wire import messages
+from vinecore.wire.messages import Record
 
 
-@dataclass(slots=True)
-class ToManager:
+class ToManager(Record):
     """Send a message on the control link."""
 
     message: object
 
 
-@dataclass(slots=True)
-class StartHost:
+class StartHost(Record):
     """Start (or adopt) a parent process for this library and send it ``begin``."""
 
     library_id: int
     begin: messages.StartLibrary
 
 
-@dataclass(slots=True)
-class ToHost:
+class ToHost(Record):
     """Send a message to a library's parent process."""
 
     library_id: int
     message: object
 
 
-@dataclass(slots=True)
-class StopHost:
+class StopHost(Record):
     """End a library's parent process and its slots."""
 
     library_id: int
 
 
-@dataclass(slots=True)
-class OpenSlots:
+class OpenSlots(Record):
     """Make sockets and claims for these slots and have the parent fork them."""
 
     library_id: int
     slot_ids: list[int]
 
 
-@dataclass(slots=True)
-class CloseSlot:
+class CloseSlot(Record):
     """Close the socket of a slot: it ends when it is idle."""
 
     slot_id: int
 
 
-@dataclass(slots=True)
-class KillSlot:
+class KillSlot(Record):
     """Kill a slot's process group now; SlotGone follows."""
 
     slot_id: int
 
 
-@dataclass(slots=True)
-class ToSlot:
+class ToSlot(Record):
     """Send a message to a slot."""
 
     slot_id: int
     message: object
 
 
-@dataclass(slots=True)
-class Revoke:
+class Revoke(Record):
     """Write the number from which the slot's calls are revoked."""
 
     slot_id: int
     sequence: int
 
 
-@dataclass(slots=True)
-class ReadClaim:
+class ReadClaim(Record):
     """Read the number of the call that the slot has started; ClaimRead follows at once."""
 
     slot_id: int
 
 
-@dataclass(slots=True)
-class FetchObject:
+class FetchObject(Record):
     """Bring an object from the manager over a data link."""
 
     name: str
     size_bytes: int
 
 
-@dataclass(slots=True)
-class UploadObject:
+class UploadObject(Record):
     """Send an object to the manager over a data link."""
 
     transfer_id: int
     name: str
 
 
-@dataclass(slots=True)
-class UnlinkObjects:
+class UnlinkObjects(Record):
     """Remove objects from the store."""
 
     names: list[str]
 
 
-@dataclass(slots=True)
-class LeaveManager:
+class LeaveManager(Record):
     """Close the control link; ``exit``: end the process afterwards."""
 
     exit: bool

@@ -39,11 +39,13 @@ class WorkerSlot:
         "draining",
         "first",
         "generation",
+        "is_killed",
         "library_id",
         "outstanding",
         "pid",
         "progress_at",
         "revoke_checked_at",
+        "revoked_at",
         "revoked_from",
         "sent",
         "slot_id",
@@ -63,6 +65,7 @@ class WorkerSlot:
         self.taken = NOT_REVOKED
         # Set while a revocation waits for the claim to be read.
         self.revoked_from = NOT_REVOKED
+        self.revoked_at = 0.0
         self.revoke_checked_at = 0.0
         self.codes: set[int] = set()
         self.progress_at = 0.0
@@ -70,6 +73,8 @@ class WorkerSlot:
         self.draining = False
         # Sequence numbers of outstanding calls that were cancelled: their answers are not passed on.
         self.cancelled: set[int] = set()
+        # Killed by us for a call that was cancelled: nobody else is to blame for its death.
+        self.is_killed = False
 
     def __repr__(self) -> str:
         return f"<WorkerSlot {self.slot_id} pid {self.pid} {len(self.outstanding)} outstanding>"
@@ -92,6 +97,7 @@ class WorkerLibrary:
         "codes",
         "forking",
         "generation",
+        "has_code_objects",
         "hoisted",
         "hoisting",
         "library_id",
@@ -117,6 +123,8 @@ class WorkerLibrary:
         self.queue: deque[Group] = deque()
         self.queued_calls = 0
         self.codes: dict[int, CodeHere] = {}
+        # Some code here is an object of the store.
+        self.has_code_objects = False
         # Modules present in the parent, asked of it now, and wanted next.
         self.hoisted: set[str] = set(spec.modules)
         self.hoisting: set[str] = set()
@@ -145,6 +153,10 @@ class WorkerState:
     objects: dict[str, int] = field(default_factory=dict)
     # Objects on their way, with the groups that wait for them.
     fetching: dict[str, list[tuple[WorkerLibrary, Group]]] = field(default_factory=dict)
+    # Objects on their way that the manager has dropped meanwhile: they go when they come.
+    unwanted: set[str] = field(default_factory=set)
+    # Libraries whose payload is on its way, by its name.
+    late_starts: dict[str, list[int]] = field(default_factory=dict)
     orders: list[object] = field(default_factory=list)
     # Results gathered in this turn, sent as one Done.
     results: list[messages.Result] = field(default_factory=list)
@@ -174,3 +186,5 @@ class WorkerState:
         for name in self.fetching:
             if name in self.objects:
                 raise InvariantError(f"{name} is both here and on its way")
+        if not self.unwanted <= self.fetching.keys():
+            raise InvariantError(f"{self.unwanted} are unwanted, but not on their way")
