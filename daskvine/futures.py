@@ -1,7 +1,7 @@
 """``FuturesExecutor``: a real ``concurrent.futures.Executor`` whose calls run on the engine.
 
-Futures are ``concurrent.futures.Future`` objects, finished when the remote work is done; the value is decoded once, in the thread that asks. They may be
-arguments of further calls, at any depth: values then move between workers, not through this process.
+Futures are ``concurrent.futures.Future`` objects, finished when the remote work is done; the value is decoded once, in the thread
+that asks. They may be arguments of further calls, at any depth: values then move between workers, not through this process.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class _Release:
 class VineFuture(Future, Dependency):  # type: ignore[type-arg]
     """The outcome of a call.
 
-    It differs from its base only in what it costs: condition, waiters and callbacks are made when somebody needs them, and the value stays
-    encoded (or on its worker) until it is asked for.
+    It differs from its base only in what it costs: condition, waiters and callbacks are made when somebody needs them, and the
+    value stays encoded (or on its worker) until it is asked for.
     """
 
     # Slots, because most futures need nothing else: their dict is never made.
@@ -279,9 +279,10 @@ class FuturesExecutor(Executor):
     """Run calls in other processes, here or on other machines: a drop-in for ``ProcessPoolExecutor``.
 
     Parameters:
-        max_workers: calls that run at the same time on this machine (an embedded worker with that many cores); default: all cores. Ignored
-            with ``manager``.
-        port: listen on this port for workers started with ``vine_worker HOST PORT``, and start none here (unless ``max_workers`` is given).
+        max_workers: calls that run at the same time on this machine (an embedded worker with that many cores); default: all
+            cores. Ignored with ``manager``.
+        port: listen on this port for workers started with ``vine_worker HOST PORT``, and start none here (unless ``max_workers``
+            is given).
         manager: a Manager or DaskVine to run on; it is not closed by ``shutdown``.
         auth, password_file: as for Manager.
     """
@@ -394,10 +395,8 @@ class FuturesExecutor(Executor):
                 _close_elsewhere(self.engine)
 
     def _cancel(self, entries: list[Any]) -> None:
-        from vinecore.manager.events import TasksCancelled
-
         with contextlib.suppress(LoopDied):
-            self.engine.post(TasksCancelled(0.0, entries))
+            self.engine.cancel(entries)
 
     def _one_ended(self) -> None:
         """One call has its outcome, after shutdown (loop's thread)."""

@@ -64,39 +64,50 @@ class Results:
             self._kept.move_to_end(signature)
         try:
             return {number: self._engine.read_value(file) for number, file in files.items()}
-        except (LostError, TimeoutError):
+        except LostError:
+            with self._lock:
+                lost = self._drop(signature) if self._kept.get(signature) is files else []
+            self._engine.release(lost)
             return None
 
-    def keep(self, plan: Plan, graph: GraphSubmission, values: dict[int, Any]) -> None:
-        """Remember what a get computed; the files are held until they are the least recently used."""
+    def keep(self, plan: Plan, graph: GraphSubmission, values: dict[int, Any]) -> bool:
+        """Remember what a get computed, for as long as it is not the least recently used; False when it is not worth it.
+
+        The caller leaves the references to the files to this object, if True.
+        """
         if plan.digest is None or any(value is None for value in values.values()):
-            return
+            return False
         files = graph.files()
         size = sum(file.size_bytes for file in files.values())
         if size > KEEP_BYTES:
-            return
+            return False
         requested = tuple(plan.order[number] for number in plan.requested)
         signature = (requested, plan.digest)
         dropped: list[Any] = []
         with self._lock:
             if signature in self._kept:
-                return
-            self._engine.hold(list(files.values()))
+                return False
             self._kept[signature] = files
             self._requested[requested] = self._requested.get(requested, 0) + 1
             self._bytes += size
             while len(self._kept) > KEEP_COUNT or self._bytes > KEEP_BYTES:
-                (old, _), gone = self._kept.popitem(last=False)
-                self._requested[old] -= 1
-                if not self._requested[old]:
-                    del self._requested[old]
-                self._bytes -= sum(file.size_bytes for file in gone.values())
-                dropped.extend(gone.values())
+                dropped += self._drop(next(iter(self._kept)))
         if dropped:
             self._engine.release(dropped)
+        return True
+
+    def _drop(self, signature: Signature) -> list[Any]:
+        """Forget one; returns its files, which are to be released."""
+        gone = self._kept.pop(signature)
+        requested = signature[0]
+        self._requested[requested] -= 1
+        if not self._requested[requested]:
+            del self._requested[requested]
+        self._bytes -= sum(file.size_bytes for file in gone.values())
+        return list(gone.values())
 
 
-def _canonical(value: object) -> bytes:
+def _canonical(value: Any) -> bytes:
     """Equal bytes for equal keys and numbers, whichever of them are one object."""
     try:
         # Version 0 writes no references. Several times faster than repr.

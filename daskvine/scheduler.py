@@ -79,9 +79,8 @@ class DaskVine(Manager):
             # Ctrl-C too: nothing of this graph goes on running.
             graph.cancel()
             raise
-        if chosen.reuse:
-            self._results.keep(plan, graph, values)
-        graph.release()
+        keep = chosen.reuse and self._results.keep(plan, graph, values)
+        graph.end(keep)
         return plan.pack(values)
 
     __call__ = get

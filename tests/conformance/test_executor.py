@@ -1,7 +1,7 @@
 """CPython's own executor suite, taken from the installed interpreter, against ``FuturesExecutor``.
 
-The suite is imported, never copied: one module up to Python 3.11, a package later. Distributions often leave it out; then this module is
-skipped. What it checks of private parts of the two executors of the standard library has no counterpart here and is not collected.
+The suite is imported, never copied: one module up to Python 3.11, a package later. Distributions often leave it out; then this
+module is skipped. What it checks of private parts of the standard library's executors has no counterpart here: not collected.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def part(module: str, name: str) -> Any:
 
 def run_with_ours(*arguments: str, **variables: str) -> Any:
     """``assert_python_ok`` whose script finds our executor where it asks for one of the standard library."""
-    found = [text.replace("from concurrent.futures import FuturesExecutor", "from daskvine import FuturesExecutor") for text in arguments]
+    asked, given = "from concurrent.futures import FuturesExecutor", "from daskvine import FuturesExecutor"
+    found = [text.replace(asked, given) for text in arguments]
     path = os.pathsep.join(filter(None, sys.path))
     return script_helper.assert_python_ok(*found, __isolated=False, PYTHONPATH=path, **variables)
 

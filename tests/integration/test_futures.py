@@ -1,6 +1,6 @@
 """``FuturesExecutor`` on real processes: outcomes, callbacks, cancelling, timeouts, futures as arguments, large values.
 
-Losses, forks, signals and the end of the interpreter are in ``test_futures_faults.py``; CPython's own suite in ``tests/conformance``.
+Losses, forks, signals and the interpreter's end are in ``test_futures_faults.py``; CPython's own suite in ``tests/conformance``.
 Waits are bounded; no test depends on how long anything takes, except where it says that one thing must not wait for another.
 """
 
@@ -50,7 +50,7 @@ def wait_for_file(path: str, started: str = "") -> int:
     if started:
         Path(started).touch()
     until = time.monotonic() + LIMIT_S
-    while not os.path.exists(path):
+    while not Path(path).exists():
         if time.monotonic() > until:
             raise RuntimeError(f"{path} never came")
         time.sleep(0.002)
@@ -117,7 +117,7 @@ def test_exception_comes_back_as_itself_with_its_remote_traceback(ex: FuturesExe
     assert type(caught.value) is ValueError
     assert future.exception(0) is caught.value
     text = str(caught.value.__cause__)
-    assert "in fail" in text and 'raise ValueError(text)' in text
+    assert "in fail" in text and "raise ValueError(text)" in text
     assert "in fail" in "".join(traceback.format_exception(caught.value))
 
 
@@ -452,7 +452,7 @@ def test_future_cannot_be_captured_by_a_function(ex: FuturesExecutor) -> None:
 def objects_of(executor: FuturesExecutor) -> list[str]:
     """Names of the objects in the store of the embedded worker."""
     (worker,) = executor.engine.call_in_loop(lambda: list(executor.engine.machine.state.workers.values()))
-    return [name for name in os.listdir(worker.hello.store) if not name.startswith(".")]
+    return [path.name for path in Path(worker.hello.store).iterdir() if not path.name.startswith(".")]
 
 
 def test_large_value_stays_on_the_worker_and_goes_with_its_future(ex: FuturesExecutor) -> None:
@@ -544,7 +544,7 @@ def meet(directory: str, name: str, count: int) -> int:
     """Return when ``count`` calls are in here at the same time."""
     Path(directory, name).touch()
     until = time.monotonic() + LIMIT_S
-    while len(os.listdir(directory)) < count:
+    while len(list(Path(directory).iterdir())) < count:
         if time.monotonic() > until:
             raise RuntimeError("the others never came")
         time.sleep(0.002)
@@ -563,7 +563,7 @@ def test_fast_calls_do_not_wait_for_a_slow_one(ex: FuturesExecutor, gate: Gate) 
     slow = ex.submit(wait_for_file, str(gate.path))
     after = [ex.submit(add, i) for i in range(500)]
     # The gate opens only when all of these are here: a result held up by the slow call would end the test.
-    done, waiting = wait(before + after, LIMIT_S / 2)
+    _, waiting = wait(before + after, LIMIT_S / 2)
     assert not waiting and not slow.done()
     gate.open()
     assert slow.result(LIMIT_S)

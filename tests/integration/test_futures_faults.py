@@ -1,6 +1,6 @@
 """``FuturesExecutor`` when processes die, fork, are interrupted or end: nothing hangs, nothing is left behind.
 
-Scripts run in processes of their own, which carry a mark in their environment: whatever still carries it afterwards was left behind.
+Scripts run in processes of their own with a mark in their environment: whatever still carries it afterwards was left behind.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from daskvine import FuturesExecutor
-from vinecore.errors import SlotLost, UsageError
+from vinecore.errors import LoopDied, SlotLost, UsageError
 
 LIMIT_S = 30.0
 MARK = "VINE_FUTURES_TEST"
@@ -96,7 +96,7 @@ def test_argument_that_ends_the_process_when_unpickled(ex: FuturesExecutor, tmp_
 
 
 def die_once(directory: str) -> str:
-    first = not os.listdir(directory)
+    first = not list(Path(directory).iterdir())
     note(directory)
     if first:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -125,6 +125,48 @@ def spawn_child(path: str) -> int:
 def test_call_may_start_processes(ex: FuturesExecutor, tmp_path: Path) -> None:
     assert ex.submit(spawn_child, str(tmp_path / "made")).result(LIMIT_S) == 0
     assert (tmp_path / "made").exists()
+
+
+def started_then_open(directory: str, number: int) -> int:
+    """Say that it started, then wait for the gate."""
+    note(directory)
+    until = time.monotonic() + LIMIT_S
+    while not Path(directory, "gate").exists():
+        if time.monotonic() > until:
+            raise RuntimeError("the gate never opened")
+        time.sleep(0.002)
+    return number
+
+
+def kill_worker(executor: FuturesExecutor, directory: Path, runs: int) -> None:
+    """Kill the embedded worker when this many executions have started."""
+    until = time.monotonic() + LIMIT_S
+    while len(list(directory.iterdir())) < runs:
+        assert time.monotonic() < until, "the calls never started"
+        time.sleep(0.005)
+    assert executor.engine.embedded is not None
+    executor.engine.embedded.process.kill()
+
+
+def test_work_goes_on_when_the_worker_is_killed(tmp_path: Path) -> None:
+    with FuturesExecutor(max_workers=2) as executor:
+        futures = [executor.submit(started_then_open, str(tmp_path), i) for i in range(4)]
+        kill_worker(executor, tmp_path, 2)
+        kill_worker(executor, tmp_path, 4)
+        (tmp_path / "gate").touch()
+        assert [future.result(LIMIT_S) for future in futures] == [0, 1, 2, 3]
+
+
+def test_worker_that_is_always_killed_fails_what_waits(tmp_path: Path) -> None:
+    executor = FuturesExecutor(max_workers=1)
+    future = executor.submit(started_then_open, str(tmp_path), 1)
+    for runs in range(1, 5):
+        kill_worker(executor, tmp_path, runs)
+    with pytest.raises(LoopDied, match="worker of this machine ended 4 times within 60 s, the last time killed by SIGKILL"):
+        future.result(LIMIT_S)
+    with pytest.raises(LoopDied, match="ended 4 times"):
+        executor.submit(abs, 1)
+    executor.shutdown()
 
 
 # ---------------------------------------------------------------- forks of the user's process
@@ -178,7 +220,8 @@ class Script:
         path = directory / "script.py"
         path.write_text(textwrap.dedent(text))
         # Buffered, so that a line of a slot leaves in one write, whatever its neighbour prints.
-        environment = {**os.environ, MARK: self.mark, "PYTHONUNBUFFERED": "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        path_list = os.pathsep.join(filter(None, sys.path))
+        environment = {**os.environ, MARK: self.mark, "PYTHONUNBUFFERED": "", "PYTHONPATH": path_list}
         self.process = subprocess.Popen(
             [sys.executable, str(path)],
             cwd=directory,

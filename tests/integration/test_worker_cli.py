@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ import pytest
 
 from daskvine import DaskVine, FuturesExecutor
 from vinecore import FunctionCall, Manager
+from vinecore.api.engine import Engine
 from vinecore.cli.worker import build_parser
 
 LIMIT_S = 30.0
@@ -36,7 +38,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This process and its workers look for secrets and settings below the test's directory only."""
     place = tmp_path / "home"
     place.mkdir()
-    (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("HOME", str(place))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "config"))
     for name in ("VINE_PASSWORD_FILE", "VINE_PORT", "CORES", "MEMORY", "DISK", "GPUS"):
@@ -48,8 +49,9 @@ class Worker:
     """A running ``vine_worker``; what it prints goes to files."""
 
     def __init__(self, directory: Path, *words: object, code: tuple[str, ...] = MODULE, **environment: str) -> None:
-        self.tmp = directory / "tmp"
         number = next(_numbers)
+        self.tmp = directory / f"tmp-{number}"
+        self.tmp.mkdir()
         self._out, self._err = directory / f"worker-{number}.out", directory / f"worker-{number}.err"
         with open(self._out, "wb") as out, open(self._err, "wb") as err:
             self.process = subprocess.Popen(
@@ -203,7 +205,7 @@ def test_version() -> None:
         ("localhost 9123 --idle-timeout nan", "--idle-timeout takes a number of seconds from 0, not nan"),
         ("localhost 9123 --connect-timeout=-0.5", "--connect-timeout takes a number of seconds from 0"),
         ("localhost 9123 --min-backoff 9", "--max-backoff 8 is below --min-backoff 9"),
-        ("localhost 9123 --no-authentication --password x", "--password"),
+        ("localhost 9123 --no-authentication --password x", "--no-authentication and --password contradict each other"),
         ("localhost 9123 --nonsense", "unrecognized arguments: --nonsense"),
         ("localhost 9123 --no-authentication --workspace /proc/version", "cannot use /proc/version as the workspace"),
         ("localhost 9123 --no-authentication --workspace /proc/1/x", "cannot use /proc/1/x as the workspace"),
@@ -539,13 +541,26 @@ def test_killed_worker_takes_parents_and_slots_along(
 
 
 @pytest.fixture
-def two(start: Callable[..., Worker]) -> Callable[[int], list[Worker]]:
-    """Two workers of one core each; as they share this machine, they are told that they do not share files."""
+def two(start: Callable[..., Worker]) -> Callable[[Engine], list[Worker]]:
+    """Start two workers of one core each; returns when both take calls."""
 
-    def make(port: int) -> list[Worker]:
-        return [start("127.0.0.1", port, "--cores", 1, "--min-backoff", 0.05) for _ in range(2)]
+    def make(engine: Engine) -> list[Worker]:
+        workers = [start("127.0.0.1", engine.port, "--cores", 1, "--min-backoff", 0.05) for _ in range(2)]
+        instances = engine.python.instances
+        assert eventually(lambda: engine.call_in_loop(lambda: [i.state for i in instances.values()]) == ["up", "up"])
+        return workers
 
     return make
+
+
+@contextlib.contextmanager
+def executor() -> Iterator[FuturesExecutor]:
+    """One that does not wait for its calls when the test has failed."""
+    ex = FuturesExecutor(port=0)
+    try:
+        yield ex
+    finally:
+        ex.shutdown(cancel_futures=True)
 
 
 def meet(directory: str, count: int, value: Any) -> Any:
@@ -568,9 +583,9 @@ def both(one: tuple[int, Any], two: tuple[int, Any]) -> tuple[int, int, float]:
     return one[0], two[0], float((one[1] + two[1]).sum())
 
 
-def test_work_spreads_over_two_workers(two: Callable[[int], list[Worker]], tmp_path: Path) -> None:
-    with FuturesExecutor(port=0) as ex:
-        two(ex.port)
+def test_work_spreads_over_two_workers(two: Callable[[Engine], list[Worker]], tmp_path: Path) -> None:
+    with executor() as ex:
+        two(ex.engine)
         # Each worker has one slot: these two end only if both of them run.
         futures = [ex.submit(meet, str(tmp_path), 2, i) for i in range(2)]
         assert [future.result(LIMIT_S) for future in futures] == [0, 1]
@@ -578,9 +593,9 @@ def test_work_spreads_over_two_workers(two: Callable[[int], list[Worker]], tmp_p
         assert len({future.result(LIMIT_S) for future in pids}) == 2
 
 
-def test_large_values_move_between_workers_as_arguments(two: Callable[[int], list[Worker]], tmp_path: Path) -> None:
-    with FuturesExecutor(port=0) as ex:
-        two(ex.port)
+def test_large_values_move_between_workers_as_arguments(two: Callable[[Engine], list[Worker]], tmp_path: Path) -> None:
+    with executor() as ex:
+        two(ex.engine)
         made = [ex.submit(array_with_home, str(tmp_path), seed) for seed in (1, 2)]
         joined = [ex.submit(both, made[0], made[1]) for _ in range(4)]
         results = [future.result(LIMIT_S) for future in joined]
@@ -591,24 +606,23 @@ def test_large_values_move_between_workers_as_arguments(two: Callable[[int], lis
         assert made[0].result(LIMIT_S)[1].sum() == 500_000.0
 
 
-def test_dask_graph_with_large_values_on_two_workers(two: Callable[[int], list[Worker]], tmp_path: Path) -> None:
+def test_dask_graph_with_large_values_on_two_workers(two: Callable[[Engine], list[Worker]], tmp_path: Path) -> None:
     with DaskVine(port=0) as m:
-        two(m.port)
+        two(m.engine)
         graph: dict[Any, Any] = {("made", i): (array_with_home, str(tmp_path), i) for i in range(2)}
         graph["all"] = (both, ("made", 0), ("made", 1))
         one, other, total = m.get(graph, "all")
         assert one != other and total == 500_000.0
 
 
-def test_dask_array_on_two_workers(two: Callable[[int], list[Worker]]) -> None:
+def test_dask_array_on_two_workers(two: Callable[[Engine], list[Worker]]) -> None:
     import dask.array as da
 
     with DaskVine(port=0) as m:
-        two(m.port)
-        assert connected(m, 2)
-        x = da.arange(4_000_000, chunks=250_000).reshape(2000, 2000)
-        total = (x + x.T).sum()
-        assert total.compute(scheduler=m.get) == 2 * (3_999_999 * 2_000_000)
+        two(m.engine)
+        x = da.ones((2000, 2000), chunks=500)
+        total = (x + 2 * x.T).sum()
+        assert total.compute(scheduler=m.get) == 3 * 4_000_000
 
 
 def slow_sum(path: str, one: Any, two: Any) -> Any:
@@ -618,10 +632,8 @@ def slow_sum(path: str, one: Any, two: Any) -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_losing_one_of_two_workers_while_a_graph_runs(two: Callable[[int], list[Worker]], tmp_path: Path, number: int) -> None:
+def test_losing_one_of_two_workers_while_a_graph_runs(two: Callable[[Engine], list[Worker]], tmp_path: Path, number: int) -> None:
     """The killer waits until a third of the sums has run, so values are lost in the middle."""
-    import threading
-
     leaves = 64
     graph: dict[Any, Any] = {("s", 0, i): (np.full, 20_000, i) for i in range(leaves)}
     level, width = 0, leaves
@@ -631,8 +643,7 @@ def test_losing_one_of_two_workers_while_a_graph_runs(two: Callable[[int], list[
             graph["s", level + 1, i] = (slow_sum, marker, ("s", level, 2 * i), ("s", level, 2 * i + 1))
         level, width = level + 1, width // 2
     with DaskVine(port=0) as m:
-        workers = two(m.port)
-        assert connected(m, 2)
+        workers = two(m.engine)
         told: list[bool] = []
 
         def kill() -> None:

@@ -79,6 +79,7 @@ class Network:
         self.executions: Counter[int] = Counter()
         self.runs: Counter[tuple[int, int, int]] = Counter()
         self.frames: Counter[str] = Counter()
+        self.revocations = 0
 
     def spec(self, task_id: int) -> Spec:
         return self.specs.setdefault(task_id, Spec())
@@ -439,6 +440,7 @@ class FakeWorker:
             if order.slot_id in self.slots and self.slots[order.slot_id].alive:
                 self.slots[order.slot_id].from_worker.send(order.message, 0.0)
         elif isinstance(order, from_worker.Revoke):
+            self.network.revocations += order.sequence != NOT_REVOKED
             if order.slot_id in self.slots:
                 slot = self.slots[order.slot_id]
                 slot.write(slot.revoked, order.sequence)

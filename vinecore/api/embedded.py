@@ -6,12 +6,15 @@ It ends with us: its lifeline is a pipe whose other end only this process holds.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
 _CODE = "import sys; from vinecore.cli.worker import main; sys.exit(main())"
 # After a polite request to end, a worker gets this long before it is killed.
 END_GRACE_S = 5.0
+# Between the end of its link and that of its process may lie this much; a worker that lives longer has only lost its link.
+LINK_GRACE_S = 1.0
 
 
 class EmbeddedWorker:
@@ -25,6 +28,7 @@ class EmbeddedWorker:
     """
 
     def __init__(self, port: int, secret: bytes | None, cores: int, extra: tuple[str, ...] = ()) -> None:
+        self.cores = cores
         secret_read, secret_write = os.pipe()
         lifeline_read, self._lifeline = os.pipe()
         os.write(secret_write, secret or b"")
@@ -57,6 +61,14 @@ class EmbeddedWorker:
         finally:
             os.close(secret_read)
             os.close(lifeline_read)
+
+    def end_text(self) -> str:
+        """How it ended, for people; empty while it lives."""
+        try:
+            code = self.process.wait(LINK_GRACE_S)
+        except subprocess.TimeoutExpired:
+            return ""
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
     def stop(self) -> None:
         """End it: SIGTERM, then SIGKILL after the grace. Safe to call twice."""

@@ -14,11 +14,12 @@ import os
 import socket
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vinecore.errors import LoopDied, UsageError
+from vinecore.errors import LoopDied, UsageError, WorkerLost
 
 if TYPE_CHECKING:
     from vinecore.api.embedded import EmbeddedWorker
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 9123
 STOP_TIMEOUT_S = 5.0
+# An embedded worker that dies is started again, unless it did so this often within this time: then something kills it on purpose.
+EMBEDDED_STARTS = 3
+EMBEDDED_WINDOW_S = 60.0
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -57,9 +61,13 @@ class Engine:
         self.pid = os.getpid()
         self.closed = False
         self._lock = threading.Lock()
+        # Held while processes are started or ended; the loop's thread never takes it.
+        self._life_lock = threading.Lock()
+        self._revivals: list[float] = []
         self.embedded: EmbeddedWorker | None = None
         cores = _core_count(local_cores)
         listener, only_embedded = _listen(port, cores)
+        self._only_embedded = only_embedded
         try:
             self.port: int = listener.getsockname()[1]
             self.secret = _secret(auth, password_file, only_embedded)
@@ -99,6 +107,7 @@ class Engine:
         self.task_ids = itertools.count(1)
         self.codes: dict[FunctionPickle, tuple[CodeEntry, Kind]] = {}
         self.kinds: dict[tuple[str, Shape], Kind] = {}
+        self.loop.worker_left = self._worker_left
         self.loop.start()
         self.python = self.new_library("python", slots=slots)
         self.python.eager = True
@@ -324,15 +333,6 @@ class Engine:
             return waiter.value_in_loop()
         return waiter.value(timeout)
 
-    def hold(self, files: list[FileEntry]) -> None:
-        """Count one more reference of the user to each of these files, which it must hold already."""
-
-        def count() -> None:
-            for file in files:
-                file.holds += 1
-
-        self.post(count)
-
     def cancel(self, entries: list[TaskEntry]) -> None:
         """Give these entries up; those that are finished are ignored."""
         from vinecore.manager.events import TasksCancelled
@@ -357,7 +357,7 @@ class Engine:
             self.closed = True
             return
         # A second caller returns when the first is done: then every process is gone for both.
-        with self._lock:
+        with self._life_lock:
             if self.closed:
                 return
             self.closed = True
@@ -365,6 +365,33 @@ class Engine:
             self.loop.stop(STOP_TIMEOUT_S)
             if self.embedded is not None:
                 self.embedded.stop()
+
+    def _worker_left(self) -> None:
+        """Some worker left (loop's thread): see elsewhere whether it was ours."""
+        if self.embedded is not None and not self.closed:
+            threading.Thread(target=self._revive, name="vine-revive", daemon=True).start()
+
+    def _revive(self) -> None:
+        """Start the embedded worker again if it died; calls that wait run on the new one."""
+        from vinecore.api.embedded import EmbeddedWorker
+
+        with self._life_lock:
+            embedded = self.embedded
+            how = "" if self.closed or embedded is None else embedded.end_text()
+            if embedded is None or not how:
+                return
+            now = time.monotonic()
+            self._revivals = [at for at in self._revivals if now - at < EMBEDDED_WINDOW_S] + [now]
+            if len(self._revivals) <= EMBEDDED_STARTS:
+                embedded.stop()
+                self.embedded = EmbeddedWorker(self.port, self.secret, embedded.cores)
+                return
+        text = f"the worker of this machine ended {len(self._revivals)} times within {EMBEDDED_WINDOW_S:g} s, the last time {how}"
+        if self._only_embedded:
+            self.loop.died = WorkerLost(text)
+            self.loop.stop(STOP_TIMEOUT_S)
+        else:
+            self.loop.say(f"{text}; it is not started again")
 
 
 def _print_line(text: str) -> None:
@@ -461,7 +488,7 @@ def _ensure_exit_hook() -> None:
 
 def _close_all() -> None:
     try:
-        for function in list(_before_exit):
+        for function in _before_exit:
             function()
     finally:
         # Also after Ctrl-C during the last wait.

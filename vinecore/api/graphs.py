@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from vinecore.api.engine import Engine
 from vinecore.api.outcome import failure_of
 from vinecore.errors import LoopDied, VineError
-from vinecore.manager.events import GraphCancelled, VerticesSubmitted
+from vinecore.manager.events import GraphCancelled, GraphEnded, VerticesSubmitted
 from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, TaskEntry
 from vinecore.runtime import payload as payloads
 
@@ -61,6 +62,7 @@ class GraphSubmission:
         self.graph.bring_home = bring_home
         self.entries: dict[int, TaskEntry] = {}
         self._outputs: list[FileEntry] = []
+        self._codes: list[CodeEntry] = []
         self._remaining = len(self.requested)
         self._failed: TaskEntry | None = None
         self._ended = threading.Condition()
@@ -102,6 +104,7 @@ class GraphSubmission:
     def _entries(self, piece: Piece, plans: Sequence[VertexPlan]) -> list[TaskEntry]:
         engine, outputs = self.engine, self._outputs
         code = engine.new_code(engine.python, piece.payload, piece.modules, piece.functions, True)
+        self._codes.append(code)
         next_id = engine.task_ids.__next__
         requested = self.requested
         entries = []
@@ -154,15 +157,17 @@ class GraphSubmission:
         """The requested values as files, by place in the graph."""
         return {number: entry.output for number, entry in self.entries.items() if entry.output is not None}
 
-    def release(self) -> None:
-        """The caller has its values: it holds the graph's files no more."""
-        self.engine.release(list(self.files().values()))
+    def end(self, keep: bool = False) -> None:
+        """The caller has its values: nothing of this graph runs again.
+
+        Parameters:
+            keep: the requested values stay where they are, until ``Engine.release`` of ``files``.
+        """
+        with contextlib.suppress(VineError):  # the loop has ended, and with it the graph
+            self.engine.post(GraphEnded(0.0, self.graph, list(self.files().values()), keep, self._codes))
 
     def cancel(self) -> None:
         """Give everything of this graph up."""
-        if not self.engine.closed:
-            try:
-                self.engine.post(GraphCancelled(0.0, self.graph))
-                self.release()
-            except VineError:
-                pass  # the loop has ended, and with it the graph
+        with contextlib.suppress(VineError):
+            self.engine.post(GraphCancelled(0.0, self.graph))
+            self.end()

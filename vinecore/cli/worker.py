@@ -77,11 +77,13 @@ def _amount(flag: str, value: str | None) -> int | None:
     Raises:
         UsageError: it is neither a whole number > 0 nor 'all'.
     """
-    value = value if value is not None else os.environ.get(flag.upper())
+    name = f"--{flag}"
+    if value is None:
+        name, value = f"the environment variable {flag.upper()}", os.environ.get(flag.upper())
     if value is None or value == "all":
         return None
     if not (value.isascii() and value.isdigit()) or (int(value) == 0 and flag != "gpus"):
-        raise UsageError(f"--{flag} takes a whole number above 0 or 'all', not {value!r}")
+        raise UsageError(f"{name} takes a whole number above 0 or 'all', not {value!r}")
     return int(value)
 
 
@@ -105,6 +107,8 @@ def _secret(options: argparse.Namespace) -> bytes | None:
         with open(options.secret_fd, "rb") as file:
             return file.read() or None
     if options.no_authentication:
+        if options.password is not None:
+            raise UsageError("--no-authentication and --password contradict each other: leave one of them out")
         return None
     from vinecore.shell.worker_loop import secret_for_worker
 
@@ -124,11 +128,12 @@ def main(argv: list[str] | None = None) -> int:
         gpus = _amount("gpus", options.gpus)
         config = WorkerConfig(
             managers=parse_managers(options.manager),
-            secret=_secret(options),
             cores=_amount("cores", options.cores) or 0,
             memory_mb=_amount("memory", options.memory) or 0,
             disk_mb=_amount("disk", options.disk) or 0,
             gpus=count_gpus() if gpus is None else gpus,
+            # After the sizes: what is wrong with the command line itself is told first.
+            secret=_secret(options),
             features=options.feature,
             workspace=options.workspace,
             keep_workspace=options.keep_workspace,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vinecore.manager.state import FileEntry, GraphEntry, LibraryEntry, TaskEntry
+from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, LibraryEntry, TaskEntry
 from vinecore.wire import messages
 from vinecore.wire.messages import Record
 
@@ -55,6 +55,19 @@ class FileReleased(Record):
 
     now: float
     files: list[FileEntry]
+
+
+class GraphEnded(Record):
+    """The caller of a graph has its values, or gave it up: nothing of it runs again.
+
+    files: its requested values. keep: they stay held, as data that nothing can make again. codes: its pieces, which may be forgotten.
+    """
+
+    now: float
+    graph: GraphEntry
+    files: list[FileEntry]
+    keep: bool
+    codes: list[CodeEntry]
 
 
 class FilePruned(Record):
@@ -118,6 +131,7 @@ Event = (
     | LibraryInstalled
     | LibraryRemoved
     | FileReleased
+    | GraphEnded
     | FilePruned
     | FileWanted
     | UploadArrived

@@ -183,11 +183,29 @@ def release(state: ManagerState, file: FileEntry) -> None:
         file.kept = False
         _forget_object(state, file)
         if producer is not None and producer.state is t.FINISHED and producer.inputs:
-            inputs, producer.inputs, producer.is_final = producer.inputs, (), True
-            for read in inputs:
-                read.remakes -= 1
-                if read.remakes <= 0 and not read.is_needed():
-                    pending.append(read)
+            pending += _let_go(producer)
+
+
+def _let_go(producer: TaskEntry) -> list[FileEntry]:
+    """A finished task will not run again; returns those of its inputs that nobody needs any more."""
+    inputs, producer.inputs, producer.is_final = producer.inputs, (), True
+    unneeded = []
+    for read in inputs:
+        read.remakes -= 1
+        if read.remakes <= 0 and not read.is_needed():
+            unneeded.append(read)
+    return unneeded
+
+
+def cut(state: ManagerState, file: FileEntry) -> None:
+    """The file becomes data of its own: it stays, its graph goes. While it is being made again, it stays part of that."""
+    producer = file.producer
+    if producer is None or producer.state is not t.FINISHED:
+        return
+    file.producer = None
+    file.consumers = [consumer for consumer in file.consumers if consumer.state is not t.FINISHED]
+    for unneeded in _let_go(producer):
+        release(state, unneeded)
 
 
 def _thin_out(state: ManagerState, file: FileEntry) -> None:

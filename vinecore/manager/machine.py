@@ -71,6 +71,9 @@ class ManagerMachine:
                 on_libraries.removed(state, event.library)
             case events.FileReleased():
                 on_files.released(state, event.files)
+            case events.GraphEnded():
+                on_files.graph_ended(state, event.files, event.keep)
+                on_libraries.forget_codes(state, event.graph, event.codes)
             case events.FilePruned():
                 on_files.pruned(state, event.file)
             case events.FileWanted():

@@ -146,6 +146,15 @@ def released(state: ManagerState, files: list[FileEntry]) -> None:
             lineage.release(state, file)
 
 
+def graph_ended(state: ManagerState, files: list[FileEntry], keep: bool) -> None:
+    """The values of a graph were read: they are let go of, or kept without what made them."""
+    if not keep:
+        released(state, files)
+        return
+    for file in files:
+        lineage.cut(state, file)
+
+
 def pruned(state: ManagerState, file: FileEntry) -> None:
     """Drop the copies on workers; needed again, it is made again."""
     had = file.is_available()

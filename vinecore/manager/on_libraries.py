@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from vinecore.errors import LibraryFailed
-from vinecore.manager import on_tasks, orders, placement
+from vinecore.manager import lineage, on_tasks, orders, placement
 from vinecore.manager import transitions as t
-from vinecore.manager.state import RAISED, LibraryEntry, ManagerState, TaskEntry, WorkerEntry
+from vinecore.manager.state import RAISED, CodeEntry, GraphEntry, LibraryEntry, ManagerState, TaskEntry, WorkerEntry
 from vinecore.model.notes import LibraryMoved
 from vinecore.wire import messages
+
+# Pieces of finished graphs are forgotten on workers when there are so many of them, or so many bytes; higher: fewer messages, more memory.
+FORGET_COUNT = 32
+FORGET_BYTES = 256 * 1024
 
 
 def installed(state: ManagerState, library: LibraryEntry) -> None:
@@ -15,6 +19,27 @@ def installed(state: ManagerState, library: LibraryEntry) -> None:
     state.libraries[library.library_id] = library
     if library.eager:
         placement.ensure_started(state, library)
+
+
+def forget_codes(state: ManagerState, graph: GraphEntry, codes: list[CodeEntry]) -> None:
+    """The pieces of a graph that is over take no more memory on workers; many small ones are told of together."""
+    if graph.finished_count < len(graph.vertices):
+        return  # some of it runs again for others
+    for code in codes:
+        if code.file is not None:
+            lineage.release(state, code.file)
+        state.forgotten.append(code)
+        state.forgotten_bytes += len(code.payload) if code.file is None else code.file.size_bytes
+    if len(state.forgotten) < FORGET_COUNT and state.forgotten_bytes < FORGET_BYTES:
+        return
+    gone, state.forgotten, state.forgotten_bytes = state.forgotten, [], 0
+    for library in state.libraries.values():
+        for instance in library.instances.values():
+            ids = [code.code_id for code in gone if code.code_id in instance.codes]
+            if ids:
+                instance.codes.difference_update(ids)
+                worker_id = instance.worker.worker_id
+                state.orders.append(orders.SendTo(worker_id, messages.ForgetCode(library.library_id, ids)))
 
 
 def start_wanted(state: ManagerState, worker: WorkerEntry) -> None:

@@ -452,6 +452,9 @@ class ManagerState:
     lost_files: list[FileEntry] = field(default_factory=list)
     # Ready entries that wait for an object to come to the manager first, by its name.
     parked: dict[str, list[TaskEntry]] = field(default_factory=dict)
+    # Pieces of finished graphs that workers have not been told of yet, and their size.
+    forgotten: list[CodeEntry] = field(default_factory=list)
+    forgotten_bytes: int = 0
     next_transfer_id: int = 1
     orders: list[object] = field(default_factory=list)
     delivered: list[TaskEntry] = field(default_factory=list)

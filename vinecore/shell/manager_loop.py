@@ -87,6 +87,8 @@ class ManagerLoop:
         self.observers: list[Callable[[list[object]], None]] = []
         self.died: Exception | None = None
         self.after_batch: Callable[[], None] | None = None
+        # Called when a worker's link has ended; must not block.
+        self.worker_left: Callable[[], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()
@@ -382,6 +384,8 @@ class ManagerLoop:
         if worker_id and self.links.get(worker_id) is link:
             del self.links[worker_id]
             self._handle(events.WorkerLeft(time.monotonic(), worker_id, str(error or "the connection was closed")))
+            if self.worker_left is not None:
+                self.worker_left()
         elif not worker_id:
             self.refused_count += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import mmap
 import os
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from vinecore.shell.local_link import SOCKET_BUFFER_BYTES, LocalLink
@@ -18,6 +20,8 @@ from vinecore.worker.state import NOT_REVOKED
 CLAIM_BYTES = 16
 # A parent that was told to end gets this long before it is killed.
 END_GRACE_S = 2.0
+# A slot whose socket closed is reaped by its parent within this time, or nobody knows how it ended.
+EXIT_WAIT_S = 0.25
 _HOST_CODE = "from vinecore.runtime.library_host import main; main()"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -46,9 +50,7 @@ class HostProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        if code < 0:
-            return f"its process was killed by {signal.Signals(-code).name}"
-        return f"its process ended with exit code {code}"
+        return f"its process {_end_text(code)}"
 
     def ask_end(self) -> None:
         """Close the socket: the parent then kills its slots and exits."""
@@ -97,6 +99,50 @@ class SlotProcess:
             self.link.close()
         self.claims.release()
         self._map.close()
+
+
+class SlotEnds:
+    """Brings together the two ends of a slot: its socket closes here, and its parent tells how the process ended.
+
+    Parameters:
+        report: called once for each slot that ended, with its id, the last number it had claimed, and how it ended ("" if nobody told).
+    """
+
+    def __init__(self, report: Callable[[int, int, str], None]) -> None:
+        self._report = report
+        self._codes: dict[int, int] = {}
+        self._closed: dict[int, tuple[int, asyncio.TimerHandle]] = {}
+
+    def closed(self, loop: asyncio.AbstractEventLoop, slot_id: int, started: int) -> None:
+        """Its socket closed; its parent is waited for, for a short time."""
+        if slot_id in self._codes:
+            self._report(slot_id, started, _end_text(self._codes.pop(slot_id)))
+        else:
+            self._closed[slot_id] = started, loop.call_later(EXIT_WAIT_S, self._untold, slot_id)
+
+    def exited(self, slot_id: int, code: int, still_open: bool) -> None:
+        """Its parent reaped it. ``still_open``: its socket has not been seen to close yet."""
+        if slot_id in self._closed:
+            started, timer = self._closed.pop(slot_id)
+            timer.cancel()
+            self._report(slot_id, started, _end_text(code))
+        elif still_open:
+            self._codes[slot_id] = code
+
+    def _untold(self, slot_id: int) -> None:
+        started, _ = self._closed.pop(slot_id)
+        self._report(slot_id, started, "")
+
+    def clear(self) -> None:
+        """The manager is gone: nobody is told any more."""
+        for _, timer in self._closed.values():
+            timer.cancel()
+        self._closed.clear()
+        self._codes.clear()
+
+
+def _end_text(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def kill_group(pid: int) -> None:

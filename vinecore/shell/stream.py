@@ -19,8 +19,7 @@ from vinecore.wire.framing import FrameReader, FrameWriter
 from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S, Dialer, Listener
 from vinecore.wire.messages import CONTROL_FRAME_LIMIT_BYTES
 
-
-# One read takes this much at most. It goes into one buffer for the link's life: a fresh one for every read costs more than the copy out.
+# One read takes this much at most, into one buffer for the link's life: a fresh one for every read costs more than the copy out.
 RECEIVE_BYTES = 256 * 1024
 
 

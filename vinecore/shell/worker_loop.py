@@ -28,7 +28,7 @@ from vinecore.errors import AuthenticationError, PeerError, VersionError, VineEr
 from vinecore.shell import transfer
 from vinecore.shell.local_link import LocalLink
 from vinecore.shell.machine_id import machine_id
-from vinecore.shell.process import HostProcess, SlotProcess, end_hosts, end_opened, kill_group, open_descendants
+from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, end_opened, kill_group, open_descendants
 from vinecore.shell.secrets import secret_for_worker
 from vinecore.shell.store import Store
 from vinecore.shell.stream import Link
@@ -82,6 +82,7 @@ class WorkerLoop:
         self.machine = WorkerMachine()
         self.hosts: dict[int, HostProcess] = {}
         self.slots: dict[int, SlotProcess] = {}
+        self.slot_ends = SlotEnds(self._slot_ended)
         # A parent started ahead of need: its imports overlap with connecting.
         self.spare: HostProcess | None = None
         self.link: Link | None = None
@@ -275,6 +276,7 @@ class WorkerLoop:
         """End every parent and slot of this worker."""
         hosts, self.hosts = list(self.hosts.values()), {}
         slots, self.slots = list(self.slots.values()), {}
+        self.slot_ends.clear()
         if self.spare is not None:
             hosts.append(self.spare)
             self.spare = None
@@ -413,6 +415,8 @@ class WorkerLoop:
                 message = messages.decode_from_library(payload)
                 if isinstance(message, messages.Forked):
                     self._forked(message)
+                elif isinstance(message, messages.SlotExited):
+                    self.slot_ends.exited(message.slot_id, message.status, message.slot_id in self.slots)
                 self._later(events.HostSaid(time.monotonic(), library_id, message))
 
         host.link = LocalLink(self.loop, host.sock, said, lambda: self._host_gone(library_id, host))
@@ -482,7 +486,10 @@ class WorkerLoop:
         started = slot.claims[0]
         slot.close()
         slot.kill()
-        self._later(events.SlotGone(time.monotonic(), slot_id, started))
+        self.slot_ends.closed(self.loop, slot_id, started)
+
+    def _slot_ended(self, slot_id: int, started: int, how: str) -> None:
+        self._later(events.SlotGone(time.monotonic(), slot_id, started, how))
 
     def _drop_slot(self, slot_id: int) -> None:
         slot = self.slots.pop(slot_id, None)

@@ -44,11 +44,12 @@ class SlotAnswered(Record):
 
 
 class SlotGone(Record):
-    """A slot's socket ended. ``started``: the sequence number it had claimed last."""
+    """A slot's socket ended. ``started``: the sequence number it had claimed last; ``how``: what is known of its process's end."""
 
     now: float
     slot_id: int
     started: int
+    how: str = ""
 
 
 class ClaimRead(Record):

@@ -245,7 +245,7 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
     feed(state, library)
 
 
-def slot_gone(state: WorkerState, slot_id: int, started: int) -> None:
+def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> None:
     """A slot died: blame the call it had started, run the others elsewhere, fork a new one."""
     slot = state.slots.pop(slot_id, None)
     if slot is None:
@@ -261,7 +261,7 @@ def slot_gone(state: WorkerState, slot_id: int, started: int) -> None:
         if number >= slot.taken or number in slot.cancelled:
             continue
         if number == started and not ours:
-            state.results.append(Result(call.task_id, call.attempt, messages.LOST, 0, b"the process that ran it died"))
+            state.results.append(Result(call.task_id, call.attempt, messages.LOST, 0, f"its process {how or 'died'}".encode()))
         elif len(group.calls) == 1:
             again.append(group)
         else:

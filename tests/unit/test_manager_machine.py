@@ -1,0 +1,484 @@
+"""The manager's machine, event by event: ``orders = machine.handle(event)``."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import pytest
+
+from tests.kit.builders import RUN, Builder, declared, hello
+from vinecore.errors import FileLost, LibraryFailed, ProtocolError, SlotLost, WorkerLost
+from vinecore.manager import events, orders
+from vinecore.manager import transitions as t
+from vinecore.manager.machine import ManagerMachine
+from vinecore.manager.state import CANCELLED, RAISED, GraphEntry, ReadyQueue, TaskEntry
+from vinecore.model.resources import Resources
+from vinecore.wire import messages
+from vinecore.wire.messages import Result
+
+M = TypeVar("M")
+
+
+class World:
+    """A machine, its library, and what it ordered."""
+
+    def __init__(self, workers: int = 1, cores: int = 2, request: Resources | None = None) -> None:
+        self.builder = Builder(request=request)
+        self.machine = ManagerMachine(RUN)
+        self.machine.state.address = "HOST PORT"
+        self.now = 100.0
+        self.orders: list[object] = []
+        self.do(events.LibraryInstalled(0.0, self.builder.library))
+        for worker_id in range(1, workers + 1):
+            self.join(worker_id, cores)
+
+    def do(self, event: events.Event) -> list[object]:
+        event.now = self.now
+        self.orders = list(self.machine.handle(event))
+        self.machine.check()
+        return self.orders
+
+    def join(self, worker_id: int, cores: int = 2) -> None:
+        self.do(events.WorkerJoined(0.0, worker_id, hello(cores)))
+        self.say(worker_id, messages.LibraryReady(1, cores))
+
+    def say(self, worker_id: int, message: object) -> list[object]:
+        return self.do(events.WorkerSaid(0.0, worker_id, message))
+
+    def submit(self, *entries: TaskEntry) -> list[object]:
+        return self.do(events.TasksSubmitted(0.0, list(entries)))
+
+    def answer(self, entry: TaskEntry, status: int, value: bytes = b"", size: int = 0, attempt: int = 0) -> list[object]:
+        assert entry.instance is not None
+        worker_id = entry.instance.worker.worker_id
+        return self.say(worker_id, messages.Done([Result(entry.task_id, attempt or entry.attempt, status, 5, value, size)]))
+
+    def sent(self, kind: type[M]) -> list[M]:
+        return [o.message for o in self.orders if isinstance(o, orders.SendTo) and isinstance(o.message, kind)]
+
+    def of(self, kind: type[M]) -> list[M]:
+        return [o for o in self.orders if isinstance(o, kind)]
+
+    def delivered(self) -> list[TaskEntry]:
+        return [entry for o in self.of(orders.Deliver) for entry in o.entries]
+
+    def stored(self, entry: TaskEntry) -> None:
+        self.answer(entry, messages.OK_STORED, b"", 100_000)
+
+
+def test_a_call_is_placed_answered_and_delivered() -> None:
+    world = World()
+    call = world.builder.call()
+    world.submit(call)
+    assert [g[0].task_id for run in world.sent(messages.Run) for g in run.groups] == [call.task_id]
+    world.answer(call, messages.OK_INLINE, b"v")
+    assert world.delivered() == [call] and call.value == b"v" and not world.machine.state.tasks
+
+
+def test_answers_of_an_older_attempt_are_dropped() -> None:
+    world = World()
+    call = world.builder.call()
+    world.submit(call)
+    world.answer(call, messages.HANDED_BACK)
+    assert call.attempt == 2
+    world.answer(call, messages.OK_INLINE, b"old", attempt=1)
+    assert call.state is t.PLACED and not world.delivered()
+
+
+def test_an_object_that_nobody_waits_for_is_unlinked() -> None:
+    world = World()
+    call = world.builder.call()
+    world.submit(call)
+    world.do(events.TasksCancelled(0.0, [call]))
+    world.say(1, messages.Done([Result(call.task_id, 1, messages.OK_STORED, 5, b"", 100_000)]))
+    assert [m.names for m in world.sent(messages.Unlink)] == [[f"{RUN}-{call.task_id}.1"]]
+
+
+def test_retries_are_used_up_then_the_error_is_the_outcome() -> None:
+    world = World()
+    call = world.builder.call(retries=1)
+    world.submit(call)
+    world.answer(call, messages.RAISED, b"first")
+    assert call.state is t.PLACED and not world.delivered()
+    world.answer(call, messages.RAISED, b"second")
+    assert world.delivered() == [call] and call.error == RAISED and call.value == b"second"
+
+
+def test_a_lost_slot_counts_and_the_limit_names_the_reason() -> None:
+    world = World()
+    world.machine.state.tunables.max_losses = 2
+    call = world.builder.call()
+    world.submit(call)
+    for _ in range(3):
+        assert not world.delivered()
+        world.answer(call, messages.LOST, b"killed by SIGSEGV")
+    assert isinstance(call.error, SlotLost)
+    assert f"task {call.task_id} (f) was lost 3 times: killed by SIGSEGV" in str(call.error)
+
+
+def test_a_lost_worker_moves_its_calls_then_fails_them() -> None:
+    world = World(2)
+    world.machine.state.tunables.max_losses = 1
+    call = world.builder.call()
+    world.submit(call)
+    assert call.instance is not None
+    first = call.instance.worker.worker_id
+    world.do(events.WorkerLeft(0.0, first, "gone"))
+    assert call.instance is not None and call.instance.worker.worker_id != first
+    world.do(events.WorkerLeft(0.0, 3 - first, "gone"))
+    assert isinstance(call.error, WorkerLost) and "host" in str(call.error)
+
+
+def test_an_error_spreads_to_dependents_only() -> None:
+    world = World()
+    bad = world.builder.call()
+    child = world.builder.call(bad)
+    grandchild = world.builder.call(child)
+    other = world.builder.call()
+    world.submit(bad, child, grandchild, other)
+    world.answer(bad, messages.RAISED, b"e")
+    assert set(world.delivered()) == {bad, child, grandchild}
+    assert {(e.error, e.value) for e in (bad, child, grandchild)} == {(RAISED, b"e")}
+    assert other.state is t.PLACED
+
+
+def test_a_dependent_that_comes_after_the_failure_fails() -> None:
+    world = World()
+    bad = world.builder.call()
+    world.submit(bad)
+    world.answer(bad, messages.RAISED, b"e")
+    late = world.builder.call(bad)
+    world.submit(late)
+    assert world.delivered() == [late] and late.value == b"e"
+
+
+def graph_in(world: World, edges: list[list[int]]) -> tuple[GraphEntry, list[TaskEntry]]:
+    graph, entries = world.builder.vertices(edges)
+    world.do(events.VerticesSubmitted(0.0, graph, entries))
+    return graph, entries
+
+
+def test_a_failed_vertex_ends_its_graph_and_is_told_once() -> None:
+    world = World()
+    graph, entries = graph_in(world, [[], [], [0, 1]])
+    world.answer(entries[0], messages.RAISED, b"e")
+    assert world.delivered() == [entries[0]] and entries[0].handle is graph.handle
+    assert all(e.state is t.FINISHED for e in entries)
+    assert {task for m in world.sent(messages.Cancel) for task, _ in m.tasks} <= {e.task_id for e in entries[1:]}
+
+
+def test_a_cancelled_graph_tells_nobody() -> None:
+    world = World()
+    graph, entries = graph_in(world, [[], [], [0, 1]])
+    world.do(events.GraphCancelled(0.0, graph))
+    assert not world.delivered() and not world.machine.state.tasks
+    assert world.sent(messages.Cancel)
+
+
+def test_cancel_in_each_state() -> None:
+    world = World()
+    placed = world.builder.call()
+    waiting = world.builder.call(placed)
+    world.submit(placed, waiting)
+    world.do(events.TasksCancelled(0.0, [waiting]))
+    assert waiting.error == CANCELLED and not world.sent(messages.Cancel)
+    world.do(events.TasksCancelled(0.0, [placed]))
+    assert placed.error == CANCELLED
+    assert [m.tasks for m in world.sent(messages.Cancel)] == [[(placed.task_id, 1)]]
+    world.do(events.TasksCancelled(0.0, [placed]))
+    assert not world.delivered()
+    alone = World(0)
+    ready = alone.builder.call()
+    alone.submit(ready)
+    alone.do(events.TasksCancelled(0.0, [ready]))
+    assert ready.error == CANCELLED
+
+
+def test_handed_back_calls_run_again_and_count_no_loss() -> None:
+    world = World()
+    call = world.builder.call()
+    world.submit(call)
+    world.answer(call, messages.HANDED_BACK)
+    assert call.attempt == 2 and call.losses == 0
+
+
+def test_a_silent_worker_is_pinged_then_removed() -> None:
+    world = World()
+    call = world.builder.call()
+    world.submit(call)
+    world.now += 6
+    world.do(events.Tick(0.0))
+    assert world.sent(messages.Ping)
+    world.now += 15
+    world.do(events.Tick(0.0))
+    assert [o.worker_id for o in world.of(orders.CloseWorker)] == [1]
+    assert call.state is t.READY
+
+
+def test_no_worker_is_told_once_after_five_seconds() -> None:
+    world = World(0)
+    world.submit(world.builder.call())
+    due = world.machine.next_deadline()
+    assert due == world.now + 5
+    world.now += 4
+    world.do(events.Tick(0.0))
+    assert not world.of(orders.Say)
+    world.now += 1
+    world.do(events.Tick(0.0))
+    assert [o.text for o in world.of(orders.Say)] == [
+        "1 tasks wait and no worker is connected; start one with:  vine_worker HOST PORT"
+    ]
+    world.now += 60
+    world.do(events.Tick(0.0))
+    assert not world.of(orders.Say)
+
+
+def test_the_next_stall_is_told_again() -> None:
+    world = World(0)
+    call = world.builder.call()
+    world.submit(call)
+    for _ in range(2):
+        world.now += 10
+        world.do(events.Tick(0.0))
+    world.do(events.TasksCancelled(0.0, [call]))
+    world.submit(world.builder.call())
+    world.now += 6
+    world.do(events.Tick(0.0))
+    assert len(world.of(orders.Say)) == 1
+
+
+def test_work_that_fits_nowhere_names_what_is_missing() -> None:
+    world = World(request=Resources(cores=64))
+    world.submit(world.builder.call())
+    said = []
+    for _ in range(8):
+        world.now += 1
+        world.do(events.Tick(0.0))
+        said += world.of(orders.Say)
+    assert len(said) == 1 and "64 cores (it has 2)" in said[0].text
+
+
+def test_no_worker_is_over_committed() -> None:
+    world = World(cores=4, request=Resources(cores=2))
+    calls = [world.builder.call() for _ in range(5)]
+    world.submit(*calls)
+    assert sum(c.state is t.PLACED for c in calls) == 2
+    world.answer(next(c for c in calls if c.state is t.PLACED), messages.OK_INLINE, b"")
+    assert sum(c.state is t.PLACED for c in calls) == 2
+
+
+def test_a_library_that_fails_everywhere_fails_its_calls_with_the_remote_error() -> None:
+    world = World(2)
+    calls = [world.builder.call(), world.builder.call()]
+    world.submit(*calls)
+    world.say(1, messages.LibraryGone(1, "ImportError: no x", b"tb"))
+    assert not world.delivered()
+    world.say(2, messages.LibraryGone(1, "ImportError: no x", b"tb"))
+    assert set(world.delivered()) == set(calls) and {(c.error, c.value) for c in calls} == {(RAISED, b"tb")}
+    late = world.builder.call()
+    world.submit(late)
+    assert late.error == RAISED and late.value == b"tb"
+
+
+def test_a_new_worker_gets_a_library_that_failed_elsewhere() -> None:
+    world = World()
+    world.say(1, messages.LibraryGone(1, "bad", b""))
+    world.join(2)
+    call = world.builder.call()
+    world.submit(call)
+    assert call.instance is not None and call.instance.worker.worker_id == 2
+
+
+def test_a_removed_library_fails_its_calls() -> None:
+    world = World()
+    call = world.builder.call()
+    world.submit(call)
+    world.do(events.LibraryRemoved(0.0, world.builder.library))
+    assert isinstance(call.error, LibraryFailed) and world.sent(messages.StopLibrary)
+    late = world.builder.call(call)
+    world.submit(late)
+    assert isinstance(late.error, LibraryFailed)
+
+
+def test_local_entries_of_a_failed_instance_run_elsewhere() -> None:
+    world = World(2, cores=1)
+    made = world.builder.call()
+    world.submit(made)
+    assert made.instance is not None
+    holder = made.instance.worker.worker_id
+    world.stored(made)
+    world.builder.kind.mean_us = 1e6
+    for instance in world.builder.library.instances.values():
+        instance.mean_us = 1e6
+    world.submit(*[world.builder.call() for _ in range(4)])
+    near = world.builder.call(made)
+    world.submit(near)
+    assert near.state is t.READY
+    world.say(holder, messages.LibraryGone(1, "bad", b""))
+    assert len(world.builder.library.instances[holder].local) == 0
+    assert near in [e for e in world.machine.state.tasks.values() if e.state is t.READY]
+
+
+def test_an_unneeded_object_is_unlinked_with_its_last_reader() -> None:
+    world = World()
+    made = world.builder.call()
+    reader = world.builder.call(made)
+    world.submit(made, reader)
+    world.stored(made)
+    assert made.output is not None
+    world.do(events.FileReleased(0.0, [made.output]))
+    assert not world.sent(messages.Unlink)
+    world.answer(reader, messages.OK_INLINE, b"")
+    assert [m.names for m in world.sent(messages.Unlink)] == [[f"{RUN}-{made.task_id}.1"]]
+
+
+def test_an_input_elsewhere_comes_through_the_manager() -> None:
+    world = World(2, cores=1)
+    one, two = world.builder.call(), world.builder.call()
+    world.submit(one, two)
+    world.stored(one)
+    world.stored(two)
+    both = world.builder.call(one, two)
+    world.submit(both)
+    upload = world.sent(messages.Upload)[0]
+    assert both.state is t.READY
+    world.do(events.UploadArrived(0.0, upload.transfer_id, 100_000))
+    assert both.state is t.PLACED
+    assert [m.name for m in world.sent(messages.Fetch)] == [upload.name]
+
+
+def test_a_lost_value_is_made_again_through_its_lineage() -> None:
+    world = World()
+    root = world.builder.call()
+    middle = world.builder.call(root)
+    world.submit(root, middle)
+    world.stored(root)
+    world.stored(middle)
+    assert root.output is not None and middle.output is not None
+    world.do(events.FileReleased(0.0, [root.output]))
+    assert not root.output.is_available()
+    world.join(2)
+    world.do(events.WorkerLeft(0.0, 1, "gone"))
+    assert root.state is t.PLACED and middle.state is t.WAITING
+    world.answer(root, messages.OK_STORED, b"", 100_000)
+    assert middle.state is t.PLACED and middle.output.name == f"{RUN}-{middle.task_id}.1"
+    world.answer(middle, messages.OK_STORED, b"", 100_000)
+    assert middle.output.name == f"{RUN}-{middle.task_id}.2" and not world.delivered()
+
+
+def test_inline_inputs_stay_while_a_reader_may_run_again() -> None:
+    world = World()
+    root = world.builder.call()
+    reader = world.builder.call(root)
+    world.submit(root, reader)
+    world.answer(root, messages.OK_INLINE, b"small")
+    world.stored(reader)
+    assert root.output is not None and reader.output is not None
+    world.do(events.FileReleased(0.0, [root.output]))
+    assert root.output.data == b"small"
+    world.do(events.FileReleased(0.0, [reader.output]))
+    assert root.output.data is None
+
+
+def test_a_kept_value_that_is_needed_is_made_again() -> None:
+    world = World(cores=1)
+    world.builder.kind.mean_us = 10.0
+    _, entries = graph_in(world, [[], [0], *([[]] * 6)])
+    made, reader = entries[0], entries[1]
+    assert made.bundle is not None and made.bundle is reader.bundle
+    members = made.bundle.entries
+    world.answer(made, messages.OK_KEPT)
+    for entry in members[1:]:
+        world.answer(entry, messages.HANDED_BACK)
+    assert made.attempt == 2 and made.state is t.PLACED
+
+
+def test_a_missing_object_is_believed_and_counted() -> None:
+    world = World()
+    file = declared(1)
+    file.holds = 1
+    world.machine.state.tunables.max_losses = 2
+    call = world.builder.call(file)
+    world.submit(call)
+    for _ in range(3):
+        assert call.state is t.PLACED
+        world.say(1, messages.FetchFailed(file.name, "no space"))
+        world.answer(call, messages.NO_INPUT, file.name.encode())
+    assert isinstance(call.error, FileLost) and file.name in str(call.error)
+
+
+def test_wanted_bytes_come_home_or_are_refused() -> None:
+    world = World()
+    call = world.builder.call()
+    world.submit(call)
+    world.stored(call)
+    assert call.output is not None
+    world.do(events.FileWanted(0.0, call.output, "me"))
+    upload = world.sent(messages.Upload)[0]
+    world.do(events.UploadArrived(0.0, upload.transfer_id, 100_000))
+    assert [(o.handle, o.path) for o in world.of(orders.FileHere)] == [("me", "")]
+    world.do(events.FileReleased(0.0, [call.output]))
+    assert [o.names for o in world.of(orders.ForgetObjects)] == [[upload.name]]
+    world.do(events.FileWanted(0.0, call.output, "me"))
+    assert "released" in world.of(orders.FileFailed)[0].reason
+
+
+def test_a_late_upload_of_an_older_attempt_is_dropped() -> None:
+    world = World(2)
+    call = world.builder.call()
+    world.submit(call)
+    world.stored(call)
+    assert call.output is not None
+    world.do(events.FileWanted(0.0, call.output, "me"))
+    old = world.sent(messages.Upload)[0]
+    world.say(min(call.output.on_workers or ()), messages.Removed([old.name]))
+    world.stored(call)
+    world.do(events.UploadArrived(0.0, old.transfer_id, 100_000))
+    assert world.of(orders.ForgetObjects)[0].names == [old.name]
+    again = world.sent(messages.Upload)[0]
+    assert again.name == call.output.name != old.name
+
+
+def test_large_arguments_leave_in_several_frames() -> None:
+    world = World(cores=64)
+    calls = [world.builder.call() for _ in range(128)]
+    for call in calls:
+        call.payload = b"x" * messages.INLINE_LIMIT_BYTES
+    world.submit(*calls)
+    runs = world.sent(messages.Run)
+    assert len(runs) > 1
+    assert all(len(messages.encode(run)) < messages.BATCH_LIMIT_BYTES + 2 * messages.INLINE_LIMIT_BYTES for run in runs)
+
+
+def test_code_is_sent_once_for_each_instance() -> None:
+    world = World(2)
+    world.submit(world.builder.call(), world.builder.call(), world.builder.call())
+    first = len(world.sent(messages.Code))
+    world.submit(world.builder.call())
+    assert first == 2 and not world.sent(messages.Code)
+
+
+def test_an_illegal_message_leaves_the_tables_alone() -> None:
+    world = World()
+    with pytest.raises(ProtocolError, match="Hello"):
+        world.say(1, hello())
+    world.machine.check()
+
+
+def test_a_queue_takes_an_entry_twice_and_yields_it_once() -> None:
+    builder = Builder()
+    entries = [builder.call() for _ in range(3)]
+    queue = ReadyQueue()
+    for entry in [entries[2], entries[0], entries[0], entries[1]]:
+        entry.state = t.READY
+        queue.push(entry)
+    assert [queue.pop() for _ in range(4)] == [*entries, None]
+
+
+def test_priority_beats_order() -> None:
+    world = World(0)
+    low, high = world.builder.call(), world.builder.call()
+    high.priority = 5.0
+    world.submit(low, high)
+    world.join(1, 1)
+    assert high.attempt == 1 and [g[0].task_id for r in world.sent(messages.Run) for g in r.groups][0] == high.task_id

@@ -1,0 +1,344 @@
+"""The worker's machine, event by event: ``orders = machine.handle(event)``."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import pytest
+
+from vinecore.errors import ProtocolError
+from vinecore.wire import messages
+from vinecore.wire.messages import Call, Result
+from vinecore.worker import events, orders
+from vinecore.worker.machine import WorkerMachine
+from vinecore.worker.on_calls import REVOKE_SETTLE_S, STUCK_S
+from vinecore.worker.state import NOT_REVOKED
+
+M = TypeVar("M")
+
+
+def call(task_id: int, *inputs: int | str, code_id: int = 1) -> Call:
+    return Call(task_id, 1, code_id, -1, b"args", list(inputs), 0, True)
+
+
+class World:
+    """A machine with one library, and what it ordered."""
+
+    def __init__(self, slots: int = 1, max_restarts: int = 3, ready: bool = True) -> None:
+        self.machine = WorkerMachine()
+        self.now = 100.0
+        self.orders: list[object] = []
+        self.say(messages.Welcome(1, "r0", 5.0, 20.0))
+        self.say(messages.StartLibrary(1, "f", slots, "direct", b"", [], max_restarts, 60.0))
+        if ready:
+            self.ready()
+
+    def ready(self) -> None:
+        self.host(messages.Began(b""))
+        for slot_id in [i for o in self.of(orders.OpenSlots) for i in o.slot_ids]:
+            self.host(messages.Forked(slot_id, 1000 + slot_id))
+
+    def do(self, event: events.Event) -> list[object]:
+        event.now = self.now
+        self.orders = list(self.machine.handle(event))
+        self.machine.check()
+        return self.orders
+
+    def say(self, message: object) -> list[object]:
+        return self.do(events.ManagerSaid(0.0, message))
+
+    def host(self, message: object) -> list[object]:
+        return self.do(events.HostSaid(0.0, 1, message))
+
+    def run(self, *groups: list[Call], values: list[tuple[int, bytes]] | None = None) -> list[object]:
+        return self.say(messages.Run(1, list(groups), values or []))
+
+    def of(self, kind: type[M]) -> list[M]:
+        return [o for o in self.orders if isinstance(o, kind)]
+
+    def told(self, kind: type[M]) -> list[M]:
+        return [o.message for o in self.of(orders.ToManager) if isinstance(o.message, kind)]
+
+    def results(self) -> list[tuple[int, int]]:
+        return [(r.task_id, r.status) for done in self.told(messages.Done) for r in done.results]
+
+    def batches(self) -> list[tuple[int, list[int]]]:
+        """(slot, task ids) of what was sent to slots."""
+        return [
+            (o.slot_id, [c.task_id for group in o.message.groups for c in group])
+            for o in self.of(orders.ToSlot)
+            if isinstance(o.message, messages.Batch)
+        ]
+
+    def answer(self, slot_id: int, *task_ids: int, status: int = messages.OK_INLINE, us: int = 10) -> list[object]:
+        return self.do(events.SlotAnswered(0.0, slot_id, [Result(i, 1, status, us, b"v") for i in task_ids]))
+
+
+def test_a_library_starts_and_tells_when_its_first_slot_is_there() -> None:
+    world = World(2, ready=False)
+    world.host(messages.Began(b""))
+    assert [len(o.slot_ids) for o in world.of(orders.OpenSlots)] == [2]
+    world.host(messages.Forked(1, 11))
+    assert [m.slots for m in world.told(messages.LibraryReady)] == [2]
+    world.host(messages.Forked(2, 12))
+    assert not world.told(messages.LibraryReady)
+
+
+def test_a_call_goes_to_a_slot_and_its_result_to_the_manager() -> None:
+    world = World()
+    world.run([call(1)])
+    assert world.batches() == [(1, [1])]
+    world.answer(1, 1)
+    assert world.results() == [(1, messages.OK_INLINE)]
+
+
+def test_code_goes_before_its_first_call_with_what_it_requires() -> None:
+    world = World()
+    world.say(messages.Code(1, 7, b"f", [], [], False))
+    world.say(messages.Code(1, 8, b"piece", [], [7], True))
+    world.run([call(1, code_id=8)])
+    assert [o.message.code_id for o in world.of(orders.ToSlot) if isinstance(o.message, messages.SlotCode)] == [7, 8]
+
+
+def test_modules_make_a_new_generation_of_slots() -> None:
+    world = World()
+    world.say(messages.Code(1, 7, b"f", ["numpy"], [], False))
+    assert [o.message.modules for o in world.of(orders.ToHost)] == [["numpy"]]
+    world.run([call(1, code_id=7)])
+    assert not world.batches()
+    world.host(messages.Hoisted(["numpy"], 1))
+    assert [o.slot_id for o in world.of(orders.CloseSlot)] == [1]
+    world.host(messages.Forked(2, 12))
+    assert world.batches() == [(2, [1])]
+
+
+def test_a_busy_slot_of_the_old_generation_ends_when_it_is_empty() -> None:
+    world = World()
+    world.run([call(1)])
+    world.say(messages.Code(1, 7, b"f", ["numpy"], [], False))
+    world.host(messages.Hoisted(["numpy"], 1))
+    assert not world.of(orders.CloseSlot)
+    world.answer(1, 1)
+    assert [o.slot_id for o in world.of(orders.CloseSlot)] == [1]
+
+
+def test_a_failing_library_reports_its_error() -> None:
+    world = World(ready=False)
+    world.host(messages.Began(b"tb", "ImportError: no x"))
+    assert [(m.error, m.traceback) for m in world.told(messages.LibraryGone)] == [("ImportError: no x", b"tb")]
+
+
+def test_a_parent_is_started_again_three_times_at_most() -> None:
+    world = World()
+    for _ in range(2):
+        world.do(events.HostGone(0.0, 1, "killed"))
+        assert len(world.of(orders.StartHost)) == 1
+    world.do(events.HostGone(0.0, 1, "killed"))
+    assert not world.of(orders.StartHost)
+    assert "ended 3 times in 60 s: killed" in world.told(messages.LibraryGone)[0].error
+
+
+def test_restarts_outside_the_window_do_not_count() -> None:
+    world = World()
+    for _ in range(6):
+        world.now += 40
+        world.do(events.HostGone(0.0, 1, "killed"))
+        assert len(world.of(orders.StartHost)) == 1
+
+
+def test_a_dead_parent_loses_only_what_slots_had() -> None:
+    world = World()
+    world.run([call(1)], [call(2)], [call(3)])
+    world.do(events.HostGone(0.0, 1, "killed"))
+    assert world.results() == [(1, messages.LOST), (2, messages.HANDED_BACK)]
+    world.ready()
+    assert [ids for _, ids in world.batches()] == [[3]]
+
+
+def test_a_dead_slot_blames_the_call_it_had_started() -> None:
+    world = World()
+    world.run([call(1)], [call(2)])
+    world.do(events.SlotGone(0.0, 1, 0))
+    assert world.results() == [(1, messages.LOST)]
+    slot_id = world.of(orders.OpenSlots)[0].slot_ids[0]
+    world.host(messages.Forked(slot_id, 12))
+    assert world.batches()[0] == (slot_id, [2])
+
+
+def test_a_dead_slot_hands_the_rest_of_a_bundle_back() -> None:
+    world = World()
+    world.run([call(1), call(2), call(3)])
+    world.answer(1, 1, status=messages.OK_KEPT)
+    world.do(events.SlotGone(0.0, 1, 1))
+    assert world.results() == [(2, messages.LOST), (3, messages.HANDED_BACK)]
+    assert [o.names for o in world.of(orders.UnlinkObjects)] == [["r0-2.1", "r0-3.1"]]
+
+
+def stuck(world: World) -> None:
+    """Slot 1 sits in a long call with others behind it, slot 2 is idle."""
+    world.run([call(1)], [call(2)], [call(3)], [call(4)])
+    assert dict(world.batches()).keys() == {1, 2}
+    other = [i for slot, ids in world.batches() if slot == 2 for i in ids]
+    for task_id in other:
+        world.answer(2, task_id)
+    assert len(world.machine.state.slots[1].outstanding) == 2
+
+
+def test_calls_behind_a_long_one_are_taken_back() -> None:
+    world = World(2)
+    stuck(world)
+    world.now += STUCK_S
+    world.do(events.Tick(0.0))
+    assert [(o.slot_id, o.sequence) for o in world.of(orders.Revoke)] == [(1, 1)]
+    behind = world.machine.state.slots[1].outstanding[1][0].task_id
+    world.now += REVOKE_SETTLE_S
+    world.do(events.Tick(0.0))
+    assert [o.slot_id for o in world.of(orders.ReadClaim)] == [1]
+    world.do(events.ClaimRead(0.0, 1, 0))
+    assert world.batches() == [(2, [behind])]
+    world.answer(1, behind, status=messages.HANDED_BACK) if False else None
+    first = world.machine.state.slots[1].outstanding[0][0].task_id
+    world.do(events.SlotAnswered(0.0, 1, [Result(first, 1, 0, 5), Result(behind, 1, messages.HANDED_BACK, 0)]))
+    assert world.results() == [(first, messages.OK_INLINE)]
+    assert [o.sequence for o in world.of(orders.Revoke)] == [NOT_REVOKED]
+
+
+def test_a_claim_that_is_read_too_early_takes_nothing_back() -> None:
+    world = World(2)
+    stuck(world)
+    world.now += STUCK_S
+    world.do(events.Tick(0.0))
+    world.now += REVOKE_SETTLE_S / 2
+    world.do(events.ClaimRead(0.0, 1, 0))
+    assert not world.batches()
+
+
+def test_what_the_slot_started_meanwhile_stays_there() -> None:
+    world = World(2)
+    stuck(world)
+    world.now += STUCK_S
+    world.do(events.Tick(0.0))
+    world.now += REVOKE_SETTLE_S
+    world.do(events.ClaimRead(0.0, 1, 1))
+    assert not world.batches()
+
+
+def test_a_cancelled_call_that_runs_is_killed_and_nobody_is_blamed() -> None:
+    world = World()
+    world.run([call(1)], [call(2)])
+    world.say(messages.Cancel([(1, 1)]))
+    world.do(events.ClaimRead(0.0, 1, 0))
+    assert [o.slot_id for o in world.of(orders.KillSlot)] == [1]
+    world.do(events.SlotGone(0.0, 1, 1))  # it had moved on before the signal came
+    assert not world.results()
+
+
+def test_a_cancelled_call_that_has_not_started_is_watched() -> None:
+    world = World()
+    world.run([call(1)])
+    world.say(messages.Cancel([(1, 1)]))
+    world.do(events.ClaimRead(0.0, 1, NOT_REVOKED))
+    assert not world.of(orders.KillSlot)
+    assert world.machine.next_deadline() is not None
+    world.now += REVOKE_SETTLE_S
+    world.do(events.Tick(0.0))
+    world.do(events.ClaimRead(0.0, 1, 0))
+    assert world.of(orders.KillSlot)
+
+
+def test_queued_calls_are_handed_back_newest_first() -> None:
+    world = World()
+    world.run(*[[call(i)] for i in range(1, 7)])
+    world.say(messages.HandBack(2))
+    assert world.results() == [(6, messages.HANDED_BACK), (5, messages.HANDED_BACK)]
+
+
+def test_a_group_waits_for_its_object() -> None:
+    world = World()
+    world.say(messages.Fetch("a", 10))
+    world.say(messages.Fetch("a", 10))
+    assert not world.of(orders.FetchObject)
+    world.run([call(1, "a")], [call(2)])
+    assert world.batches() == [(1, [2])]
+    world.do(events.ObjectArrived(0.0, "a", 10))
+    assert world.told(messages.Fetched) and world.batches() == [(1, [1])]
+
+
+def test_an_object_that_fails_lets_its_group_find_out() -> None:
+    world = World()
+    world.say(messages.Fetch("a", 10))
+    world.run([call(1, "a")])
+    world.do(events.ObjectFailed(0.0, "a", "refused"))
+    assert [m.reason for m in world.told(messages.FetchFailed)] == ["refused"]
+    assert world.batches() == [(1, [1])]
+
+
+def test_code_that_cannot_be_fetched_loses_the_call_that_needs_it() -> None:
+    world = World()
+    world.say(messages.Fetch("c", 10))
+    world.say(messages.Code(1, 7, b"", [], [], False, "c"))
+    world.run([call(1, code_id=7), call(2, code_id=7)])
+    world.do(events.ObjectFailed(0.0, "c", "refused"))
+    assert world.results() == [(1, messages.LOST), (2, messages.HANDED_BACK)] and not world.batches()
+    world.run([call(3, code_id=7)])
+    assert world.results() == [(3, messages.HANDED_BACK)]
+
+
+def test_an_object_dropped_on_its_way_does_not_stay() -> None:
+    world = World()
+    world.say(messages.Fetch("a", 10))
+    world.say(messages.Unlink(["a"]))
+    world.do(events.ObjectArrived(0.0, "a", 10))
+    assert [o.names for o in world.of(orders.UnlinkObjects)] == [["a"]]
+    assert "a" not in world.machine.state.objects
+
+
+def test_a_library_waits_for_its_payload() -> None:
+    world = World()
+    world.say(messages.Fetch("p", 10))
+    world.say(messages.StartLibrary(2, "g", 1, "direct", b"", [], 2, 60.0, "p"))
+    assert not world.of(orders.StartHost)
+    world.do(events.ObjectFailed(0.0, "p", "refused"))
+    assert world.of(orders.FetchObject)
+    world.do(events.ObjectArrived(0.0, "p", 10))
+    assert [o.library_id for o in world.of(orders.StartHost)] == [2]
+
+
+def test_a_payload_that_cannot_be_fetched_fails_the_library() -> None:
+    world = World()
+    world.say(messages.Fetch("p", 10))
+    world.say(messages.StartLibrary(2, "g", 1, "direct", b"", [], 1, 60.0, "p"))
+    world.do(events.ObjectFailed(0.0, "p", "refused"))
+    assert "refused" in world.told(messages.LibraryGone)[0].error
+
+
+def test_stopping_a_library_hands_everything_back() -> None:
+    world = World()
+    world.run(*[[call(i)] for i in range(1, 5)])
+    world.say(messages.StopLibrary(1))
+    assert {s for _, s in world.results()} == {messages.HANDED_BACK} and len(world.results()) == 4
+    assert world.told(messages.LibraryGone)[0].error == ""
+    world.run([call(9)])
+    assert world.results() == [(9, messages.HANDED_BACK)]
+
+
+def test_batches_stay_below_the_frame_limit() -> None:
+    world = World()
+    world.run([call(1)])
+    world.answer(1, 1, us=1)
+    calls = [Call(i, 1, 1, -1, b"x" * 65536, [], 0, True) for i in range(2, 202)]
+    world.run(*[[c] for c in calls])
+    sizes = [len(messages.encode(o.message)) for o in world.of(orders.ToSlot)]
+    assert sizes and max(sizes) < messages.BATCH_LIMIT_BYTES + 70_000
+
+
+def test_a_silent_manager_is_left() -> None:
+    world = World()
+    world.now += 41
+    world.do(events.Tick(0.0))
+    assert "silent for 40 s" in world.of(orders.LeaveManager)[0].reason
+
+
+def test_messages_before_the_welcome_are_refused() -> None:
+    with pytest.raises(ProtocolError, match="before its welcome"):
+        WorkerMachine().handle(events.ManagerSaid(1.0, messages.Fetch("a", 1)))
