@@ -59,7 +59,7 @@ class Manager(CoreManager):
         executor = self.__dict__.get("_functional")
         if executor is None:
             executor = self.__dict__["_functional"] = FuturesExecutor(manager=self)
-        return executor  # type: ignore[no-any-return]
+        return executor
 
     def _gather(self, futures: list[VineFuture]) -> list[Any]:
         try:

@@ -18,8 +18,9 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any
 
 from vinecore.api.engine import Engine, before_exit
-from vinecore.errors import LoopDied, TaskFailed, UsageError
-from vinecore.runtime.payload import Dependency, decode, decode_error
+from vinecore.api.outcome import failure_of
+from vinecore.errors import LoopDied, UsageError
+from vinecore.runtime.payload import Dependency, decode
 
 _UNSET: Any = object()
 _AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
@@ -259,20 +260,6 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
         name = self.entry.kind.name if self.entry is not None else "?"
         state = "running" if self.running() else self._state.lower().replace("cancelled_and_notified", "cancelled")
         return f"<VineFuture {name} {state}>"
-
-
-def failure_of(entry: Any) -> BaseException | None:
-    """The exception of an entry that has its outcome; None when it succeeded."""
-    error = entry.error
-    if error is None:
-        return None
-    if error == "raised":
-        return decode_error(entry.value)
-    if error == "cancelled":
-        return CancelledError()
-    if isinstance(error, BaseException):
-        return error
-    return TaskFailed(str(error))
 
 
 class FuturesExecutor(Executor):

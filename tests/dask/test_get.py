@@ -349,6 +349,46 @@ def test_nothing_is_left_in_the_store(runs: Runs) -> None:
         assert len(stored(m)) == 1
 
 
+def test_large_literals_leave_nothing_behind(m: DaskVine) -> None:
+    """Neither here, nor in the store, nor in the memory of slots: code of a graph that is over is forgotten."""
+    before = stored(m)
+    for number in range(6):
+        array = np.full(500_000, float(number))
+        graph: Graph = {("s", n): (np.sum, array + n) for n in range(3)}
+        assert m.get(graph, list(graph)) == tuple(500_000.0 * (number + n) for n in range(3))
+    assert eventually(lambda: stored(m) == before and not m.engine.loop.objects)
+    (worker,) = m.engine.machine.state.workers.values()
+    for number in range(200):
+        m.get({"x": (operator.add, number, 1)}, "x")
+    assert all(len(instance.codes) < 150 for instance in worker.instances.values())
+
+
+def test_kept_result_that_vanished_is_computed_again(runs: Runs) -> None:
+    with DaskVine(local_cores=1) as m:
+        graph: Graph = {"x": (mark_and_fill, str(runs.path), 400_000)}
+        assert m.get(graph, "x").sum() == m.get(graph, "x").sum() == 400_000
+        assert len(runs) == 1
+        (name,) = stored(m)
+        (worker,) = m.engine.machine.state.workers.values()
+        (Path(worker.hello.store) / name).unlink()
+        assert m.get(graph, "x").sum() == m.get(graph, "x").sum() == 400_000
+        assert len(runs) == 2
+
+
+def mark_and_fill(path: str, size: int) -> Any:
+    mark(path, size)
+    return np.ones(size)
+
+
+def test_what_is_remembered_is_bounded(m: DaskVine) -> None:
+    from daskvine.reuse import KEEP_COUNT
+
+    for number in range(KEEP_COUNT + 20):
+        m.get({("k", number): (np.full, 10_000, number)}, ("k", number))
+    assert eventually(lambda: len(stored(m)) <= KEEP_COUNT)
+    m.engine.call_in_loop(m.engine.machine.check)
+
+
 # ---------------------------------------------------------------- errors
 
 
@@ -561,7 +601,7 @@ def test_repeated_small_graphs(m: DaskVine) -> None:
     for turn in range(300):
         assert m.get({"a": turn, "b": (inc, "a"), "c": (operator.add, "a", "b")}, "c") == 2 * turn + 1
     state = m.engine.machine.state
-    assert eventually(lambda: not state.tasks and not state.held)
+    assert eventually(lambda: not state.tasks and not state.parked)
 
 
 def test_wake_up_that_comes_while_the_inbox_is_read_is_not_lost(m: DaskVine) -> None:

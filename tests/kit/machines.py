@@ -419,7 +419,7 @@ class FakeWorker:
             for name in order.names:
                 self.store.pop(name, None)
         elif isinstance(order, from_worker.FetchObject):
-            self.network.later(self.network.delay() * 3, self._fetched, order.name)
+            self.network.later(self.network.delay(), self._fetch_begins, order.name)
         elif isinstance(order, from_worker.UploadObject):
             self.network.later(self.network.delay() * 3, self._uploaded, order.transfer_id, order.name)
         elif isinstance(order, from_worker.LeaveManager):
@@ -499,10 +499,13 @@ class FakeWorker:
 
     # -- data links
 
-    def _fetched(self, name: str) -> None:
+    def _fetch_begins(self, name: str) -> None:
+        # Once the transfer runs, the manager may forget the object: the bytes arrive all the same.
+        self.network.later(self.network.delay() * 2, self._fetched, name, self.shell.objects.get(name))
+
+    def _fetched(self, name: str, data: bytes | None) -> None:
         if not self.alive:
             return
-        data = self.shell.objects.get(name)
         if data is None or self.network.rng.random() < self.network.faults.fetch_fails:
             self.handle(to_worker.ObjectFailed(self.network.now, name, "it could not be fetched"))
         else:

@@ -196,7 +196,6 @@ def test_calls_behind_a_long_one_are_taken_back() -> None:
     assert [o.slot_id for o in world.of(orders.ReadClaim)] == [1]
     world.do(events.ClaimRead(0.0, 1, 0))
     assert world.batches() == [(2, [behind])]
-    world.answer(1, behind, status=messages.HANDED_BACK) if False else None
     first = world.machine.state.slots[1].outstanding[0][0].task_id
     world.do(events.SlotAnswered(0.0, 1, [Result(first, 1, 0, 5), Result(behind, 1, messages.HANDED_BACK, 0)]))
     assert world.results() == [(first, messages.OK_INLINE)]

@@ -50,7 +50,7 @@ class ManagerMachine:
         else:
             self._rare(event)
         self._settle()
-        out: list[orders.Order] = state.orders
+        out: list[orders.Order] = state.orders  # type: ignore[assignment]
         state.orders = []
         return out
 

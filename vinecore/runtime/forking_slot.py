@@ -247,7 +247,7 @@ def _watch_process(pid: int, limits: Limits) -> str:
 
 def _read_all(fd: int, limits: Limits) -> tuple[bytes, str]:
     """Read a pipe to its end; gives up with the name of a limit that was passed."""
-    parts = []
+    parts: list[bytes] = []
     poll = None
     if limits.wait_ms() is not None:
         poll = select.poll()

@@ -53,7 +53,7 @@ class Host:
         self.descriptors: list[int] = []
         self.slots_by_pid: dict[int, int] = {}
         self.begin: messages.Begin | None = None
-        self.functions: dict[int, object] = {}
+        self.functions: dict[int, Callable[..., object]] = {}
         self.selector = selectors.DefaultSelector()
         self.wake_read = -1
         self.wake_write = -1

@@ -22,6 +22,7 @@ import pickle
 import socket
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from time import perf_counter
 
 from vinecore.runtime import payload as payloads
@@ -92,14 +93,14 @@ class Slot:
         store: str,
         run: str,
         inline_limit_bytes: int,
-        namespace: dict[int, object] | None = None,
+        namespace: dict[int, Callable[..., object]] | None = None,
     ) -> None:
         self.sock = sock
         self.claims = claims
         self.store = store
         self.run_name = run
         self.inline_limit_bytes = inline_limit_bytes
-        self.functions: dict[int, object] = dict(namespace or {})
+        self.functions: dict[int, Callable[..., object]] = dict(namespace or {})
         self.pieces: dict[int, list[tuple[object, ...]] | BaseException] = {}
         self.recent = Recent()
         # Values of the running group and inline inputs of the running batch, by task id.
@@ -225,7 +226,7 @@ class Slot:
             args, kwargs = payloads.decode_arguments(call.payload, ())
             return function(*args, **kwargs)  # type: ignore[operator]
         if call.payload_file:
-            data = self._map(refs[0])
+            data: bytes | mmap.mmap = self._map(refs[0])
             refs = refs[1:]
         else:
             data = call.payload

@@ -12,7 +12,7 @@ This module must never import anything but the standard library: it is loaded in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NoReturn, TypeAlias
 
@@ -264,7 +264,7 @@ def _pack_step(
     return number, arguments, keywords, form
 
 
-def run_packed(packed: Packed, functions: Sequence[Function], inputs: Sequence[object]) -> object:
+def run_packed(packed: Packed, functions: Mapping[int, Function] | Sequence[Function], inputs: Sequence[object]) -> object:
     """Compute a packed vertex.
 
     Args:

@@ -1,0 +1,685 @@
+"""What must not be: hostile bytes on the port, rogue workers, wrong arguments, no worker. Each is refused in words and disturbs nobody.
+
+The managers listen on the loopback interface of this machine; the rogue side speaks through ``vinecore.wire`` and plain sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daskvine import DaskVine, FuturesExecutor
+from vinecore import FunctionCall, Manager
+from vinecore.errors import AuthenticationError, MissingKeyError, UsageError
+from vinecore.shell import stream
+from vinecore.wire import hello, messages
+from vinecore.wire.framing import FrameReader, FrameWriter
+from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, PENDING_PER_ADDRESS, Dialer
+
+LIMIT_S = 30.0
+ROOT = Path(__file__).resolve().parents[2]
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Secrets of this module are made below a directory of its own."""
+    place = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(place))
+        patch.setenv("XDG_CONFIG_HOME", str(place / "config"))
+        for name in ("VINE_PASSWORD_FILE", "VINE_PORT"):
+            patch.delenv(name, raising=False)
+        yield place
+
+
+@pytest.fixture(scope="module")
+def m(config: Path) -> Iterator[Manager]:
+    """A manager that everybody can reach, with one good worker."""
+    with Manager(port=0, local_cores=1) as manager:
+        manager.install_library(manager.create_library_from_functions("lib", add, exec_mode="direct"))
+        yield manager
+
+
+@pytest.fixture(autouse=True)
+def still_works(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a test did to the shared manager, it goes on with its one good worker."""
+    yield
+    if "m" in request.fixturenames:
+        manager = request.getfixturevalue("m")
+        assert manager.engine.loop.died is None
+        call = FunctionCall("lib", "add", b"x" * 300_000, b"y")
+        manager.submit(call)
+        assert manager.wait(LIMIT_S) is call and len(call.output) == 300_001
+        assert eventually(lambda: manager.stats.workers_connected == 1)
+        assert eventually(lambda: not manager.engine.loop.joining)
+
+
+def add(x: Any, y: Any = 1) -> Any:
+    return x + y
+
+
+def eventually(condition: Callable[[], Any], limit_s: float = LIMIT_S) -> bool:
+    until = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def dial(manager: Manager) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", manager.port), timeout=LIMIT_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def rest_of(sock: socket.socket, limit_s: float = LIMIT_S) -> bytes:
+    """What still comes until the other side closes; it must close in time."""
+    sock.settimeout(limit_s)
+    data = b""
+    try:
+        while piece := sock.recv(65536):
+            data += piece
+    except ConnectionError:
+        pass
+    except TimeoutError:
+        pytest.fail(f"the manager kept the connection open for {limit_s} s; it sent {data[:200]!r}")
+    return data
+
+
+class Rogue:
+    """Somebody who knows the secret, and so gets past the handshake."""
+
+    def __init__(self, manager: Manager, kind: str = "worker") -> None:
+        self.sock = dial(manager)
+        # Everything that was sent, for who wants to send it again.
+        self.sent = b""
+        self.reader, self.writer = FrameReader(BEFORE_AUTH_LIMIT_BYTES), FrameWriter()
+        dialer = Dialer(manager.engine.secret, os.urandom(32), kind)
+        self.write(dialer.start())
+        while not dialer.done:
+            payload = self.reader.next_frame()
+            if payload is None:
+                data = self.sock.recv(65536)
+                assert data, "the manager closed during the handshake"
+                self.reader.push(data)
+                continue
+            answer = dialer.receive(payload)
+            if answer is not None:
+                self.write(answer)
+        self.reader.rekey(dialer.receive_key, messages.CONTROL_FRAME_LIMIT_BYTES)
+        self.writer.rekey(dialer.send_key)
+
+    def write(self, payload: bytes) -> None:
+        self.raw(self.writer.write(payload))
+
+    def raw(self, data: bytes) -> None:
+        self.sent += data
+        self.sock.sendall(data)
+
+    def send(self, message: object) -> None:
+        self.write(messages.encode(message))
+
+    def receive(self, decode: Callable[[bytes], object] = messages.decode_from_manager) -> object:
+        self.sock.settimeout(LIMIT_S)
+        while (payload := self.reader.next_frame()) is None:
+            data = self.sock.recv(65536)
+            assert data, "the manager closed the link"
+            self.reader.push(data)
+        return decode(payload)
+
+    def join(self) -> messages.Welcome:
+        self.send(HELLO)
+        welcome = self.receive()
+        assert isinstance(welcome, messages.Welcome)
+        return welcome
+
+    def __enter__(self) -> Rogue:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.sock.close()
+
+
+HELLO = messages.Hello("rogue", 1, 1, 100, 100, 0, [], "3.11.0", "another machine", "/nowhere", [])
+
+
+# ---------------------------------------------------------------- before the handshake is done
+
+
+def opening(kind: str = "worker", version: int = messages.PROTOCOL_VERSION) -> bytes:
+    return hello.encode(hello.Opening(kind, "", True, b"n" * 32), version)
+
+
+def framed(*payloads: bytes) -> bytes:
+    writer = FrameWriter()
+    return b"".join(map(writer.write, payloads))
+
+
+HOSTILE = {
+    "zeros": bytes(5000),
+    "ones": b"\xff" * 5000,
+    "letters": b"hello, is anybody there?\n" * 10,
+    "length above the limit": (BEFORE_AUTH_LIMIT_BYTES + 1).to_bytes(4, "little"),
+    "largest length": b"\xff\xff\xff\xff",
+    "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "tls": bytes.fromhex("1603010200010001fc0303") + bytes(100),
+    "ssh": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "empty frame": framed(b""),
+    "magic only": framed(hello.MAGIC),
+    "other magic": framed(b"daskwine" + opening()[8:]),
+    "no message": framed(opening()[:12] + b"\xc1"),
+    "another message": framed(opening()[:12] + messages.encode(messages.Ping())),
+    "deep nesting": framed(opening()[:12] + b"\x91" * 4000),
+    "proof first": framed(hello.encode(hello.Proof(b"m" * 32))),
+    "two openings": framed(opening(), opening()),
+    "challenge from the dialler": framed(hello.encode(hello.Challenge(True, b"n" * 32))),
+    "wrong proof": framed(opening(), hello.encode(hello.Proof(b"m" * 32))),
+    "empty proof": framed(opening(), hello.encode(hello.Proof(b""))),
+    "no wish for a secret": framed(hello.encode(hello.Opening("worker", "", False, b"n" * 32))),
+    "older version": framed(opening(version=0)),
+    "newer version": framed(opening(version=77)),
+    "hello without a proof": framed(opening(), messages.encode(HELLO)),
+    "large frame behind the opening": framed(opening()) + (10**9).to_bytes(4, "little"),
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_bytes_end_their_connection_only(m: Manager, data: bytes) -> None:
+    joined = m.stats.workers_joined
+    with contextlib.closing(dial(m)) as sock:
+        sock.sendall(data)
+        answer = rest_of(sock)
+        # A refusal at most: never a byte of ours that would help a stranger.
+        assert len(answer) < 300
+    assert m.stats.workers_joined == joined
+
+
+def test_http_gets_no_answer(m: Manager) -> None:
+    with contextlib.closing(dial(m)) as sock:
+        sock.sendall(HOSTILE["http"])
+        assert rest_of(sock) == b""
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 4, 20, 60])
+def test_closing_in_the_middle_of_a_frame(m: Manager, cut: int) -> None:
+    with contextlib.closing(dial(m)) as sock:
+        sock.sendall(framed(opening())[:cut])
+    with contextlib.closing(dial(m)) as sock:
+        sock.sendall(framed(opening())[:cut])
+        sock.shutdown(socket.SHUT_WR)
+        rest_of(sock)
+
+
+@pytest.mark.parametrize("data", [b"", framed(opening())[:7], framed(opening())])
+def test_silence_before_the_end_of_the_handshake(m: Manager, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(stream, "HANDSHAKE_TIMEOUT_S", 0.3)
+    with contextlib.closing(dial(m)) as sock:
+        sock.sendall(data)
+        rest_of(sock, 10.0)
+
+
+def test_a_byte_now_and_then_does_not_extend_the_limit(m: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "HANDSHAKE_TIMEOUT_S", 0.3)
+    with contextlib.closing(dial(m)) as sock:
+        sock.settimeout(0.05)
+        until = time.monotonic() + 10
+        ended = False
+        for byte in itertools.cycle(framed(opening())[:40]):
+            try:
+                sock.sendall(bytes([byte]))
+                ended = sock.recv(1) == b""
+            except TimeoutError:
+                assert time.monotonic() < until, "the manager still listens"
+            except ConnectionError:
+                ended = True
+            if ended:
+                break
+
+
+def test_many_idle_connections_keep_nobody_out(m: Manager) -> None:
+    """Far more than are allowed for one address; workers and transfers come from the same address."""
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(contextlib.closing(dial(m))) for _ in range(4 * PENDING_PER_ADDRESS)]
+        assert eventually(lambda: len(m.engine.loop.joining) == PENDING_PER_ADDRESS)
+        # A large argument travels over a link of its own.
+        call = FunctionCall("lib", "add", b"x" * 1_000_000, b"y")
+        m.submit(call)
+        assert m.wait(5.0) is call and len(call.output) == 1_000_001
+        with Rogue(m) as other:
+            other.join()
+        assert len(m.engine.loop.joining) <= PENDING_PER_ADDRESS
+        # Those that were over the limit have been closed, oldest first.
+        assert rest_of(idle[0], 5.0) == b""
+
+
+# ---------------------------------------------------------------- replay
+
+
+def test_replayed_session_is_refused(m: Manager) -> None:
+    with Rogue(m) as first:
+        first.join()
+        session = first.sent
+    joined = m.stats.workers_joined
+    with contextlib.closing(dial(m)) as sock:
+        sock.sendall(session)
+        answer = rest_of(sock)
+    assert m.stats.workers_joined == joined
+    # It got a challenge, and a refusal instead of an acceptance.
+    reader = FrameReader(BEFORE_AUTH_LIMIT_BYTES)
+    frames = [hello.decode_from_listener(frame) for frame in reader.feed(answer)]
+    assert [type(frame) for frame in frames] in ([hello.Challenge, hello.Refuse], [hello.Challenge])
+
+
+def test_replayed_frame_ends_its_link(m: Manager) -> None:
+    with Rogue(m) as rogue:
+        rogue.join()
+        frame = rogue.writer.write(messages.encode(messages.Pong()))
+        rogue.raw(frame)
+        rogue.raw(frame)
+        rest_of(rogue.sock)
+
+
+def test_injected_and_changed_frames_end_their_link(m: Manager) -> None:
+    for change in (lambda data: FrameWriter().write(data[4:-16]), lambda data: data[:-1] + bytes([data[-1] ^ 1])):
+        with Rogue(m) as rogue:
+            rogue.join()
+            rogue.raw(change(rogue.writer.write(messages.encode(messages.Pong()))))
+            rest_of(rogue.sock)
+
+
+def test_oversized_frame_after_the_handshake(m: Manager) -> None:
+    with Rogue(m) as rogue:
+        rogue.join()
+        rogue.raw((messages.CONTROL_FRAME_LIMIT_BYTES + 1).to_bytes(4, "little") + b"x")
+        rest_of(rogue.sock)
+
+
+# ---------------------------------------------------------------- rogue workers
+
+
+def changed(**fields: Any) -> messages.Hello:
+    values = {name: getattr(HELLO, name) for name in HELLO.__struct_fields__}
+    return messages.Hello(**{**values, **fields})
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        messages.Done([]),
+        messages.Ping(),
+        messages.Goodbye("early"),
+        messages.LibraryReady(1, 1),
+        changed(cores=0),
+        changed(cores=-3),
+        changed(memory_mb=-1),
+        changed(gpus=-1),
+        changed(cores=2**40),
+    ],
+    ids=repr,
+)
+def test_wrong_first_message(m: Manager, message: object) -> None:
+    joined = m.stats.workers_joined
+    with Rogue(m) as rogue:
+        rogue.send(message)
+        rest_of(rogue.sock)
+    assert m.stats.workers_joined == joined
+
+
+ILLEGAL = {
+    "no message": b"\xc1",
+    "empty": b"",
+    "unknown tag": b"\x91\xa6banana",
+    "fields missing": b"\x91\xa4done",
+    "wrong types": b"\x92\xa4done\xa4text",
+    "deep nesting": b"\x91" * 100_000,
+    "hello again": messages.encode(HELLO),
+    "message of a manager": messages.encode(messages.Welcome(1, "run", 1.0, 1.0)),
+    "message of a data link": messages.encode(messages.Get(1, "name")),
+    "number above 64 bits": b"\x93\xa8libready\xcf" + b"\xff" * 8 + b"\xa1x",
+}
+
+
+@pytest.mark.parametrize("payload", ILLEGAL.values(), ids=ILLEGAL)
+def test_illegal_message_ends_the_link(m: Manager, payload: bytes) -> None:
+    with Rogue(m) as rogue:
+        rogue.join()
+        rogue.write(payload)
+        rest_of(rogue.sock)
+
+
+# Well-formed, about things that never were: the manager may ignore them or close the link, and goes on.
+NONSENSE = [
+    messages.Done([messages.Result(10**9, 1, messages.OK_INLINE, 5, b"x")]),
+    messages.Done([messages.Result(10**9, 1, messages.OK_STORED, 5, b"", 10**15)]),
+    messages.Done([messages.Result(-1, -1, 99, -5, b"x")]),
+    messages.LibraryReady(10**6, 5),
+    messages.LibraryReady(1, 0),
+    messages.LibraryReady(1, -1),
+    messages.LibraryReady(1, 10**9),
+    messages.LibraryGone(10**6, "never was"),
+    messages.Fetched("../../etc/passwd", 5),
+    messages.FetchFailed("../../etc/passwd", "no"),
+    messages.UploadFailed(10**6, "name", "no"),
+    messages.Removed(["a", "../b", ""]),
+    messages.Pong(),
+    messages.Ping(),
+]
+
+
+@pytest.mark.parametrize("message", NONSENSE, ids=repr)
+def test_nonsense_disturbs_nobody(m: Manager, message: object) -> None:
+    with Rogue(m) as rogue:
+        rogue.join()
+        rogue.send(message)
+        rogue.send(messages.Goodbye("that was all"))
+        # Work goes on while the link may still be there.
+        call = FunctionCall("lib", "add", 1)
+        m.submit(call)
+        if isinstance(message, messages.LibraryReady):
+            rogue.sock.close()
+        assert m.wait(LIMIT_S) is call and call.output == 2
+
+
+def test_calls_of_a_rogue_worker_run_elsewhere(config: Path) -> None:
+    """It takes a call, then breaks the rules: the call is not lost."""
+    with Manager(port=0) as manager:
+        manager.tune("no-worker-notice", 3600)
+        manager.install_library(manager.create_library_from_functions("lib", add, exec_mode="direct"))
+        call = FunctionCall("lib", "add", 41)
+        manager.submit(call)
+        with Rogue(manager) as rogue:
+            rogue.join()
+            library_id = 0
+            while True:
+                message = rogue.receive()
+                if isinstance(message, messages.StartLibrary):
+                    rogue.send(messages.LibraryReady(message.library_id, message.slots))
+                    library_id = message.library_id
+                if isinstance(message, messages.Run):
+                    assert message.library_id == library_id or library_id
+                    break
+            rogue.write(b"\xc1")
+            rest_of(rogue.sock)
+        with worker(manager, config):
+            assert manager.wait(LIMIT_S) is call and call.output == 42
+
+
+def test_link_of_an_unknown_kind(m: Manager) -> None:
+    for kind in ("", "banana", "Worker"):
+        with Rogue(m, kind) as rogue:
+            rogue.send(HELLO)
+            rest_of(rogue.sock)
+
+
+def test_data_links_give_nothing_away(m: Manager) -> None:
+    for name in ("nothing", "../../etc/passwd", "", "\x00"):
+        with Rogue(m, "data") as rogue:
+            rogue.send(messages.Get(1, name))
+            assert rogue.receive(messages.decode_on_data_link) == messages.Missing(name)
+            rest_of(rogue.sock)
+    for message in (messages.Put(1, 1, "name", 10**18, b""), messages.Put(1, 10**6, "../x", 5, b"d" * 16), messages.Missing("x"), HELLO):
+        with Rogue(m, "data") as rogue:
+            rogue.send(message)
+            rest_of(rogue.sock)
+    with Rogue(m, "data") as rogue:
+        rogue.write(b"\xc1")
+        rest_of(rogue.sock)
+
+
+def test_silent_links_do_not_hold_the_end_up(config: Path) -> None:
+    with Manager(port=0) as manager, Rogue(manager, "data") as data, Rogue(manager) as control, contextlib.closing(dial(manager)) as idle:
+        control.join()
+        begin = time.monotonic()
+        manager.close()
+        assert time.monotonic() - begin < 4.0
+        for sock in (data.sock, control.sock, idle):
+            rest_of(sock, 5.0)
+
+
+# ---------------------------------------------------------------- ports and options
+
+
+def test_port_in_use(config: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"port {port} is in use or not allowed \(Address already in use\): choose another"):
+            Manager(port=port)
+        with pytest.raises(UsageError, match=f"every port from {port} to {port}|port {port} is in use"):
+            DaskVine(port=(port, port))
+        with pytest.raises(UsageError, match=f"port {port} is in use"):
+            FuturesExecutor(port=port)
+        with Manager(port=(port, port + 40)) as manager:
+            assert port < manager.port <= port + 40
+    with Manager(port=port) as manager:
+        assert manager.port == port
+        with pytest.raises(UsageError, match=f"port {port} is in use"):
+            Manager(port=port)
+    # Released, it can be used at once.
+    with Manager(port=port) as manager:
+        assert manager.port == port
+
+
+@pytest.mark.parametrize("port", ["9123", 1.5, True, -1, 65536, (1,), (1, 2, 3), (0, 5), ("a", "b"), (1, 70000), [5.0, 6], {}, (True, 9)])
+def test_bad_ports(config: Path, port: Any) -> None:
+    for make in (Manager, DaskVine):
+        with pytest.raises(ValueError, match="port"):
+            make(port=port)
+
+
+def test_range_upside_down(config: Path) -> None:
+    with pytest.raises(TypeError, match="20 is above 10"):
+        Manager(port=(20, 10))
+
+
+def test_vine_port_beats_the_argument(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    monkeypatch.setenv("VINE_PORT", str(port))
+    with Manager(port=0) as manager:
+        assert manager.port == port
+    for value in ("many", "-5", "1.5", "９１"):
+        monkeypatch.setenv("VINE_PORT", value)
+        with pytest.raises(UsageError, match="VINE_PORT"):
+            Manager(port=0)
+    monkeypatch.setenv("VINE_PORT", "99999")
+    with pytest.raises(UsageError, match="99999"):
+        Manager(port=0)
+    monkeypatch.setenv("VINE_PORT", "")
+    with Manager(port=0) as manager:
+        assert manager.port > 0
+
+
+@pytest.mark.parametrize("cores", [0, -2, 1.5, "2", [1]])
+def test_bad_local_cores(config: Path, cores: Any) -> None:
+    with pytest.raises(UsageError, match="local_cores must be a number of cores above 0, True or None"):
+        Manager(local_cores=cores)
+
+
+@pytest.mark.parametrize("workers", [0, -2, 1.5, "2"])
+def test_bad_max_workers(config: Path, workers: Any) -> None:
+    with pytest.raises(ValueError, match="max_workers"):
+        FuturesExecutor(max_workers=workers)
+
+
+def test_unknown_options_are_named(m: Manager, config: Path) -> None:
+    for make in (Manager, DaskVine, FuturesExecutor):
+        with pytest.raises(TypeError, match="local_core"):
+            make(local_core=2)
+    for auth in ("password", True, ""):
+        with pytest.raises(UsageError, match="auth must be 'secret'"):
+            Manager(port=0, auth=auth)  # type: ignore[arg-type]
+    with DaskVine(port=0) as other:
+        with pytest.raises(UsageError, match="no option 'retrys'; did you mean 'retries'"):
+            other.get({"a": 1}, "a", retrys=1)
+        with pytest.raises(MissingKeyError, match="'b'"):
+            other.get({"a": 1}, "b")
+        with pytest.raises(UsageError, match="cycle"):
+            other.get({"a": (add, "b"), "b": (add, "a")}, "a")
+
+
+# ---------------------------------------------------------------- secrets of the manager
+
+
+def test_secret_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with Manager(port=0):
+        pass
+    secret = tmp_path / "vine" / "secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    secret.chmod(0o640)
+    with pytest.raises(AuthenticationError, match=rf"{secret} can be used by other users \(mode 0640\).*chmod 600 {secret}"):
+        Manager(port=0)
+    secret.chmod(0o600)
+    secret.write_text("vine-secret-1 abc\n")
+    with pytest.raises(AuthenticationError, match="is a damaged secret file"):
+        Manager(port=0)
+    with pytest.raises(AuthenticationError, match=f"there is no secret at {tmp_path}/nothing"):
+        Manager(port=0, password_file=str(tmp_path / "nothing"))
+
+
+SCRIPT_EMBEDDED = """
+from daskvine import DaskVine, FuturesExecutor
+from vinecore import Manager
+with FuturesExecutor(max_workers=1) as ex:
+    assert ex.submit(pow, 2, 5).result(30) == 32
+with DaskVine(local_cores=1) as m:
+    assert m.get({"a": (pow, 2, 5)}, "a") == 32
+print("fine")
+"""
+
+
+def test_embedded_manager_leaves_home_alone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o500)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "VINE_PORT", "VINE_PASS"))}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT)}
+    (tmp_path / "script.py").write_text(SCRIPT_EMBEDDED)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        env=environment, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == ("fine\n", "", 0)
+    assert list(home.iterdir()) == []
+
+
+# ---------------------------------------------------------------- no worker
+
+
+@contextlib.contextmanager
+def worker(manager: Manager, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker started by hand."""
+    command = [sys.executable, "-m", "vinecore.cli.worker", "127.0.0.1", str(manager.port)]
+    with open(directory / f"out-{next(_numbers)}", "wb") as out:
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(LIMIT_S)
+
+
+@pytest.fixture
+def path_with_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``vine_worker`` on the PATH, as an installation puts it there."""
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "vine_worker"
+    script.write_text(
+        textwrap.dedent(f"""\
+        #!{sys.executable}
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from vinecore.cli.worker import main
+        sys.exit(main())
+        """)
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.parametrize("kind", ["secret", "password", "none"])
+def test_no_worker_is_told_once_with_a_command_that_works(
+    kind: str, config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], path_with_command: None
+) -> None:
+    options: dict[str, Any] = {}
+    if kind == "none":
+        options["auth"] = None
+    if kind == "password":
+        password = tmp_path / "my pass word"
+        password.write_text("open sesame")
+        options["password_file"] = str(password)
+    with Manager(port=0, **options) as manager:
+        assert manager.tune("no-worker-notice", 0.2) == 0
+        manager.install_library(manager.create_library_from_functions("lib", add, exec_mode="direct"))
+        calls = [FunctionCall("lib", "add", i) for i in range(3)]
+        for call in calls:
+            manager.submit(call)
+        told = ""
+
+        def line() -> str:
+            nonlocal told
+            told += capfd.readouterr().err
+            return told
+
+        assert eventually(lambda: line().endswith("\n"), 10.0)
+        # Many times the limit later it is still the one line.
+        assert manager.wait(1.0) is None and line().count("\n") == 1
+        found = re.fullmatch(r"vine: 3 tasks wait and no worker is connected; start one with:  (vine_worker .*)\n", told)
+        assert found is not None, told
+        process = subprocess.Popen(found[1], shell=True, stdout=subprocess.DEVNULL, start_new_session=True)
+        try:
+            back = [manager.wait(LIMIT_S) for _ in calls]
+            assert None not in back, capfd.readouterr().err
+            assert sorted(call.output for call in calls) == [1, 2, 3]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, 15)
+            process.wait(LIMIT_S)
+        assert line().count("\n") == 1
+
+
+def test_no_worker_is_told_again_after_the_next_stall(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Manager(port=0) as manager:
+        manager.tune("no-worker-notice", 0.2)
+        manager.install_library(manager.create_library_from_functions("lib", add, exec_mode="direct"))
+        for number in (1, 2):
+            call = FunctionCall("lib", "add", number)
+            manager.submit(call)
+            told = ""
+
+            def line() -> str:
+                nonlocal told
+                told += capfd.readouterr().err
+                return told
+
+            assert eventually(lambda: "no worker is connected" in line(), 10.0)  # noqa: B023
+            with worker(manager, config):
+                assert manager.wait(LIMIT_S) is call
+            assert eventually(lambda: manager.stats.workers_connected == 0)
+
+
+def test_the_default_notice_comes_after_five_seconds() -> None:
+    from vinecore.model.config import Tunables
+
+    assert Tunables().no_worker_notice == 5.0
+
+
+def test_idle_manager_says_nothing(config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Manager(port=0) as manager:
+        manager.tune("no-worker-notice", 0.1)
+        assert manager.wait(0.5) is None
+    assert capfd.readouterr() == ("", "")

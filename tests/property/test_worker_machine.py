@@ -1,0 +1,161 @@
+"""The worker's machine under arbitrary streams of legal events: ``check()`` after each, and one result for each call at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vinecore.wire import messages
+from vinecore.wire.messages import Call, Result
+from vinecore.worker import events, orders
+from vinecore.worker.machine import WorkerMachine
+from vinecore.worker.state import NOT_REVOKED
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["run", "run", "answer", "answer", "answer", "die", "host", "cancel", "hand back", "fetch", "arrive", "code", "time"]),
+        st.integers(0, 999),
+    ),
+    max_size=60,
+)
+
+
+class Slot:
+    """What a slot was sent and has not answered: calls by sequence number."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, Call]] = []
+        self.started = NOT_REVOKED
+        self.revoked = NOT_REVOKED
+
+    def answer(self) -> Result:
+        sequence, call = self.calls.pop(0)
+        self.started = sequence
+        status = messages.HANDED_BACK if sequence >= self.revoked else messages.OK_INLINE
+        return Result(call.task_id, call.attempt, status, 50, b"v")
+
+
+class Driver:
+    """Plays the manager, the parent and the slots."""
+
+    def __init__(self, slots: int) -> None:
+        self.machine = WorkerMachine()
+        self.now = 1.0
+        self.slots: dict[int, Slot] = {}
+        self.asked: set[int] = set()
+        self.cancelled: set[int] = set()
+        self.results: Counter[int] = Counter()
+        self.fetching: list[str] = []
+        self.starting = self.hoisting = False
+        self.next_task = 1
+        self.do(events.ManagerSaid(0.0, messages.Welcome(1, "r0", 5.0, 20.0)))
+        self.do(events.ManagerSaid(0.0, messages.StartLibrary(1, "f", slots, "direct", b"", [], 10**6, 60.0)))
+
+    def do(self, event: events.Event) -> None:
+        event.now = self.now
+        todo: list[events.Event] = [event]
+        while todo:
+            for order in self.machine.handle(todo.pop(0)):
+                todo.extend(self.perform(order))
+            self.machine.check()
+
+    def perform(self, order: object) -> list[events.Event]:
+        if isinstance(order, orders.ToManager) and isinstance(order.message, messages.Done):
+            self.results.update(r.task_id for r in order.message.results)
+        elif isinstance(order, orders.StartHost):
+            self.slots.clear()
+            return [events.HostSaid(self.now, 1, messages.Began(b""))]
+        elif isinstance(order, orders.ToHost) and isinstance(order.message, messages.Hoist):
+            return [events.HostSaid(self.now, 1, messages.Hoisted(order.message.modules, 1))]
+        elif isinstance(order, orders.OpenSlots):
+            self.slots.update((i, Slot()) for i in order.slot_ids)
+            return [events.HostSaid(self.now, 1, messages.Forked(i, 100 + i)) for i in order.slot_ids]
+        elif isinstance(order, orders.ToSlot) and isinstance(order.message, messages.Batch):
+            calls = [call for group in order.message.groups for call in group]
+            self.slots[order.slot_id].calls.extend(enumerate(calls, order.message.first))
+        elif isinstance(order, orders.Revoke):
+            self.slots[order.slot_id].revoked = order.sequence
+        elif isinstance(order, orders.ReadClaim):
+            return [events.ClaimRead(self.now, order.slot_id, self.slots[order.slot_id].started)]
+        elif isinstance(order, orders.CloseSlot):
+            assert not self.slots.pop(order.slot_id).calls
+        elif isinstance(order, orders.KillSlot):
+            return [events.SlotGone(self.now, order.slot_id, self.slots.pop(order.slot_id).started)]
+        elif isinstance(order, orders.FetchObject):
+            self.fetching.append(order.name)
+        return []
+
+    def answer(self, number: int) -> None:
+        busy = sorted(i for i, slot in self.slots.items() if slot.calls)
+        if busy:
+            slot_id = busy[number % len(busy)]
+            results = [self.slots[slot_id].answer() for _ in range(min(len(self.slots[slot_id].calls), 1 + number % 3))]
+            if self.slots[slot_id].calls:
+                self.slots[slot_id].started = self.slots[slot_id].calls[0][0]
+            self.do(events.SlotAnswered(0.0, slot_id, results))
+
+    def step(self, what: str, number: int) -> None:
+        if what == "run":
+            inputs: list[int | str] = [self.fetching[-1]] if self.fetching and number % 2 else []
+            ids = range(self.next_task, self.next_task + 1 + number % 4)
+            self.next_task = ids.stop
+            self.asked.update(ids)
+            calls = [Call(i, 1, 1, -1, b"", inputs, 0, True) for i in ids]
+            groups = [calls] if number % 3 == 0 else [[call] for call in calls]
+            self.do(events.ManagerSaid(0.0, messages.Run(1, groups, [])))
+        elif what == "answer":
+            self.answer(number)
+        elif what == "die" and self.slots:
+            slot_id = sorted(self.slots)[number % len(self.slots)]
+            self.do(events.SlotGone(0.0, slot_id, self.slots.pop(slot_id).started))
+        elif what == "host":
+            self.do(events.HostGone(0.0, 1, "killed"))
+        elif what == "cancel" and self.asked:
+            task_id = sorted(self.asked)[number % len(self.asked)]
+            self.cancelled.add(task_id)
+            self.do(events.ManagerSaid(0.0, messages.Cancel([(task_id, 1)])))
+        elif what == "hand back":
+            self.do(events.ManagerSaid(0.0, messages.HandBack(1 + number % 3)))
+        elif what == "fetch":
+            self.do(events.ManagerSaid(0.0, messages.Fetch(f"o{number}", 5)))
+        elif what == "arrive" and self.fetching:
+            self.arrive(number)
+        elif what == "code":
+            modules = [f"m{number % 4}"] if number % 2 else []
+            self.do(events.ManagerSaid(0.0, messages.Code(1, 1 + number % 2, b"f", modules, [], False)))
+        elif what == "time":
+            self.now += number / 10_000
+            self.do(events.Tick(0.0))
+
+    def arrive(self, number: int) -> None:
+        name = self.fetching.pop(number % len(self.fetching))
+        if number % 3:
+            self.do(events.ObjectArrived(0.0, name, 5))
+        else:
+            self.do(events.ObjectFailed(0.0, name, "refused"))
+
+    def finish(self) -> None:
+        for number in range(5000):
+            if self.fetching:
+                self.arrive(number)
+            elif any(slot.calls for slot in self.slots.values()):
+                self.answer(number)
+            else:
+                return
+        raise AssertionError("it does not come to an end")
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(1, 3), steps)
+def test_every_call_is_answered_once(slots: int, stream: Sequence[tuple[str, int]]) -> None:
+    driver = Driver(slots)
+    for what, number in stream:
+        driver.step(what, number)
+    driver.finish()
+    assert not driver.machine.state.libraries_busy()
+    for task_id in driver.asked:
+        count = driver.results[task_id]
+        assert count == 1 or (task_id in driver.cancelled and count == 0), f"task {task_id} was answered {count} times"
