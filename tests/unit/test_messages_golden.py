@@ -108,7 +108,7 @@ CASES = [
     for decoder, examples in GOLDEN.items()
     for message, golden in examples
 ]
-# No field of any message is a map, null or an extension type.
+# No field of any message is a map or an extension type, and only sandbox and report may be null.
 WRONG_EVERYWHERE: tuple[object, ...] = ({}, None, msgspec.msgpack.Ext(1, b"x"))
 DECODERS = [pytest.param(getattr(m, decoder), id=decoder) for decoder in GOLDEN]
 
@@ -157,6 +157,8 @@ def test_wrong_types_are_refused_in_every_field(decode: m.Decoder, message: msgs
     plain = msgspec.msgpack.decode(bytes.fromhex(golden))
     for wrong in WRONG_EVERYWHERE:
         for changed in _with_one_part_replaced(plain, wrong):
+            if changed == plain:
+                continue  # null, where null is what the field already holds
             with pytest.raises(ProtocolError, match="not a message"):
                 decode(msgspec.msgpack.encode(changed))
 

@@ -224,14 +224,14 @@ class Slot:
         refs = call.inputs
         if not refs:
             args, kwargs = payloads.decode_arguments(call.payload, ())
-            return function(*args, **kwargs)  # type: ignore[operator]
+            return function(*args, **kwargs)
         if call.payload_file:
             data: bytes | mmap.mmap = self._map(refs[0])
             refs = refs[1:]
         else:
             data = call.payload
         args, kwargs = payloads.decode_arguments(data, [self.call_input(ref) for ref in refs])
-        return function(*args, **kwargs)  # type: ignore[operator]
+        return function(*args, **kwargs)
 
     def vertex_input(self, ref: int | str) -> object:
         """An input of a graph's vertex: shared between vertices of this slot."""
