@@ -26,7 +26,9 @@ class Manager(CoreManager):
         chunks = _chunks(list(seq), _checked(chunksize, 1))
         return self._gather([self._executor.submit(_map_chunk, fn, chunk) for chunk in chunks])
 
-    def pair(self, fn: Callable[[tuple[Any, Any]], Any], seq1: Sequence[Any], seq2: Sequence[Any], chunksize: int = 1) -> list[Any]:
+    def pair(
+        self, fn: Callable[[tuple[Any, Any]], Any], seq1: Sequence[Any], seq2: Sequence[Any], chunksize: int = 1
+    ) -> list[Any]:
         """``[fn((a, b)) for a in seq1 for b in seq2]``; ``fn`` takes one tuple.
 
         Raises:

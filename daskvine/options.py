@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vinecore import Resources
@@ -19,7 +19,8 @@ class GetOptions:
     """What one ``get`` was asked.
 
     task_mode: "function-calls", the only mode of this version: vertices run in warm processes of one library.
-    worker_transfers (old: lazy_transfers): keep intermediate values on workers; False brings large ones to the manager as they are made.
+    worker_transfers (old: lazy_transfers): keep intermediate values on workers; False brings large ones to the manager as they
+        are made.
     retries: times a vertex whose function raised is run again; ``dask.annotate(retries=)`` beats it for its keys.
     resources: dict of cores, memory, disk (MB), gpus that every vertex asks for; ``dask.annotate(resources=)`` beats it.
     priority: larger runs earlier.
@@ -31,7 +32,7 @@ class GetOptions:
     task_mode: str = "function-calls"
     worker_transfers: bool = True
     retries: int = 0
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     priority: float = 0.0
     reuse: bool = True
     lib_modules: tuple[str, ...] = ()
@@ -59,8 +60,8 @@ class GetOptions:
 
 def _unknown(name: str, known: set[str]) -> str:
     close = difflib.get_close_matches(name, [*known, *_ALIASES], 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"get has no option {name!r}{hint} It takes: {', '.join(sorted(known))}".replace("?  It", "? It").replace("' It", "'. It")
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"get has no option {name!r}{hint} It takes: {', '.join(sorted(known))}"
 
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:

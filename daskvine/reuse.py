@@ -1,8 +1,9 @@
 """Results of graphs that were computed before, for a second ``get`` of the same graph.
 
-Two gets are of the same graph when they ask for the same keys, the vertices have the same keys, and every packed piece (functions as
-interned, literals as pickled, structure) has the same bytes. So an array that was changed in place, or a function that captures something mutable, computes anew.
-A graph with a requested value of None is never remembered: it may have been run for what it does.
+Two gets are of the same graph when they ask for the same keys, the vertices have the same keys, and every packed piece
+(functions as interned, literals as pickled, structure) has the same bytes. So an array that was changed in place, or a
+function that captures something mutable, computes anew. A graph with a requested value of None is never remembered: it may
+have been run for what it does.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     get(dsk, keys) -> Plan (graph.py) -> pieces of PIECE_COUNT vertices: one pickle each -> the engine's core, streamed
     requested values <- decoded in this thread <- the core, which alone follows the graph's progress
 
-Nothing is kept on the manager between two gets but code, measured durations and a bounded memory of results (``reuse.py``), so several
-threads may call ``get`` at once.
+Nothing is kept on the manager between two gets but code, measured durations and a bounded memory of results (``reuse.py``),
+so several threads may call ``get`` at once.
 """
 
 from __future__ import annotations

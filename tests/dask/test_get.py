@@ -1,6 +1,6 @@
 """``DaskVine.get`` on graphs written by hand: every form, what runs and how often, errors, options, several threads.
 
-Executions are counted through files, because vertices run in other processes. Losses and interrupts are in ``test_get_faults.py``.
+Executions are counted through files, because vertices run in other processes. Losses are in ``test_get_faults.py``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def test_nodes_of_the_task_spec(m: DaskVine) -> None:
         "alias": Alias("alias", "task"),
         "list": List(TaskRef("alias"), TaskRef("data"), Dict({"k": TaskRef("task")})),
         "nested": Task("nested", total, Task("inner", total, TaskRef("data")), [1, 2], Dict({"x": TaskRef("alias")})),
-        "fused": Task.fuse(Task("first", operator.add, TaskRef("x"), 1), Task("fused", operator.mul, TaskRef("first"), TaskRef("x"))),
+        "fused": Task.fuse(
+            Task("first", operator.add, TaskRef("x"), 1), Task("fused", operator.mul, TaskRef("first"), TaskRef("x"))
+        ),
         "x": 7,
     }
     keys = ["data", ["task", "alias"], "list", "nested", "fused"]

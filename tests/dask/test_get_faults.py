@@ -6,6 +6,7 @@ Scripts run in processes of their own, marked through their environment: whateve
 from __future__ import annotations
 
 import ctypes
+import itertools
 import operator
 import os
 import pty
@@ -80,7 +81,7 @@ def test_neighbours_of_a_dying_vertex_are_fine(m: DaskVine, tmp_path: Path, runs
 
 
 def die_once(flag: str, value: Any) -> Any:
-    if not os.path.exists(flag):
+    if not Path(flag).exists():
         Path(flag).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return value
@@ -143,7 +144,7 @@ def test_vertices_that_ask_for_all_cores_run_one_at_a_time(m: DaskVine, runs: Ru
     m.get(graph, list(graph), resources={"cores": 2})
     taken = spans(runs)
     assert len(taken) == 8
-    assert all(end <= start for (_, end), (start, _) in zip(taken, taken[1:], strict=False)), taken
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(taken)), taken
 
 
 def test_annotated_resources_of_single_keys(m: DaskVine, runs: Runs) -> None:
@@ -154,7 +155,7 @@ def test_annotated_resources_of_single_keys(m: DaskVine, runs: Runs) -> None:
     dask.compute(*alone, scheduler=m.get, optimize_graph=False)
     taken = spans(runs)
     assert len(taken) == 6
-    assert all(end <= start for (_, end), (start, _) in zip(taken, taken[1:], strict=False)), taken
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(taken)), taken
 
 
 TOO_MUCH = """
@@ -363,9 +364,16 @@ def on_a_terminal(directory: Path, text: str) -> str:
     path = directory / "script.py"
     path.write_text(textwrap.dedent(text))
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    search = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "PYTHONPATH": search}
     process = subprocess.Popen(
-        [sys.executable, str(path)], cwd=directory, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        [sys.executable, str(path)],
+        cwd=directory,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
     )
     os.close(theirs)
     shown = b""

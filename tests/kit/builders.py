@@ -1,7 +1,7 @@
 """Short ways to build what the manager's machine takes: libraries, kinds, calls, graphs, hellos.
 
-Entries look exactly as the layers above build them: a graph's vertex has an ``output`` whose producer it is, requested ones are held once,
-calls name other calls as inputs.
+Entries look exactly as the layers above build them: a graph's vertex has an ``output`` whose producer it is, requested ones
+are held once, calls name other calls as inputs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class Builder:
         self.code = CodeEntry(next(self.ids), library_id, b"code")
         self.piece = CodeEntry(next(self.ids), library_id, b"piece", (), (self.code,), True)
 
-    def call(self, *inputs: TaskEntry | FileEntry, kind: Kind | None = None, handle: Handle | None = None, **options: int) -> TaskEntry:
+    def call(
+        self, *inputs: TaskEntry | FileEntry, kind: Kind | None = None, handle: Handle | None = None, **options: int
+    ) -> TaskEntry:
         """A call, as ``Engine.submit_code`` builds it."""
         entry = TaskEntry(next(self.ids), kind or self.kind, self.code, b"args", handle or Handle(), **options)
         entry.inputs += tuple(inputs)  # type: ignore[arg-type]

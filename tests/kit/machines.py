@@ -3,9 +3,9 @@
     ManagerShell --link--> FakeWorker(WorkerMachine) --batches--> FakeSlot      values are digests of (task, values of its inputs)
          ^------------------------'  ^--results, claims---------------'
 
-Everything follows from the network's seed. Each message is encoded and decoded by ``wire.messages``; after each event both machines
-``check()`` themselves. The world knows what a task ought to compute, how long it takes, how often it raises or kills its slot, and counts
-executions; it must never decide for a machine.
+Everything follows from the network's seed. Each message is encoded and decoded by ``wire.messages``; after each event both
+machines ``check()`` themselves. The world knows what a task ought to compute, how long it takes, how often it raises or kills
+its slot, and counts executions; it must never decide for a machine.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ class Wire:
         at = max(self.last, network.now + (network.delay() if delay_s is None else delay_s))
         self.last = at
         network.later(at - network.now, self._arrive, data)
-        if network.faults.duplicates and self.duplicable and isinstance(message, messages.Done):
-            if network.rng.random() < network.faults.duplicates:
-                network.later(at - network.now + network.rng.random() * 0.2, self._arrive, data)
+        may_repeat = network.faults.duplicates > 0 and self.duplicable and isinstance(message, messages.Done)
+        if may_repeat and network.rng.random() < network.faults.duplicates:
+            network.later(at - network.now + network.rng.random() * 0.2, self._arrive, data)
 
     def _arrive(self, data: bytes) -> None:
         if not self.cut:

@@ -65,7 +65,8 @@ def graphs(draw: st.DrawFn) -> tuple[dict[Hashable, Any], Any]:
     dsk: dict[Hashable, Any] = {}
     for number, key in enumerate(keys):
         known = keys[max(0, number - reach) : number]
-        kind = draw(st.sampled_from(["leaf", "legacy", "legacy", "task", "task", "nested", "alias", "literal"])) if known else "leaf"
+        kinds = ["leaf", "legacy", "legacy", "task", "task", "nested", "alias", "literal"] if known else ["leaf"]
+        kind = draw(st.sampled_from(kinds))
         inputs = draw(st.lists(st.sampled_from(known), min_size=1, max_size=4)) if known else []
         if kind == "leaf":
             dsk[key] = (leaf, 7 * number + 1, draw(st.sampled_from(SIZES)))
@@ -80,7 +81,8 @@ def graphs(draw: st.DrawFn) -> tuple[dict[Hashable, Any], Any]:
             dsk[key] = draw(st.sampled_from([inputs[0], Alias(key, inputs[0])]))
         else:
             dsk[key] = draw(st.sampled_from([0.5 + number, DataNode(key, leaf(number, 10))]))
-    wanted = draw(st.lists(st.one_of(st.sampled_from(keys), st.lists(st.sampled_from(keys), min_size=1, max_size=3)), min_size=1, max_size=4))
+    several = st.lists(st.sampled_from(keys), min_size=1, max_size=3)
+    wanted = draw(st.lists(st.one_of(st.sampled_from(keys), several), min_size=1, max_size=4))
     return dsk, draw(st.sampled_from([wanted, [keys[-1]], keys[-1]]))
 
 

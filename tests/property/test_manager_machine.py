@@ -24,7 +24,10 @@ STATUSES = [
 ]
 # (what happens, a number that picks whom)
 steps = st.lists(
-    st.tuples(st.sampled_from(["call", "graph", "join", "leave", "answer", "answer", "answer", "late", "cancel", "tick"]), st.integers(0, 999)),
+    st.tuples(
+        st.sampled_from(["call", "graph", "join", "leave", "answer", "answer", "answer", "late", "late", "cancel", "tick"]),
+        st.integers(0, 999),
+    ),
     max_size=60,
 )
 
@@ -88,7 +91,9 @@ class Driver:
             self.answer(sorted(self.open)[number % len(self.open)], STATUSES[number % len(STATUSES)])
         elif what == "late" and self.answered:
             worker_id, task_id, attempt = self.answered[number % len(self.answered)]
-            self.do(events.WorkerSaid(0.0, worker_id, messages.Done([Result(task_id, attempt, STATUSES[number % 5], 7, b"late", 5)])))
+            self.do(
+                events.WorkerSaid(0.0, worker_id, messages.Done([Result(task_id, attempt, STATUSES[number % 5], 7, b"late", 5)]))
+            )
         elif what == "cancel" and self.calls:
             self.do(events.TasksCancelled(0.0, [self.calls[number % len(self.calls)]]))
         elif what == "tick":
@@ -113,11 +118,14 @@ class Driver:
 @given(steps)
 def test_every_call_ends_exactly_once(stream: Sequence[tuple[str, int]]) -> None:
     driver = Driver()
+    driver.join()
     for what, number in stream:
         driver.step(what, number)
     driver.finish()
-    assert sorted(i for i in driver.delivered if i in {c.task_id for c in driver.calls}) == sorted(c.task_id for c in driver.calls)
-    assert all(c.state is t.FINISHED for c in driver.calls)
+    assert sorted(i for i in driver.delivered if i in {c.task_id for c in driver.calls}) == sorted(
+        c.task_id for c in driver.calls
+    )
+    assert all(c.state is t.FINISHED and c.value != b"late" for c in driver.calls)
     for worker in driver.machine.state.workers.values():
         assert not worker.running
         assert all(i.outstanding == i.groups_out == 0 for i in worker.instances.values())

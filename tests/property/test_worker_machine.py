@@ -1,4 +1,5 @@
-"""The worker's machine under arbitrary streams of legal events: ``check()`` after each, and one result for each call at the end."""
+"""The worker's machine under arbitrary streams of legal events: ``check()`` after each, and one result for each call at the
+end."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from vinecore.worker.state import NOT_REVOKED
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["run", "run", "answer", "answer", "answer", "die", "host", "cancel", "hand back", "fetch", "arrive", "code", "time"]),
+        st.sampled_from(
+            ["run", "run", "answer", "answer", "answer", "die", "host", "cancel", "hand back", "fetch", "arrive", "code", "time"]
+        ),
         st.integers(0, 999),
     ),
     max_size=60,

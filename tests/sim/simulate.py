@@ -1,10 +1,11 @@
-"""Seeded random lives of a small cluster: calls and graphs, workers that come, crash, freeze and leave, slots and parents that die.
+"""Seeded random lives of a small cluster: calls and graphs, workers that come, crash, freeze and leave, slots and parents that
+die.
 
     python -m tests.sim.simulate --seeds 1000 --start 0
 
-A seed decides everything: what is submitted, when, what breaks, how long each message takes. The user behaves like the layers above the
-engine: reads large values, drops futures, cancels. At the end faults stop, everything wanted must be delivered exactly once with the right
-value, and when the user has let go of everything no table may hold anything.
+A seed decides everything: what is submitted, when, what breaks, how long each message takes. The user behaves like the layers
+above the engine: reads large values, drops futures, cancels. At the end faults stop, everything wanted must be delivered
+exactly once with the right value, and when the user has let go of everything no table may hold anything.
 """
 
 from __future__ import annotations
@@ -55,9 +56,7 @@ class Simulation:
         if rng.random() < 0.5:
             self.builders.append(Builder(0, Resources(cores=rng.choice([1, 2])), 2, eager=rng.random() < 0.5))
         self.kinds = {b: [Kind(f"k{i}", b.shape) for i in range(rng.randint(1, 3))] for b in self.builders}
-        self.kind_facts = {
-            kind: (rng.choice(DURATIONS_S), rng.choice(SIZES)) for kinds in self.kinds.values() for kind in kinds
-        }
+        self.kind_facts = {kind: (rng.choice(DURATIONS_S), rng.choice(SIZES)) for kinds in self.kinds.values() for kind in kinds}
         # Many tiny calls with a long one now and then: slots get stuck, and what waits behind is taken back.
         self.uneven = rng.random() < 0.3
         if self.uneven:
@@ -165,7 +164,9 @@ class Simulation:
         entries = []
         usable = [e for e in self.calls if e.task_id not in self.dropped]
         for _ in range(rng.choice([1, 2, 5, 20, 200 if self.uneven else 60])):
-            inputs: list[TaskEntry | FileEntry] = [rng.choice(usable) for _ in range(rng.randint(0, 3))] if usable and rng.random() < 0.5 else []
+            inputs: list[TaskEntry | FileEntry] = (
+                [rng.choice(usable) for _ in range(rng.randint(0, 3))] if usable and rng.random() < 0.5 else []
+            )
             entry = builder.call(*inputs, kind=rng.choice(self.kinds[builder]), retries=rng.randint(0, 2))
             entry.code = code
             entry.priority = float(rng.choice([0, 0, 0, 1, -1]))
@@ -197,7 +198,7 @@ class Simulation:
         elif rng.random() < 0.1:
             spec.size_bytes = rng.choice(SIZES)
             spec.duration_s = rng.choice(DURATIONS_S)
-        if not self.calm or entry.graph is None and not inputs:
+        if not self.calm or (entry.graph is None and not inputs):
             if rng.random() < bad:
                 spec.raises = ALWAYS
             elif entry.retries and rng.random() < 0.2:
@@ -267,7 +268,11 @@ class Simulation:
             self.given_up.add(-graph.graph_id)
             self.shell.handle(events.GraphCancelled(self.network.now, graph))
         elif self.calls:
-            victims = [e for e in rng.sample(self.calls[-30:], min(8, len(self.calls[-30:]))) if not self.shell.delivery_counts[e.task_id]]
+            victims = [
+                e
+                for e in rng.sample(self.calls[-30:], min(8, len(self.calls[-30:])))
+                if not self.shell.delivery_counts[e.task_id]
+            ]
             self.cancelled.update(e.task_id for e in victims)
             for entry in self.calls:
                 if any(i in self.cancelled for i in self.inputs_of[entry.task_id]):
@@ -396,7 +401,7 @@ class Simulation:
                 continue
             errors = sum(e.task_id in shell.outcomes and shell.outcomes[e.task_id][0] is not None for e in entries)
             must_fail = graph.graph_id in self.broken_graphs
-            if errors > 1 or must_fail != (errors == 1) and -graph.graph_id not in self.unlucky:
+            if errors > 1 or (must_fail != (errors == 1) and -graph.graph_id not in self.unlucky):
                 raise Violation(f"graph {graph.graph_id} was told {errors} errors")
             for entry in entries:
                 assert entry.output is not None
@@ -424,7 +429,7 @@ class Simulation:
         for entry in self.calls:
             if entry.task_id not in self.dropped:
                 self._drop_one(entry)
-        for graph, entries in self.graphs:
+        for _, entries in self.graphs:
             held = [e.output for e in entries if e.output is not None and e.output.holds]
             self.given_up.update(e.task_id for e in entries)
             self.shell.handle(events.FileReleased(self.network.now, held))
@@ -445,7 +450,9 @@ class Simulation:
         for entry in self.calls + [e for _, entries in self.graphs for e in entries]:
             file = entry.output
             if file is not None and (file.uses or file.holds or file.remakes or file.is_available() or file.kept):
-                raise Violation(f"{file} of {entry}: uses {file.uses}, holds {file.holds}, remakes {file.remakes}, kept {file.kept}")
+                raise Violation(
+                    f"{file} of {entry}: uses {file.uses}, holds {file.holds}, remakes {file.remakes}, kept {file.kept}"
+                )
         for worker in self.shell.workers.values():
             self._check_worker_empty(worker.worker_id, permanent)
 

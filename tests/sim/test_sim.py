@@ -10,7 +10,11 @@ from tests.sim.simulate import failing
 LIVES = 300
 PER_TEST = 30
 # Mistakes that are noticed within few lives; the whole list has its own command.
-QUICK = [m for m in MUTATIONS if m.function in ("attach", "released", "_bundle_ended", "release", "_tell_once", "unpark", "send_unlinks")]
+QUICK = [
+    m
+    for m in MUTATIONS
+    if m.function in ("attach", "released", "_bundle_ended", "release", "_tell_once", "unpark", "send_unlinks")
+]
 
 
 @pytest.mark.parametrize("start", range(0, LIVES, PER_TEST))

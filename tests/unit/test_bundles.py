@@ -12,7 +12,9 @@ from vinecore.wire import messages
 RUN = "r0"
 
 
-def placed(builder: Builder, edges: list[list[int]], cores: int = 1, requested: tuple[int, ...] = ()) -> list[list[messages.Call]]:
+def placed(
+    builder: Builder, edges: list[list[int]], cores: int = 1, requested: tuple[int, ...] = ()
+) -> list[list[messages.Call]]:
     """Groups of the first Run that a graph causes on one ready worker."""
     machine = ManagerMachine(RUN)
     machine.handle(events.LibraryInstalled(1.0, builder.library))

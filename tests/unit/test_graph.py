@@ -576,7 +576,7 @@ class Whole(int):
         (5, True),
         ("text", True),
         (None, True),
-        ([1, (2.5, {"k": {b"x", 1j}}), slice(1, (2,)), ..., frozenset()], True),
+        ([1, (2.5, {"k": {1j}}), slice(1, (2,)), ..., frozenset()], True),
         ([Ref(0), Span(0, 3), Quote([1])], True),
         (Whole(3), False),
         ([[[Whole(3)]]], False),

@@ -169,7 +169,7 @@ def test_a_failed_vertex_ends_its_graph_and_is_told_once() -> None:
 
 def test_a_cancelled_graph_tells_nobody() -> None:
     world = World()
-    graph, entries = graph_in(world, [[], [], [0, 1]])
+    graph, _ = graph_in(world, [[], [], [0, 1]])
     world.do(events.GraphCancelled(0.0, graph))
     assert not world.delivered() and not world.machine.state.tasks
     assert world.sent(messages.Cancel)
@@ -439,6 +439,21 @@ def test_a_late_upload_of_an_older_attempt_is_dropped() -> None:
     assert again.name == call.output.name != old.name
 
 
+def test_a_failed_upload_of_an_older_attempt_leaves_the_new_copy() -> None:
+    world = World()
+    call = world.builder.call()
+    world.submit(call)
+    world.stored(call)
+    assert call.output is not None
+    world.do(events.FileWanted(0.0, call.output, "me"))
+    old = world.sent(messages.Upload)[0]
+    world.say(1, messages.Removed([old.name]))
+    world.stored(call)
+    world.say(1, messages.UploadFailed(old.transfer_id, old.name, "not here"))
+    assert call.output.on_workers == {1} and call.attempt == 2
+    assert [m.name for m in world.sent(messages.Upload)] == [call.output.name]
+
+
 def test_large_arguments_leave_in_several_frames() -> None:
     world = World(cores=64)
     calls = [world.builder.call() for _ in range(128)]
@@ -481,4 +496,4 @@ def test_priority_beats_order() -> None:
     high.priority = 5.0
     world.submit(low, high)
     world.join(1, 1)
-    assert high.attempt == 1 and [g[0].task_id for r in world.sent(messages.Run) for g in r.groups][0] == high.task_id
+    assert high.attempt == 1 and world.sent(messages.Run)[0].groups[0][0].task_id == high.task_id

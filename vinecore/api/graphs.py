@@ -23,8 +23,8 @@ from vinecore.runtime import payload as payloads
 class Piece:
     """Consecutive vertices of a graph, packed by one pickle.
 
-    numbers: their places in the graph. payload: the pickled list of packed vertices. functions: code that they name. modules: to import
-    before slots are forked.
+    numbers: their places in the graph. payload: the pickled list of packed vertices. functions: code that they name.
+    modules: to import before slots are forked.
     """
 
     numbers: range

@@ -1,9 +1,9 @@
 """Which ready and soon-ready vertices leave together for one slot (DESIGN 8). Pure: it proposes, ``placement`` applies.
 
-Vertices of a graph are numbered in depth-first post-order, so the vertices that follow a ready one are those whose inputs it helps to
-make: a run of consecutive vertices is a forest of subtrees. A vertex may join when each of its inputs is available or made earlier in
-the bundle. Where a value is large (or nobody knows yet) and has several consumers, these are drawn in together with what else they need:
-a value whose consumers are all in the bundle is never written.
+Vertices of a graph are numbered in depth-first post-order, so the vertices that follow a ready one are those whose inputs it
+helps to make: a run of consecutive vertices is a forest of subtrees. A vertex may join when each of its inputs is available or
+made earlier in the bundle. Where a value is large (or nobody knows yet) and has several consumers, these are drawn in together
+with what else they need: a value whose consumers are all in the bundle is never written.
 """
 
 from __future__ import annotations

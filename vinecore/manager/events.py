@@ -60,7 +60,8 @@ class FileReleased(Record):
 class GraphEnded(Record):
     """The caller of a graph has its values, or gave it up: nothing of it runs again.
 
-    files: its requested values. keep: they stay held, as data that nothing can make again. codes: its pieces, which may be forgotten.
+    files: its requested values. keep: they stay held, as data that nothing can make again. codes: its pieces, which may be
+    forgotten.
     """
 
     now: float

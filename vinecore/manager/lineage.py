@@ -1,8 +1,9 @@
 """Which task makes which file: references, availability, release, and what must run again when the last copy is gone.
 
-A file's entry holds its producer, a producer holds its inputs until its own output is safe (inline, at the manager, or released): so the
-chain that could make a file again lives exactly as long as it may be needed. Such inputs count as ``remakes``: their copies on workers go
-when nobody reads them, but what could not be made again stays (inline data, objects of the manager), and so does their own lineage.
+A file's entry holds its producer, a producer holds its inputs until its own output is safe (inline, at the manager, or
+released): so the chain that could make a file again lives exactly as long as it may be needed. Such inputs count as
+``remakes``: their copies on workers go when nobody reads them, but what could not be made again stays (inline data, objects of
+the manager), and so does their own lineage.
 """
 
 from __future__ import annotations

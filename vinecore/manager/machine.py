@@ -5,8 +5,8 @@
     transfers ────┤       then settle(): place,    ├─> files that are here now
     ticks ────────┘       unlink, cancel           └─> one line for the user, notes for observers
 
-It has no clock, no socket, no thread: events carry the time, orders are performed by ``shell/manager_loop.py`` (or by the simulator).
-Events and orders carry lists, and settling looks only at what an event touched, so that a call costs microseconds.
+It has no clock, no socket, no thread: events carry the time, orders are performed by ``shell/manager_loop.py`` (or by the
+simulator). Events and orders carry lists, and settling looks only at what an event touched, so that a call costs microseconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from vinecore.errors import ProtocolError, unreachable
 from vinecore.manager import events, on_files, on_libraries, on_tasks, on_workers, orders, placement
 from vinecore.manager.state import ManagerState
 from vinecore.model.config import Tunables
-
 
 # How often ready work that was not placed is looked at; higher: the line about work that fits nowhere comes later.
 STUCK_LOOK_S = 1.0

@@ -48,9 +48,7 @@ def look_again(state: ManagerState) -> None:
     waiting, state.wanted_later = state.wanted_later, []
     for file, handle in waiting:
         producer = file.producer
-        if file.is_available():
-            wanted(state, file, handle)
-        elif producer is None or (producer.state is t.FINISHED and not file.kept):
+        if file.is_available() or producer is None or (producer.state is t.FINISHED and not file.kept):
             wanted(state, file, handle)
         else:
             state.wanted_later.append((file, handle))

@@ -9,7 +9,8 @@ from vinecore.manager.state import RAISED, CodeEntry, GraphEntry, LibraryEntry, 
 from vinecore.model.notes import LibraryMoved
 from vinecore.wire import messages
 
-# Pieces of finished graphs are forgotten on workers when there are so many of them, or so many bytes; higher: fewer messages, more memory.
+# Pieces of finished graphs are forgotten on workers when there are so many of them, or so many bytes; higher: fewer
+# messages, more memory.
 FORGET_COUNT = 32
 FORGET_BYTES = 256 * 1024
 

@@ -232,8 +232,8 @@ def _not_run(state: ManagerState, entry: TaskEntry, status: int, text: bytes) ->
     elif status == messages.NO_INPUT:
         name = text.decode("utf-8", "replace")
         if _forget_missing(state, entry, name) and entry.losses > state.tunables.max_losses:
-            why = f"task {entry.task_id} ({entry.kind.name}) did not find its input {name} {entry.losses} times: is the disk full?"
-            fail(state, entry, FileLost(f"{why} It is not tried again"), b"")
+            why = f"task {entry.task_id} ({entry.kind.name}) did not find its input {name}, or was lost, {entry.losses} times"
+            fail(state, entry, FileLost(f"{why}; it is not tried again (is a worker's disk full?)"), b"")
             return
     _again(state, entry, "lost" if status == messages.LOST else "handed back")
 

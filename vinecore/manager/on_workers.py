@@ -5,7 +5,7 @@ from __future__ import annotations
 from vinecore.errors import ProtocolError
 from vinecore.manager import on_files, on_libraries, on_tasks, orders, placement
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
+from vinecore.manager.state import ManagerState, WorkerEntry
 from vinecore.model.notes import WorkerJoined, WorkerRemoved
 from vinecore.wire import messages
 

@@ -1,7 +1,8 @@
 """Ready entries to instances with room, gathered into one Run message for each instance.
 
-Placing is driven by instances that have room (``LibraryEntry.hungry``), so its cost per entry does not grow with the number of workers or of
-waiting entries. An instance holds a little more than it can run: about ``pipeline_ms`` per slot by measured time, one call more at least.
+Placing is driven by instances that have room (``LibraryEntry.hungry``), so its cost per entry does not grow with the number of
+workers or of waiting entries. An instance holds a little more than it can run: about ``pipeline_ms`` per slot by measured time,
+one call more at least.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The manager's tables, one written invariant for each field; ``ManagerState.check`` proves them.
 
-Entries are slotted and changed in place: purity is kept at the border of the machine, not by copying. Callers build ``TaskEntry`` and
-``FileEntry`` objects, hand them over inside an event, and do not touch them until they come back in a Deliver.
+Entries are slotted and changed in place: purity is kept at the border of the machine, not by copying. Callers build
+``TaskEntry`` and ``FileEntry`` objects, hand them over inside an event, and do not touch them until they come back in a Deliver.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class FileEntry:
         return self.data is not None or self.at_manager or bool(self.on_workers)
 
     def __repr__(self) -> str:
-        where = "inline" if self.data is not None else "manager" if self.at_manager else f"workers {sorted(self.on_workers or ())}"
+        where = f"workers {sorted(self.on_workers or ())}"
+        if self.data is not None or self.at_manager:
+            where = "inline" if self.data is not None else "manager"
         return f"<FileEntry {self.name or self.value_id} {where} uses {self.uses} holds {self.holds} remakes {self.remakes}>"
 
 

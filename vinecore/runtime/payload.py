@@ -19,7 +19,6 @@ and what an editable installation maps. All else is imported by name. Local modu
 
 from __future__ import annotations
 
-import copyreg
 import errno
 import functools
 import io
@@ -35,7 +34,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodT
 from typing import Any, TypeAlias
 
 from vinecore.errors import ProtocolError, RemoteError, RemoteTraceback, UnpicklableError
-from vinecore.runtime.randomness import REDUCERS
+from vinecore.runtime.reducers import REDUCERS, Reducers
 
 # Exact types whose values the plain pickler treats as cloudpickle would, at an eighth of the cost.
 ATOMIC: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -186,18 +185,13 @@ def dump(value: object, keep_in_band: Callable[[pickle.PickleBuffer], bool] | No
 _pickler: Callable[..., Any] | None = None
 
 
-class _Reducers(dict[type, Any]):
-    """cloudpickle's table over copyreg's, without the chained mapping that it looks through at each object."""
-
-    def __missing__(self, kind: type) -> Any:
-        return copyreg.dispatch_table[kind]
-
-
 def _make_pickler() -> Callable[..., Any]:
     global _pickler
     import cloudpickle
 
-    reducers = _Reducers({**cloudpickle.Pickler.dispatch_table, **REDUCERS, functools._lru_cache_wrapper: _reduce_cached_function})
+    # Without the last map, which is copyreg's.
+    theirs = cloudpickle.Pickler.dispatch_table.maps[0]
+    reducers = Reducers({**theirs, **REDUCERS, functools._lru_cache_wrapper: _reduce_cached_function})
     _pickler = type("Pickler", (cloudpickle.Pickler,), {"dispatch_table": reducers})
     return _pickler
 

@@ -105,7 +105,8 @@ class SlotEnds:
     """Brings together the two ends of a slot: its socket closes here, and its parent tells how the process ended.
 
     Parameters:
-        report: called once for each slot that ended, with its id, the last number it had claimed, and how it ended ("" if nobody told).
+        report: called once for each slot that ended, with its id, the last number it had claimed, and how it ended ("" if
+            nobody told).
     """
 
     def __init__(self, report: Callable[[int, int, str], None]) -> None:

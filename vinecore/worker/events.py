@@ -44,7 +44,7 @@ class SlotAnswered(Record):
 
 
 class SlotGone(Record):
-    """A slot's socket ended. ``started``: the sequence number it had claimed last; ``how``: what is known of its process's end."""
+    """A slot's socket ended. ``started``: the number it had claimed last; ``how``: what is known of its process's end."""
 
     now: float
     slot_id: int

@@ -5,8 +5,8 @@
     transfers ends ─────┤        (state.py, on_*.py)      ├─> transfers, unlinks
     ticks ──────────────┘                                 └─> revocations, kills
 
-It has no clock, no socket, no process: events carry the time, orders are performed by ``shell/worker_loop.py``. The manager decides
-where things run; this machine decides which slot, and takes work back from slots that are stuck.
+It has no clock, no socket, no process: events carry the time, orders are performed by ``shell/worker_loop.py``. The manager
+decides where things run; this machine decides which slot, and takes work back from slots that are stuck.
 """
 
 from __future__ import annotations
@@ -122,7 +122,6 @@ class WorkerMachine:
         """Where these tasks are now, for error reports."""
         lines = []
         for library in self.state.libraries.values():
-            for call in on_calls.outstanding_calls(library):
-                if call.task_id in ids:
-                    lines.append(f"task {call.task_id} attempt {call.attempt}: held by {library!r}")
+            held = [call for call in on_calls.outstanding_calls(library) if call.task_id in ids]
+            lines.extend(f"task {call.task_id} attempt {call.attempt}: held by {library!r}" for call in held)
         return lines

@@ -1,7 +1,8 @@
 """Calls at the worker: queues, batches for slots, answers, slots that die, taking work back.
 
-Work goes to slots in batches of about ``BATCH_MS`` by measured time, so that a tiny call costs little and a long one never waits behind
-another while a slot idles. What was sent and not started can be taken back through the claims (see ``runtime/slot.py``).
+Work goes to slots in batches of about ``BATCH_MS`` by measured time, so that a tiny call costs little and a long one never
+waits behind another while a slot idles. What was sent and not started can be taken back through the claims (see
+``runtime/slot.py``).
 """
 
 from __future__ import annotations
@@ -284,8 +285,8 @@ def lose_slots(state: WorkerState, library: WorkerLibrary, why: str) -> None:
                 continue
             lost.append((call.task_id, call.attempt))
             if number not in slot.cancelled:
-                status = messages.LOST if number == slot.first else messages.HANDED_BACK
-                state.results.append(Result(call.task_id, call.attempt, status, 0, why.encode() if status == messages.LOST else b""))
+                status, text = (messages.LOST, why.encode()) if number == slot.first else (messages.HANDED_BACK, b"")
+                state.results.append(Result(call.task_id, call.attempt, status, 0, text))
         _unlink_results(state, lost)
 
 
@@ -360,13 +361,14 @@ def rebalance(state: WorkerState) -> float | None:
         for slot in library.slots.values():
             if not slot.outstanding:
                 continue
-            if slot.cancelled and not slot.is_killed:
+            # While a revocation waits for the claim, that reading serves both.
+            is_revoking = slot.revoked_from != NOT_REVOKED and slot.taken == NOT_REVOKED
+            if slot.cancelled and not slot.is_killed and not is_revoking:
                 # A cancelled call that had not started may start now: look until it has ended.
-                if slot.revoked_from == NOT_REVOKED or slot.taken != NOT_REVOKED:
-                    if state.now >= slot.revoke_checked_at + REVOKE_SETTLE_S:
-                        slot.revoke_checked_at = state.now
-                        state.orders.append(orders.ReadClaim(slot.slot_id))
-                    dues.append(slot.revoke_checked_at + REVOKE_SETTLE_S)
+                if state.now >= slot.revoke_checked_at + REVOKE_SETTLE_S:
+                    slot.revoke_checked_at = state.now
+                    state.orders.append(orders.ReadClaim(slot.slot_id))
+                dues.append(slot.revoke_checked_at + REVOKE_SETTLE_S)
             if slot.taken != NOT_REVOKED:
                 continue
             if slot.revoked_from != NOT_REVOKED:

@@ -1,7 +1,7 @@
 """The worker's tables, one written invariant for each field; ``check`` proves them.
 
-A *group* waits in its library's queue (``staging`` while inputs are on their way, else ``runnable``), then is *outstanding* at one slot
-until its last result. Nothing here touches the world.
+A *group* waits in its library's queue (``staging`` while inputs are on their way, else ``runnable``), then is *outstanding* at
+one slot until its last result. Nothing here touches the world.
 """
 
 from __future__ import annotations
