@@ -16,9 +16,9 @@ from itertools import islice
 
 from dask.utils import ensure_dict
 
-from daskvine.templates import Templates
+from daskvine.templates import Templates, steps_of
 from vinecore.errors import MissingKeyError, UsageError
-from vinecore.runtime.vertex import Step, Vertex
+from vinecore.runtime.vertex import Vertex
 
 # A fused chain is run, retried and reported as one; a longer one is cut, so that a loss never repeats more than this many calls.
 FUSED_CALLS_LIMIT = 64
@@ -243,15 +243,14 @@ class Plan:
         vertex.inputs = self.inputs[number]
         if end > start:
             vertex.key = self.order[number]
-            vertex.steps = tuple([self._step(inner) for inner in range(start + 1, end + 1)])
+            steps = [*(vertex.steps or ())]
+            for inner in range(start + 1, end + 1):
+                steps += steps_of(self._convert(inner))
+            vertex.steps = tuple(steps)
         return vertex
 
     def _convert(self, inner: int) -> Vertex:
         return self._templates.vertex(self._inner_order[inner], self._inner_inputs[inner])
-
-    def _step(self, inner: int) -> Step:
-        vertex = self._convert(inner)
-        return vertex.function, vertex.arguments, vertex.keywords, vertex.form
 
     def pack(
         self, values: Mapping[int, object] | Callable[[int], object], sequence: Callable[[list[object]], object] = tuple

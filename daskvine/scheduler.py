@@ -23,8 +23,9 @@ from daskvine.reuse import Results
 from vinecore.api.engine import Engine
 from vinecore.api.graphs import GraphSubmission, Piece, VertexPlan
 from vinecore.errors import UnpicklableError
+from vinecore.manager.state import CodeEntry
 from vinecore.runtime import payload as payloads
-from vinecore.runtime.vertex import is_plain, pack_vertex
+from vinecore.runtime.vertex import Program, is_plain, pack_vertex
 
 # Vertices packed by one pickle and named by one code id. Higher: less per vertex; but a slot that gets a few of them gets all.
 PIECE_COUNT = 256
@@ -158,23 +159,26 @@ class _Planner:
 
 def pack(engine: Engine, plan: Plan, options: GetOptions) -> Iterator[Piece]:
     """Convert a plan piece by piece; functions are interned, literals of a piece travel in one pickle."""
+    known: dict[int, tuple[Any, CodeEntry]] = {}
     start = 0
     count = FIRST_PIECE_COUNT
     total = len(plan)
     while start < total:
         numbers = range(start, min(total, start + count))
-        yield pack_piece(engine, plan, numbers, options)
+        yield pack_piece(engine, plan, numbers, options, known)
         start = numbers.stop
         count = PIECE_COUNT
 
 
-def pack_piece(engine: Engine, plan: Plan, numbers: range, options: GetOptions) -> Piece:
-    """One piece of a plan.
+def pack_piece(
+    engine: Engine, plan: Plan, numbers: range, options: GetOptions, known: dict[int, tuple[Any, CodeEntry]]
+) -> Piece:
+    """One piece of a plan. ``known``: functions met in this get, by id, with their code.
 
     Raises:
         UnpicklableError: a function or a literal cannot be pickled.
     """
-    functions: dict[int, Any] = {}
+    functions: dict[int, CodeEntry] = {}
     packed: list[Any] = []
     plain = True
     for number in numbers:
@@ -184,10 +188,8 @@ def pack_piece(engine: Engine, plan: Plan, numbers: range, options: GetOptions) 
             if function is None:
                 code_ids.append(0)
                 continue
-            try:
-                code, _ = engine.code_of(function)
-            except UnpicklableError as error:
-                raise UnpicklableError(f"the graph's key {plan.order[number]!r} cannot be sent: {error}") from error
+            found = known.get(id(function))
+            code = found[1] if found is not None else _code_of(engine, plan, number, function, known)
             functions[code.code_id] = code
             code_ids.append(code.code_id)
         one = pack_vertex(vertex, code_ids[0], code_ids[1:])
@@ -198,6 +200,25 @@ def pack_piece(engine: Engine, plan: Plan, numbers: range, options: GetOptions) 
     for code in functions.values():
         modules.update(dict.fromkeys(code.modules))
     return Piece(numbers, payload, tuple(functions.values()), tuple(modules))
+
+
+def _code_of(engine: Engine, plan: Plan, number: int, function: Any, known: dict[int, tuple[Any, CodeEntry]]) -> CodeEntry:
+    """Intern a function of a vertex.
+
+    Raises:
+        UnpicklableError: it cannot be pickled; the text names the key.
+    """
+    try:
+        code, _ = engine.code_of(function)
+        if isinstance(function, Program):
+            # Modules are found by looking at functions, and a program hides those that it calls.
+            called = [module for inner in function.functions() for module in engine.functions.get(inner).modules]
+            code.modules = tuple(dict.fromkeys((*code.modules, *called)))
+    except UnpicklableError as error:
+        raise UnpicklableError(f"the graph's key {plan.order[number]!r} cannot be sent: {error}") from error
+    # The function too: an id names an object only as long as that lives.
+    known[id(function)] = function, code
+    return code
 
 
 def _pickle_any(plan: Plan, numbers: range, packed: list[Any]) -> bytes:

@@ -15,7 +15,23 @@ from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from dask import _task_spec
 from dask._task_spec import Alias, DataNode, Dict, GraphNode, List, Set, Task, TaskRef, Tuple, convert_legacy_task
 
-from vinecore.runtime.vertex import FLAT, GRAPH_NODE, IN_ORDER, NESTED, VALUE, Call, Keywords, Quote, Span, Vertex, give, ref
+from vinecore.runtime.vertex import (
+    FLAT,
+    GRAPH_NODE,
+    IN_ORDER,
+    NESTED,
+    VALUE,
+    Call,
+    Keywords,
+    Program,
+    ProgramStep,
+    Quote,
+    Span,
+    Step,
+    Vertex,
+    give,
+    ref,
+)
 
 try:
     # Some versions give its inner graph access to outer keys, which only Dask's converter knows.
@@ -39,6 +55,10 @@ _CONTAINERS: dict[type, type] = {List: list, Tuple: tuple, Set: set}
 # Older versions keep a Dict's items as Tuple nodes, newer ones as a flat sequence of keys and values.
 _DICT_IS_FLAT = len(Dict({1: 2}).args) == 2
 _IDENTITY_CAST = _task_spec._identity_cast
+# What Dask's own fusion makes: (_EXECUTE_SUBGRAPH, {key: node}, out key, in keys, a value for each of these).
+_EXECUTE_SUBGRAPH = getattr(_task_spec, "_execute_subgraph", None)
+# A program is kept like a function; one with a literal above this is not made.
+_PROGRAM_LITERAL_BYTES = 16 * 1024
 # A list of at least this many inputs in order is sent as one Span.
 _SPAN_MINIMUM = 4
 
@@ -126,6 +146,15 @@ def _as_list(items: list[object]) -> object:
     return items
 
 
+def _is_fused(node: Task) -> bool:
+    return node.func is _EXECUTE_SUBGRAPH and len(node.args) >= 3 and not node.kwargs and type(node.args[0]) is dict
+
+
+def steps_of(vertex: Vertex) -> list[Step]:
+    """A vertex with one input as steps of a chain."""
+    return [(vertex.function, vertex.arguments, vertex.keywords, vertex.form), *(vertex.steps or ())]
+
+
 class Templates:
     """Reads the nodes of one graph. Holds no progress of a run.
 
@@ -133,10 +162,13 @@ class Templates:
     put into templates in place of a reference.
     """
 
-    __slots__ = ("_converted", "_graph", "atoms", "numbers")
+    __slots__ = ("_converted", "_graph", "_programs", "_times_seen", "atoms", "numbers")
 
-    def __init__(self, graph: Mapping[Hashable, object]) -> None:
+    def __init__(self, graph: Mapping[Hashable, object], outer: Templates | None = None) -> None:
         self._graph = graph
+        # How many nodes run the same inner graph, by its id, and the programs made of those that several do.
+        self._times_seen: dict[int, int] = outer._times_seen if outer else {}
+        self._programs: dict[tuple[int, Hashable, tuple[Hashable, ...]], Program | None] = outer._programs if outer else {}
         # Nodes that went through Dask's converter, by key.
         self._converted: dict[Hashable, object] = {}
         self.numbers: dict[Hashable, int] = {}
@@ -152,6 +184,8 @@ class Templates:
         """
         kind = type(node)
         if kind is Task:
+            if node.func is _EXECUTE_SUBGRAPH:  # type: ignore[attr-defined]
+                self._see_fused(node)  # type: ignore[arg-type]
             return _task_references(node)
         if kind is tuple and node and callable(node[0]) and type(node[0]) is not SubgraphCallable:  # type: ignore[index]
             found: list[Hashable] = []
@@ -186,6 +220,112 @@ class Templates:
         _scan_node(node, found)
         return found
 
+    def _see_fused(self, node: Task) -> None:
+        """Count who runs which inner graph: those of Dask's blockwise layers are shared by all blocks."""
+        if _is_fused(node):
+            seen = self._times_seen
+            count = seen[id(node.args[0])] = seen.get(id(node.args[0]), 0) + 1
+            if count == 1:
+                for inner in node.args[0].values():
+                    if type(inner) is Task and inner.func is _EXECUTE_SUBGRAPH:
+                        self._see_fused(inner)
+
+    # ---------------------------------------------------------------- fused nodes
+
+    def _fused_vertex(self, key: Hashable, node: Task, inputs: tuple[int, ...]) -> Vertex | None:
+        """Return a node of Dask's fusion without Dask's evaluation: a call of a shared program, or a chain; None where it is neither."""
+        inner, out, names, *given = node.args
+        if self._times_seen.get(id(inner), 0) > 1:
+            program = self._program(inner, out, tuple(names))
+            if program is not None:
+                called = Task(key, program, *given)
+                return self._flat_vertex(key, called, inputs) or self._nested_vertex(key, called, inputs)
+        if not all(isinstance(item, (Alias, TaskRef)) for item in given):
+            return None
+        within = Templates(inner, self)
+        within.numbers = {name: self.numbers[_target(item)] for name, item in zip(names, given, strict=True)}
+        within.atoms = [*self.atoms]
+        order = within._inner_order(out)
+        if order is None:
+            return None
+        # Numbers that no vertex has stand for the values along the chain.
+        first, *rest = order
+        previous = within.numbers[first] = len(self._graph) + 1
+        try:
+            vertex = within.vertex(first, inputs)
+            steps = [*(vertex.steps or ())]
+            for name in rest:
+                steps += steps_of(within.vertex(name, (previous,)))
+                previous += 1
+                within.numbers[name] = previous
+        except (KeyError, ValueError):
+            return None  # something needs more than the value before it
+        vertex.key = key
+        vertex.steps = tuple(steps) or None
+        return vertex
+
+    def _inner_order(self, out: Hashable) -> list[Hashable] | None:
+        """Return the keys of an inner graph that are vertices, inputs first; None where ``out`` is not the last of them."""
+        numbers, order = self.numbers, []
+        found: dict[Hashable, list[Hashable] | tuple[Hashable]] = {}
+        done: set[Hashable] = set(numbers)
+        stack = [out]
+        while stack:
+            key = stack[-1]
+            if key in done:
+                stack.pop()
+                continue
+            if key not in found:
+                references = self.references(key, self._graph[key])
+                if references is None:
+                    numbers[key] = -len(self.atoms)
+                    done.add(key)
+                    continue
+                if type(references) is tuple:
+                    return None  # another name: rare, and Dask knows
+                found[key] = references
+                stack += [name for name in references if name not in done]
+                if stack[-1] is not key:
+                    continue
+            stack.pop()
+            done.add(key)
+            order.append(key)
+        return order if order and order[-1] == out else None
+
+    def _program(self, inner: dict[Hashable, object], out: Hashable, names: tuple[Hashable, ...]) -> Program | None:
+        """Return the program of an inner graph, one object for all nodes that run it."""
+        known = id(inner), out, names
+        if known not in self._programs:
+            within = Templates(inner, self)
+            within.numbers = {name: place for place, name in enumerate(names)}
+            try:
+                order = within._inner_order(out)
+                self._programs[known] = None if order is None else Program(within._program_steps(order, len(names)))
+            except (KeyError, ValueError):
+                self._programs[known] = None
+        return self._programs[known]
+
+    def _program_steps(self, order: list[Hashable], count: int) -> tuple[ProgramStep, ...]:
+        """Raises ValueError when a literal is too large for a program."""
+        vertices: list[Vertex] = []
+        last_use: dict[int, int] = {}
+        for number, key in enumerate(order):
+            references = self.references(key, self._converted.get(key, self._graph[key])) or ()
+            places = tuple(dict.fromkeys(place for name in references if (place := self.numbers[name]) >= 0))
+            vertex = self.vertex(key, places)
+            if any(getattr(item, "nbytes", 0) > _PROGRAM_LITERAL_BYTES for item in vertex.arguments):
+                raise ValueError(key)
+            vertices.append(vertex)
+            last_use.update(dict.fromkeys(places, number))
+            self.numbers[key] = count + number
+        unneeded: list[list[int]] = [[] for _ in order]
+        for place, number in last_use.items():
+            unneeded[number].append(place)
+        return tuple(
+            (v.function, v.arguments, v.keywords, v.form, v.steps, v.inputs, tuple(dropped))
+            for v, dropped in zip(vertices, unneeded, strict=True)
+        )
+
     # ---------------------------------------------------------------- vertices
 
     def vertex(self, key: Hashable, inputs: tuple[int, ...]) -> Vertex:
@@ -199,6 +339,10 @@ class Templates:
             return Vertex(key, None, (node.value,), None, inputs, VALUE)  # type: ignore[attr-defined]
         if not isinstance(node, GraphNode):
             return Vertex(key, None, (node,), None, inputs, VALUE)
+        if type(node) is Task and _is_fused(node):
+            fused = self._fused_vertex(key, node, inputs)
+            if fused is not None:
+                return fused
         if type(node) is Task and node.func is not _IDENTITY_CAST and not node.kwargs:
             flat = self._flat_vertex(key, node, inputs)
             if flat is not None:

@@ -294,7 +294,7 @@ def test_replayed_frame_ends_its_link(m: Manager) -> None:
 
 
 def test_injected_and_changed_frames_end_their_link(m: Manager) -> None:
-    for change in (lambda data: FrameWriter().write(data[4:-16]), lambda data: data[:-1] + bytes([data[-1] ^ 1])):
+    for change in (lambda data: data[:-16] + bytes(16), lambda data: data[:-1] + bytes([data[-1] ^ 1])):
         with Rogue(m) as rogue:
             rogue.join()
             rogue.raw(change(rogue.writer.write(messages.encode(messages.Pong()))))

@@ -68,6 +68,7 @@ class Engine:
         cores = _core_count(local_cores)
         listener, only_embedded = _listen(port, cores)
         self._only_embedded = only_embedded
+        self._worker_flags = _worker_flags(auth, password_file)
         try:
             self.port: int = listener.getsockname()[1]
             self.secret = _secret(auth, password_file, only_embedded)
@@ -96,7 +97,8 @@ class Engine:
         self.loop: ManagerLoop = ManagerLoop(f"r{os.urandom(6).hex()}", self.tunables, listener, self.secret, say)
         self.machine = self.loop.machine
         self.machine.state.machine = machine_id()
-        self.machine.state.address = f"{socket.gethostname()} {self.port}"
+        # Empty where nobody else can join: no command is told then.
+        self.machine.state.address = "" if self._only_embedded else f"{socket.gethostname()} {self.port}{self._worker_flags}"
         self.functions = FunctionCache()
         self._task_entry = state.TaskEntry
         self._state = state
@@ -421,6 +423,18 @@ def _secret(auth: str | None, password_file: str | None, only_embedded: bool) ->
     return secret_for_manager(password_file)
 
 
+def _worker_flags(auth: str | None, password_file: str | None) -> str:
+    """What a worker must be told so that it proves itself as this manager wants it."""
+    if auth is None:
+        return " --no-authentication"
+    named = password_file or os.environ.get("VINE_PASSWORD_FILE")
+    if not named:
+        return ""
+    import shlex
+
+    return f" --password {shlex.quote(os.path.abspath(os.path.expanduser(named)))}"  # noqa: PTH100, PTH111
+
+
 def _listen(port: int | tuple[int, int] | list[int] | None, cores: int) -> tuple[socket.socket, bool]:
     """A listening socket, and whether only an embedded worker can reach it.
 
@@ -429,7 +443,7 @@ def _listen(port: int | tuple[int, int] | list[int] | None, cores: int) -> tuple
     """
     given = os.environ.get("VINE_PORT")
     if given:
-        if not given.isdigit():
+        if not (given.isascii() and given.isdigit()):
             raise UsageError(f"VINE_PORT={given!r} is no port number: set it to a number from 0 to 65535, or unset it")
         port = int(given)
     if port is None and cores:
@@ -442,12 +456,12 @@ def _listen(port: int | tuple[int, int] | list[int] | None, cores: int) -> tuple
         except OSError as error:
             last = error
     where = f"port {low} is" if low == high else f"every port from {low} to {high} is"
-    raise UsageError(f"{where} in use or not allowed ({last.strerror}): choose another with port=, or port=0 for any free one")
+    raise UsageError(f"{where} in use or not allowed ({os.strerror(last.errno or 0)}): choose another with port=, or port=0 for any free one")
 
 
 def _port_range(port: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     if isinstance(port, tuple | list):
-        if len(port) != 2 or not all(isinstance(p, int) and 0 < p < 65536 for p in port):
+        if len(port) != 2 or not all(type(p) is int and 0 < p < 65536 for p in port):
             raise UsageError(f"a range of ports is (low, high) with numbers from 1 to 65535, not {port!r}")
         if port[0] > port[1]:
             raise TypeError(f"a range of ports is (low, high): {port[0]} is above {port[1]}")

@@ -128,6 +128,8 @@ def stuck_reason(state: ManagerState) -> str:
     """Why ready work has no place to run, as one line; empty when it has."""
     if not state.tasks:
         return ""
+    if not state.workers and not state.address:
+        return f"{len(state.tasks)} tasks wait for the worker of this machine, which has not come up yet"
     if not state.workers:
         return f"{len(state.tasks)} tasks wait and no worker is connected; start one with:  vine_worker {state.address}"
     for shape in state.active:

@@ -25,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from time import perf_counter
 
+from vinecore.errors import UnpicklableError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime import vertex as vertices
 from vinecore.wire import messages
@@ -198,7 +199,7 @@ class Slot:
         try:
             value = self.evaluate(call)
             if call.publish:
-                encoded = payloads.encode_result(value, self._name_of(call))
+                encoded = self.encode(call, value)
                 result = self.publish(call, value, encoded)
             else:
                 result = Result(call.task_id, call.attempt, messages.OK_KEPT, 0)
@@ -211,6 +212,18 @@ class Slot:
             result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
         result.duration_us = int((perf_counter() - started) * 1e6)
         return result
+
+    def encode(self, call: Call, value: object) -> bytes | payloads.Encoded:
+        """A value as it travels: a payload, or what a sandboxed task asked for."""
+        spec = call.sandbox
+        if spec is None or not (spec.raw_result or spec.plain_pickle):
+            return payloads.encode_result(value, self._name_of(call))
+        if spec.raw_result:
+            if not isinstance(value, bytes | bytearray | memoryview):
+                kind = type(value).__name__
+                raise UnpicklableError(f"{self._name_of(call)} must return bytes (its output is not serialized), not {kind}")
+            return bytes(value)
+        return payloads.encode_plain(value, self._name_of(call))
 
     def evaluate(self, call: Call) -> object:
         """The value of one call."""

@@ -147,6 +147,43 @@ class Vertex:
         return f"Vertex({self.key!r}, {self.function!r}, {self.arguments!r}, inputs={self.inputs}, form={self.form}{steps})"
 
 
+ProgramStep: TypeAlias = tuple[
+    Function | None, tuple[object, ...], Keywords | None, int, tuple[Step, ...] | None, tuple[int, ...], tuple[int, ...]
+]
+
+
+class Program:
+    """A small graph as one function: steps in order, each on arguments and earlier results; the last result is the value.
+
+    steps: the parts of a vertex, then the places of its inputs (arguments first, then results in order), then the places whose
+    values nobody reads after it.
+    """
+
+    __slots__ = ("__weakref__", "steps")
+
+    def __init__(self, steps: tuple[ProgramStep, ...]) -> None:
+        self.steps = steps
+
+    def __call__(self, *arguments: object) -> object:
+        values = [*arguments]
+        for function, template, keywords, form, more, places, unneeded in self.steps:
+            values.append(evaluate(function, template, keywords, form, more, [values[place] for place in places]))
+            for place in unneeded:
+                values[place] = None
+        return values[-1]
+
+    def __reduce__(self) -> tuple[type[Program], tuple[tuple[ProgramStep, ...]]]:
+        return Program, (self.steps,)
+
+    def functions(self) -> list[Function]:
+        """What it calls, those inside nested programs too."""
+        found: list[Function] = []
+        for function, _, _, _, more, _, _ in self.steps:
+            for called in (function, *(step[0] for step in more or ())):
+                found += called.functions() if isinstance(called, Program) else [called] if called is not None else []
+        return found
+
+
 def give(value: object) -> object:
     """Return the argument: the function of a vertex whose value is a container of other values."""
     return value

@@ -33,7 +33,8 @@ from vinecore.shell.stream import Link
 from vinecore.wire import messages
 from vinecore.wire.handshake import PENDING_PER_ADDRESS, Listener
 
-TRANSFER_THREADS = 8
+# No machine has more; slots are counted in them, so a wrong number would be taken at its word.
+MOST_CORES = 1 << 16
 # How often the loop looks at its deadlines when the machine names none.
 IDLE_TICK_S = 1.0
 
@@ -80,7 +81,8 @@ class ManagerLoop:
         # Bytes of objects that live at the manager: parts by cache name. User threads add, this thread removes.
         self.objects: dict[str, Sequence[bytes | memoryview]] = {}
         self.links: dict[int, Link] = {}
-        self.joining: set[Link] = set()
+        # Oldest first.
+        self.joining: dict[Link, None] = {}
         self.pending_by_address: dict[str, int] = {}
         self.refused_count = 0
         self.next_worker_id = 1
@@ -92,7 +94,7 @@ class ManagerLoop:
         self._timer: asyncio.TimerHandle | None = None
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()
-        self._transfers: set[threading.Thread] = set()
+        self._transfers: set[transfer.DataLink] = set()
 
     # ------------------------------------------------------------ life (user threads)
 
@@ -156,16 +158,28 @@ class ManagerLoop:
         await self._stop.wait()
         self._drain()
         server.close()
-        for worker_id, link in list(self.links.items()):
+        # Connections that were just accepted become links first: nobody would close them otherwise.
+        await self._turns()
+        for worker_id in list(self.links):
             self._send(worker_id, messages.Release(False, "the manager ends"))
+        ending = [*self.links.values(), *self.joining]
+        for link in ending:
             link.close()
-        for link in list(self.joining):
-            link.close()
+        for data_link in list(self._transfers):
+            data_link.interrupt()
         if self._timer is not None:
             self._timer.cancel()
-        # One turn for the transports to write what is left and close.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await self._turns()
+        for link in ending:
+            # Who does not read what is left is not waited for.
+            if link.transport is not None:
+                link.transport.abort()
+        await self._turns()
+
+    async def _turns(self) -> None:
+        """Let transports do what they have put off: to open or to close takes them three turns of the loop at most."""
+        for _ in range(4):
+            await asyncio.sleep(0)
 
     def _loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")
@@ -325,16 +339,15 @@ class ManagerLoop:
             data_link = transfer.DataLink(sock, link.reader, link.writer, leftover)
             sock.setblocking(True)
             data_link.sock.settimeout(transfer.STALL_S)
-            thread = threading.Thread(target=self._serve_data, args=(data_link,), name="vine-transfer", daemon=True)
-            self._transfers.add(thread)
-            thread.start()
+            self._transfers.add(data_link)
+            threading.Thread(target=self._serve_data, args=(data_link,), name="vine-transfer", daemon=True).start()
         elif link.handshake.kind != "worker":  # type: ignore[union-attr]
             raise PeerError(f"a link of unknown kind {link.handshake.kind!r}")  # type: ignore[union-attr]
 
     def link_settled(self, link: Link) -> None:
         """A link is past its handshake, or gone before."""
         if link in self.joining:
-            self.joining.discard(link)
+            del self.joining[link]
             address = link.peer.rpartition(":")[0]
             left = self.pending_by_address.get(address, 1) - 1
             if left > 0:
@@ -342,16 +355,17 @@ class ManagerLoop:
             else:
                 self.pending_by_address.pop(address, None)
 
-    def may_join(self, link: Link) -> bool:
-        """Count a connection that has not proved itself; False when its address has too many of them."""
+    def take_in(self, link: Link) -> None:
+        """Count a connection that has not proved itself. One too many of its address ends the oldest of them.
+
+        An honest handshake takes milliseconds: idle connections then keep nobody out, which refusing the newest would let them do.
+        """
         address = link.peer.rpartition(":")[0]
-        count = self.pending_by_address.get(address, 0)
-        if count >= PENDING_PER_ADDRESS:
-            self.refused_count += 1
-            return False
-        self.pending_by_address[address] = count + 1
-        self.joining.add(link)
-        return True
+        if self.pending_by_address.get(address, 0) >= PENDING_PER_ADDRESS:
+            oldest = next(other for other in self.joining if other.peer.rpartition(":")[0] == address)
+            oldest.fail(PeerError("too many connections from this address had not proved themselves"))
+        self.pending_by_address[address] = self.pending_by_address.get(address, 0) + 1
+        self.joining[link] = None
 
     def payloads(self, link: Link, payloads: list[bytes]) -> None:
         """Messages of a worker; the first must be its hello."""
@@ -370,6 +384,8 @@ class ManagerLoop:
             if worker_id:
                 self._handle(events.WorkerSaid(now, worker_id, message))
             elif isinstance(message, messages.Hello):
+                if not 1 <= message.cores <= MOST_CORES or min(message.memory_mb, message.disk_mb, message.gpus) < 0:
+                    raise PeerError(f"a worker offers {message.cores} cores, or less than nothing of something else")
                 worker_id = link.worker_id = self.next_worker_id  # type: ignore[attr-defined]
                 self.next_worker_id += 1
                 self.links[worker_id] = link
@@ -399,6 +415,7 @@ class ManagerLoop:
 
     def _serve_data(self, link: transfer.DataLink) -> None:
         """One object in or out."""
+        request: object = None
         with contextlib.closing(link):
             try:
                 request = link.receive()
@@ -410,15 +427,18 @@ class ManagerLoop:
                         transfer.send_object(link, request.name, parts)
                 elif isinstance(request, messages.Put):
                     self._receive(link, request)
-            except (PeerError, OSError):
-                # The worker's half reports what went wrong; a half-received object was never visible.
-                pass
+            except (PeerError, OSError) as error:
+                # A fetch that failed is reported by the worker's half; an upload that was refused or cut looked well from there.
+                if isinstance(request, messages.Put):
+                    failed = messages.UploadFailed(request.transfer_id, request.name, str(error))
+                    with contextlib.suppress(LoopDied):
+                        self.post(events.WorkerSaid(time.monotonic(), request.worker_id, failed))
             finally:
-                self._transfers.discard(threading.current_thread())
+                self._transfers.discard(link)
 
     def _receive(self, link: transfer.DataLink, request: messages.Put) -> None:
         relay = self.machine.state.relays.get(request.transfer_id)
-        if relay is None or relay.file.name != request.name or relay.file.size_bytes != request.size_bytes:
+        if relay is None or relay.name != request.name or relay.file.size_bytes != request.size_bytes:
             raise PeerError(f"nobody asked for {request.name[:80]!r} of {request.size_bytes} bytes")
         data = bytearray(request.size_bytes)
         view = memoryview(data)
@@ -461,9 +481,5 @@ class _ManagerLink(Link):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a local socket"
-        if not self.owner.may_join(self):
-            self.lost = True
-            self.transport = transport  # type: ignore[assignment]
-            transport.abort()  # type: ignore[attr-defined]
-            return
+        self.owner.take_in(self)
         super().connection_made(transport)

@@ -6,6 +6,7 @@ behind them are raw and checked against the xxh3 in the header.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -75,6 +76,11 @@ class DataLink:
             left -= len(piece)
         if check.digest() != digest:
             raise PeerError("the bytes of an object do not match their checksum")
+
+    def interrupt(self) -> None:
+        """End the connection under the thread that uses it, which then closes it; any thread."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.sock.close()

@@ -120,7 +120,7 @@ class WorkerMachine:
 
     def story(self, *ids: int) -> list[str]:
         """Where these tasks are now, for error reports."""
-        lines = []
+        lines: list[str] = []
         for library in self.state.libraries.values():
             held = [call for call in on_calls.outstanding_calls(library) if call.task_id in ids]
             lines.extend(f"task {call.task_id} attempt {call.attempt}: held by {library!r}" for call in held)
