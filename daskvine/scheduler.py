@@ -23,7 +23,6 @@ from daskvine.reuse import Results
 from vinecore.api.engine import Engine
 from vinecore.api.graphs import GraphSubmission, Piece, VertexPlan
 from vinecore.errors import UnpicklableError
-from vinecore.manager.state import CodeEntry
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.vertex import Program, is_plain, pack_vertex
 
@@ -159,7 +158,7 @@ class _Planner:
 
 def pack(engine: Engine, plan: Plan, options: GetOptions) -> Iterator[Piece]:
     """Convert a plan piece by piece; functions are interned, literals of a piece travel in one pickle."""
-    known: dict[int, tuple[Any, CodeEntry]] = {}
+    known: dict[int, tuple[Any, Any]] = {}
     start = 0
     count = FIRST_PIECE_COUNT
     total = len(plan)
@@ -171,14 +170,14 @@ def pack(engine: Engine, plan: Plan, options: GetOptions) -> Iterator[Piece]:
 
 
 def pack_piece(
-    engine: Engine, plan: Plan, numbers: range, options: GetOptions, known: dict[int, tuple[Any, CodeEntry]]
+    engine: Engine, plan: Plan, numbers: range, options: GetOptions, known: dict[int, tuple[Any, Any]]
 ) -> Piece:
     """One piece of a plan. ``known``: functions met in this get, by id, with their code.
 
     Raises:
         UnpicklableError: a function or a literal cannot be pickled.
     """
-    functions: dict[int, CodeEntry] = {}
+    functions: dict[int, Any] = {}
     packed: list[Any] = []
     plain = True
     for number in numbers:
@@ -202,7 +201,7 @@ def pack_piece(
     return Piece(numbers, payload, tuple(functions.values()), tuple(modules))
 
 
-def _code_of(engine: Engine, plan: Plan, number: int, function: Any, known: dict[int, tuple[Any, CodeEntry]]) -> CodeEntry:
+def _code_of(engine: Engine, plan: Plan, number: int, function: Any, known: dict[int, tuple[Any, Any]]) -> Any:
     """Intern a function of a vertex.
 
     Raises:

@@ -2,7 +2,8 @@
 
 This file owns the meaning of nodes: legacy tuples ``(callable, argument, ...)``, the node classes of ``dask._task_spec``
 and plain literals. The commonest legacy form is read directly; every rarer one goes through Dask's own converter, so that its
-meaning is that of the installed version. It knows nothing of order, culling or fusion and never walks from a node to another.
+meaning is that of the installed version. Nodes that Dask fused become chains, or programs that all blocks of a layer share.
+It knows nothing of order or culling and never walks from a node to another, except inside a fused one.
 
 Keys enter through ``references`` (once for each node that is needed); vertices leave through ``vertex``, later and on demand.
 """
@@ -185,7 +186,7 @@ class Templates:
         kind = type(node)
         if kind is Task:
             if node.func is _EXECUTE_SUBGRAPH:  # type: ignore[attr-defined]
-                self._see_fused(node)  # type: ignore[arg-type]
+                self._see_fused(node)
             return _task_references(node)
         if kind is tuple and node and callable(node[0]) and type(node[0]) is not SubgraphCallable:  # type: ignore[index]
             found: list[Hashable] = []
@@ -233,7 +234,10 @@ class Templates:
     # ---------------------------------------------------------------- fused nodes
 
     def _fused_vertex(self, key: Hashable, node: Task, inputs: tuple[int, ...]) -> Vertex | None:
-        """Return a node of Dask's fusion without Dask's evaluation: a call of a shared program, or a chain; None where it is neither."""
+        """Return a node of Dask's fusion without Dask's evaluation: a call of a shared program, or a chain.
+
+        None where it is neither: Dask's own evaluation runs it.
+        """
         inner, out, names, *given = node.args
         if self._times_seen.get(id(inner), 0) > 1:
             program = self._program(inner, out, tuple(names))
@@ -243,14 +247,19 @@ class Templates:
         if not all(isinstance(item, (Alias, TaskRef)) for item in given):
             return None
         within = Templates(inner, self)
-        within.numbers = {name: self.numbers[_target(item)] for name, item in zip(names, given, strict=True)}
-        within.atoms = [*self.atoms]
+        for name, item in zip(names, given, strict=True):
+            number = self.numbers[_target(item)]
+            if number < 0:
+                within.atoms.append(self.atoms[~number])
+                number = -len(within.atoms)
+            within.numbers[name] = number
+        # Numbers that no input has stand for the values along the chain.
+        previous = max(0, *within.numbers.values()) + 1 if names else 0
         order = within._inner_order(out)
         if order is None:
             return None
-        # Numbers that no vertex has stand for the values along the chain.
         first, *rest = order
-        previous = within.numbers[first] = len(self._graph) + 1
+        within.numbers[first] = previous
         try:
             vertex = within.vertex(first, inputs)
             steps = [*(vertex.steps or ())]

@@ -5,19 +5,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vinecore.api.commands import PythonTask, Task
     from vinecore.api.files import File
     from vinecore.api.functions import FunctionCall, LibraryTask
     from vinecore.api.manager import Manager
     from vinecore.model.resources import Resources
     from vinecore.runtime.context import load_variable_from_library
 
-__all__ = ["File", "FunctionCall", "LibraryTask", "Manager", "Resources", "load_variable_from_library"]
+__all__ = [
+    "File",
+    "FunctionCall",
+    "LibraryTask",
+    "Manager",
+    "PythonTask",
+    "Resources",
+    "Task",
+    "load_variable_from_library",
+]
 
 _HOMES = {
     "File": "vinecore.api.files",
     "FunctionCall": "vinecore.api.functions",
     "LibraryTask": "vinecore.api.functions",
     "Manager": "vinecore.api.manager",
+    "PythonTask": "vinecore.api.commands",
+    "Task": "vinecore.api.commands",
     "Resources": "vinecore.model.resources",
     "load_variable_from_library": "vinecore.runtime.context",
 }

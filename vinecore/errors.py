@@ -2,6 +2,7 @@
 
 VineError
 ├── UsageError               the caller asked for something that cannot be (also a ValueError)
+│   ├── InputMissing         a local input file does not exist or cannot be read
 │   ├── UnpicklableError     an argument, function or result cannot be sent; names the object (also a TypeError)
 │   └── MissingKeyError      a requested graph key is not in the graph (also a KeyError)
 ├── TaskFailed               the user's code failed in a way that cannot be raised as itself
@@ -33,6 +34,10 @@ class VineError(Exception):
 
 class UsageError(VineError, ValueError):
     """The caller asked for something that cannot be; the text names the thing and the fix."""
+
+
+class InputMissing(UsageError):
+    """A local input file does not exist or cannot be read; its task comes back with the result "input missing"."""
 
 
 class UnpicklableError(UsageError, TypeError):

@@ -5,19 +5,25 @@ Two marks: one for each test, one for each module, so that a module's own manage
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.kit.calls import LIMIT_S
+from vinecore import Manager
 
 TEST_MARK = "VINE_TEST_MARK"
 MODULE_MARK = "VINE_MODULE_MARK"
 # Ends are orderly, but a busy machine may take its time for them.
 GONE_LIMIT_S = 8.0
+_numbers = itertools.count()
 
 
 def processes_marked(mark: str) -> list[int]:
@@ -75,3 +81,33 @@ def leaves_no_process(module_leaves_no_process: str) -> Iterator[str]:
 def started_by_test(leaves_no_process: str) -> Callable[[], list[int]]:
     """A function that lists the living processes which this test started, directly or not."""
     return lambda: processes_marked(leaves_no_process)
+
+
+@pytest.fixture(scope="module")
+def m() -> Iterator[Manager]:
+    """A manager with an embedded worker of two cores."""
+    with Manager(local_cores=2) as manager:
+        yield manager
+
+
+@pytest.fixture
+def install(m: Manager) -> Iterator[Callable[..., str]]:
+    """Install functions as a library with a fresh name; after the test its tasks and libraries are gone from the manager."""
+    names = []
+
+    def make(*functions: Callable[..., Any], slots: int = 0, **options: Any) -> str:
+        names.append(f"lib-{next(_numbers)}")
+        task = m.create_library_from_functions(names[-1], *functions, **{"exec_mode": "direct", **options})
+        if slots:
+            task.set_function_slots(slots)
+        m.install_library(task)
+        return names[-1]
+
+    yield make
+    m.cancel_all()
+    while not m.empty() and m.wait(LIMIT_S) is not None:
+        pass
+    assert m.empty()
+    for name in names:
+        if m.check_library_exists(name):
+            m.remove_library(name)

@@ -431,7 +431,12 @@ def test_data_links_give_nothing_away(m: Manager) -> None:
             rogue.send(messages.Get(1, name))
             assert rogue.receive(messages.decode_on_data_link) == messages.Missing(name)
             rest_of(rogue.sock)
-    for message in (messages.Put(1, 1, "name", 10**18, b""), messages.Put(1, 10**6, "../x", 5, b"d" * 16), messages.Missing("x"), HELLO):
+    for message in (
+        messages.Put(1, 1, "name", 10**18, b""),
+        messages.Put(1, 10**6, "../x", 5, b"d" * 16),
+        messages.Missing("x"),
+        HELLO,
+    ):
         with Rogue(m, "data") as rogue:
             rogue.send(message)
             rest_of(rogue.sock)
@@ -441,7 +446,12 @@ def test_data_links_give_nothing_away(m: Manager) -> None:
 
 
 def test_silent_links_do_not_hold_the_end_up(config: Path) -> None:
-    with Manager(port=0) as manager, Rogue(manager, "data") as data, Rogue(manager) as control, contextlib.closing(dial(manager)) as idle:
+    with (
+        Manager(port=0) as manager,
+        Rogue(manager, "data") as data,
+        Rogue(manager) as control,
+        contextlib.closing(dial(manager)) as idle,
+    ):
         control.join()
         begin = time.monotonic()
         manager.close()
@@ -473,7 +483,9 @@ def test_port_in_use(config: Path) -> None:
         assert manager.port == port
 
 
-@pytest.mark.parametrize("port", ["9123", 1.5, True, -1, 65536, (1,), (1, 2, 3), (0, 5), ("a", "b"), (1, 70000), [5.0, 6], {}, (True, 9)])
+@pytest.mark.parametrize(
+    "port", ["9123", 1.5, True, -1, 65536, (1,), (1, 2, 3), (0, 5), ("a", "b"), (1, 70000), [5.0, 6], {}, (True, 9)]
+)
 def test_bad_ports(config: Path, port: Any) -> None:
     for make in (Manager, DaskVine):
         with pytest.raises(ValueError, match="port"):
@@ -666,7 +678,7 @@ def test_no_worker_is_told_again_after_the_next_stall(config: Path, capfd: pytes
                 told += capfd.readouterr().err
                 return told
 
-            assert eventually(lambda: "no worker is connected" in line(), 10.0)  # noqa: B023
+            assert eventually(lambda: "no worker is connected" in line(), 10.0)
             with worker(manager, config):
                 assert manager.wait(LIMIT_S) is call
             assert eventually(lambda: manager.stats.workers_connected == 0)

@@ -109,6 +109,8 @@ class Engine:
         self.task_ids = itertools.count(1)
         self.codes: dict[FunctionPickle, tuple[CodeEntry, Kind]] = {}
         self.kinds: dict[tuple[str, Shape], Kind] = {}
+        self._process_library: LibraryEntry | None = None
+        self._process_codes: dict[FunctionPickle | None, CodeEntry] = {}
         self.loop.worker_left = self._worker_left
         self.loop.start()
         self.python = self.new_library("python", slots=slots)
@@ -234,6 +236,46 @@ class Engine:
         self.loop.objects[file.name] = parts
         return file
 
+    def new_local(self, path: str, size_bytes: int, name: str) -> FileEntry:
+        """A file on the manager's disk, as an object under a name that says which version of it this is."""
+        from vinecore.shell.transfer import LocalPath
+
+        file = self._state.FileEntry(-next(self._file_ids), f"{self.machine.state.run}-{name}", size_bytes)
+        file.at_manager = True
+        self.loop.objects[file.name] = LocalPath(path)
+        return file
+
+    def process_code(self, function: object | None, request: Resources) -> tuple[CodeEntry, Kind]:
+        """Code for a process of its own: a function, or None for a shell command; with the request of its task.
+
+        Raises:
+            UnpicklableError: the function cannot be pickled.
+        """
+        library = self._processes()
+        pickled = None if function is None else self.functions.get(function)
+        code = self._process_codes.get(pickled)
+        if code is None:
+            payload, modules = (b"", ()) if pickled is None else (pickled.payload, pickled.modules)
+            code = self._process_codes.setdefault(pickled, self.new_code(library, payload, modules))
+        key = (library.library_id, request)
+        shape = self._shapes.get(key)
+        if shape is None:
+            with self._lock:
+                shape = self._shapes.get(key) or self._state.Shape(library, request, True)
+                self._shapes[key] = shape
+        return code, self.kind_for("command" if pickled is None else pickled.name, shape)
+
+    def _processes(self) -> LibraryEntry:
+        """The library whose slots give each task a process; installed at first use."""
+        library = self._process_library
+        if library is None:
+            with self._lock:
+                library = self._process_library
+                if library is None:
+                    library = self._process_library = self.new_library("processes", exec_mode="fork")
+                    self.install(library)
+        return library
+
     def new_temp(self) -> FileEntry:
         """A file that some task will make."""
         return self._state.FileEntry(-next(self._file_ids))
@@ -334,6 +376,17 @@ class Engine:
         if threading.current_thread() is self.loop.thread:
             return waiter.value_in_loop()
         return waiter.value(timeout)
+
+    def read_raw(self, file: FileEntry, timeout: float | None = None) -> bytes:
+        """Bring a file here and return its bytes as they are.
+
+        Raises:
+            TimeoutError, FileLost, LoopDied: it did not come.
+        """
+        from vinecore.api.waiting import FileWaiter
+
+        self.refuse_in_loop("reading a file that is on a worker")
+        return FileWaiter(self, file).raw(timeout)
 
     def cancel(self, entries: list[TaskEntry]) -> None:
         """Give these entries up; those that are finished are ignored."""

@@ -1,12 +1,14 @@
-"""Files as users hold them: buffers and temps, and the methods of a manager that make and drop them."""
+"""Files as users hold them: local files, buffers and temps, and the methods of a manager that make and drop them."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vinecore.errors import FileLost, LostError, UsageError
+from vinecore.errors import FileLost, InputMissing, LostError, UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.wire.messages import INLINE_LIMIT_BYTES
 
@@ -15,27 +17,106 @@ if TYPE_CHECKING:
     from vinecore.manager.state import FileEntry
 
 # Numbers of kinds, as TaskVine's clients compare them.
+FILE = 1
 TEMP = 3
 BUFFER = 4
+_SOURCES = {TEMP: "temp", BUFFER: "buffer"}
 
 
 class File(payloads.Dependency):
-    """An immutable file. As an argument of a FunctionCall it stands for its content: bytes of a buffer, the value of a temp."""
+    """An immutable file. As an argument of a call it stands for its content: bytes of a buffer, the value of a temp."""
 
-    def __init__(self, engine: Engine, entry: FileEntry, kind: int, data: bytes | None = None) -> None:
+    def __init__(
+        self, engine: Engine, entry: FileEntry | None, kind: int, data: bytes | None = None, path: str = ""
+    ) -> None:
         self.engine = engine
-        self.entry = entry
         self._kind = kind
         self._data = data
+        self._path = path
+        # As a value: what a task made, or the encoded content of a buffer.
+        self._entry = entry
+        # As bytes to mount: a version of a local file, or a buffer as it is; by its name.
+        self._raw: dict[str, FileEntry] = {}
         self.undeclared = False
 
+    @property
+    def entry(self) -> FileEntry:
+        """The file of the core that an argument stands for.
+
+        Raises:
+            UsageError: a local file, which is no value.
+        """
+        if self._entry is None:
+            if self._data is None or self._kind == FILE:
+                raise UsageError(f"{self!r} cannot be an argument: read it inside the function, or pass its content")
+            self._entry = _encoded(self.engine, self._data)
+        return self._entry
+
+    def mount_entry(self) -> FileEntry:
+        """The file of the core with the bytes themselves.
+
+        Raises:
+            UsageError: a local file that does not exist, or is a directory.
+        """
+        if self._kind == TEMP or (self._entry is not None and self._entry.producer is not None):
+            return self.entry
+        if self._kind == BUFFER:
+            return self._raw.get("") or self._raw.setdefault("", self._new_raw())
+        try:
+            info = os.stat(self._path)
+        except OSError as error:
+            raise InputMissing(f"the input {self._path} cannot be read: {error.strerror}") from None
+        if not os.path.isfile(self._path):
+            raise UsageError(f"{self._path} is no regular file: directories cannot be inputs in this version")
+        # A changed file is a new file.
+        text = f"{self._path}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ino}"
+        name = f"f{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}"
+        found = self._raw.get(name)
+        if found is None:
+            found = self._raw[name] = self.engine.new_local(self._path, info.st_size, name)
+            found.holds = 1
+        return found
+
+    def _new_raw(self) -> FileEntry:
+        data = self._data
+        if data is None:
+            raise UsageError("this buffer has no content yet: the task that makes it must be submitted first")
+        raw = self.engine.new_file([data], len(data))
+        raw.holds = 1
+        if len(data) <= INLINE_LIMIT_BYTES:
+            raw.data = data
+        return raw
+
+    def made_by(self, entry: FileEntry) -> None:
+        """A task makes it (again): from now on it stands for that."""
+        self._entry = entry
+
+    def take_content(self, data: bytes) -> None:
+        """What a task made has come here: write it to the local path, or keep it.
+
+        Raises:
+            OSError: the path cannot be written.
+        """
+        if self._kind == FILE:
+            directory = os.path.dirname(self._path)
+            if directory:
+                os.makedirs(directory, exist_ok=True)
+            with open(self._path, "wb") as file:
+                file.write(data)
+        else:
+            self._data = data
+
+    def held(self) -> list[FileEntry]:
+        """Everything in the core that is held for this file."""
+        return [*([self._entry] if self._entry is not None else []), *self._raw.values()]
+
     def type(self) -> int:
-        """3 for a temp, 4 for a buffer."""
+        """1 for a local file, 3 for a temp, 4 for a buffer."""
         return self._kind
 
     def source(self) -> str:
-        """"temp" or "buffer"."""
-        return "temp" if self._kind == TEMP else "buffer"
+        """The path of a local file, "temp" or "buffer"."""
+        return _SOURCES.get(self._kind, self._path)
 
     def contents(self, unserializer: Callable[[io.BytesIO], Any] | None = None) -> Any:
         """Bytes of a buffer, or of a temp that was fetched; ``unserializer`` gets them as an open stream.
@@ -43,18 +124,26 @@ class File(payloads.Dependency):
         Raises:
             UsageError: the temp has not been fetched: call ``Manager.fetch_file`` first.
         """
+        if self._kind == FILE:
+            with open(self._path, "rb") as file:
+                data = file.read()
+            return data if unserializer is None else unserializer(io.BytesIO(data))
         if self._data is None:
             raise UsageError("this temp has not been fetched: call fetch_file on the manager first")
         return self._data if unserializer is None else unserializer(io.BytesIO(self._data))
 
     def __len__(self) -> int:
-        return len(self._data) if self._data is not None else self.entry.size_bytes
+        if self._data is not None:
+            return len(self._data)
+        if self._kind == FILE:
+            return os.path.getsize(self._path) if os.path.exists(self._path) else 0
+        return self._entry.size_bytes if self._entry is not None else 0
 
     def __bool__(self) -> bool:
         return True
 
     def __repr__(self) -> str:
-        return f"<File {self.source()} {self.entry.name or self.entry.value_id}>"
+        return f"<File {self.source()} {self._entry if self._entry is not None else ''}>"
 
 
 class FileMethods:
@@ -62,34 +151,39 @@ class FileMethods:
 
     engine: Engine
 
+    def declare_file(self, path: str | os.PathLike[str], unlink_when_done: bool = False, **options: Any) -> File:
+        """A file on the manager's disk: an input if it exists, an output if a task makes it.
+
+        Parameters:
+            options: cache, peer_transfer: accepted as in TaskVine.
+        """
+        _known_options("declare_file", options)
+        if unlink_when_done:
+            raise UsageError("unlink_when_done is not supported in this version: remove the file yourself")
+        return File(self.engine, None, FILE, path=os.path.abspath(os.fspath(path)))
+
     def declare_buffer(self, buffer: bytes | bytearray | memoryview | str | None = None, **options: Any) -> File:
-        """A file with this content; a str is stored as UTF-8.
+        """A file with this content (a str is stored as UTF-8); None: an output, whose content a task makes.
 
         Parameters:
             buffer: the content; it is copied.
-            options: cache, peer_transfer: accepted as in TaskVine; buffers are named by content and kept for the workflow.
+            options: cache, peer_transfer: accepted as in TaskVine.
 
         Raises:
             UsageError: it is neither bytes-like nor a str, or an option is unknown.
         """
-        _known_options(options)
+        _known_options("declare_buffer", options)
         if isinstance(buffer, str):
             buffer = buffer.encode()
-        if buffer is None or not isinstance(buffer, bytes | bytearray | memoryview):
+        if buffer is not None and not isinstance(buffer, bytes | bytearray | memoryview):
             raise UsageError(f"declare_buffer takes bytes or a str, not {type(buffer).__name__}")
-        data = bytes(buffer)
-        encoded = payloads.encode(data)
-        body = encoded if isinstance(encoded, bytes) else encoded.join()
-        entry = self.engine.new_file([body], len(body))
-        if len(body) <= INLINE_LIMIT_BYTES:
-            entry.data = body
-        entry.holds = 1
-        return File(self.engine, entry, BUFFER, data)
+        return File(self.engine, None, BUFFER, None if buffer is None else bytes(buffer))
 
     def declare_temp(self) -> File:
         """A file that a call will make and that stays in the cluster: give it to ``FunctionCall.set_output``."""
         entry = self.engine.new_temp()
         entry.holds = 1
+        entry.promised = True
         return File(self.engine, entry, TEMP)
 
     def fetch_file(self, file: File, timeout: float | None = None) -> str | None:
@@ -101,10 +195,11 @@ class FileMethods:
             UsageError: not a file of this manager. TimeoutError: it did not come in time.
         """
         self._own(file)
+        if file.type() == FILE:
+            return str(file.contents().decode("utf-8", "surrogateescape")) if os.path.isfile(file.source()) else None
         if file._data is None:
             self.engine.refuse_in_loop("fetch_file")
-            producer = file.entry.producer
-            if producer is None:
+            if file._entry is None or file._entry.producer is None:
                 return None
             from vinecore.api.waiting import FileWaiter
 
@@ -123,7 +218,7 @@ class FileMethods:
         self._own(file)
         if not file.undeclared:
             file.undeclared = True
-            self.engine.release([file.entry])
+            self.engine.release(file.held())
 
     remove_file = undeclare_file
 
@@ -136,12 +231,17 @@ class FileMethods:
         self._own(file)
         from vinecore.manager.events import FilePruned
 
-        self.engine.post(FilePruned(0.0, file.entry))
+        for entry in file.held():
+            self.engine.post(FilePruned(0.0, entry))
 
     def get_file_replica_count(self, file: File) -> int:
         """Number of workers that hold it."""
         self._own(file)
-        return int(self.engine.call_in_loop(lambda: len(file.entry.on_workers or ())))
+
+        def count() -> int:
+            return len(set().union(*(entry.on_workers or () for entry in file.held())))
+
+        return int(self.engine.call_in_loop(count))
 
     def _own(self, file: File) -> None:
         if not isinstance(file, File):
@@ -150,7 +250,19 @@ class FileMethods:
             raise UsageError(f"{file!r} belongs to another manager")
 
 
-def _known_options(options: dict[str, Any]) -> None:
+def _known_options(method: str, options: dict[str, Any]) -> None:
     for name in options:
         if name not in ("cache", "peer_transfer"):
-            raise UsageError(f"declare_buffer has no option {name!r}: it takes cache and peer_transfer")
+            raise UsageError(f"{method} has no option {name!r}: it takes cache and peer_transfer")
+
+
+def _encoded(engine: Engine, data: bytes) -> FileEntry:
+    """The content of a buffer as a value."""
+    encoded = payloads.encode(data)
+    body = encoded if isinstance(encoded, bytes) else encoded.join()
+    entry = engine.new_file([body], len(body))
+    if len(body) <= INLINE_LIMIT_BYTES:
+        entry.data = body
+    entry.holds = 1
+    return entry
+

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import TEMP, File
-from vinecore.api.tasks import InstalledLibrary, Task
+from vinecore.api.tasks import InstalledLibrary, TempOutput
 from vinecore.errors import UnpicklableError, UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.functions import modules_of, name_of
@@ -78,7 +78,7 @@ def checked_mode(mode: str) -> str:
     return mode
 
 
-class FunctionCall(Task):
+class FunctionCall(TempOutput):
     """Call a function of a library by name.
 
     Parameters:
@@ -86,9 +86,6 @@ class FunctionCall(Task):
         fn: name of the function in it.
         args, kwargs: its arguments. Files stand for their content, other calls' ``output_file`` for their value.
     """
-
-    _result_file: File | None = None
-    _temp_output = False
 
     def __init__(self, library: str | LibraryTask, fn: str, *args: Any, **kwargs: Any) -> None:
         self.library = library if isinstance(library, str) else library.name
@@ -99,14 +96,6 @@ class FunctionCall(Task):
     def set_fn_args(self, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> None:
         """Replace the arguments, before submit."""
         self.args, self.kwargs = tuple(args), dict(kwargs or {})
-
-    def enable_temp_output(self) -> None:
-        """Leave the value in the cluster, as the temp ``output_file``."""
-        self._temp_output = True
-
-    def disable_temp_output(self) -> None:
-        """Bring the value back (the default)."""
-        self._temp_output = False
 
     def set_output(self, file: File) -> None:
         """Put the value into this temp.
@@ -119,11 +108,6 @@ class FunctionCall(Task):
         if file.entry.producer is not None:
             raise UsageError("another call makes this temp: declare one for each")
         self._result_file, self._temp_output = file, True
-
-    @property
-    def output_file(self) -> File | None:
-        """The temp with the value; None before submit, or when the value is brought back."""
-        return self._result_file
 
     @property
     def output(self) -> Any:

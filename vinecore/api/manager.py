@@ -11,7 +11,7 @@ from typing import Self
 from vinecore.api.engine import Engine
 from vinecore.api.files import FileMethods
 from vinecore.api.functions import LibraryMethods
-from vinecore.api.tasks import InstalledLibrary, Task, TaskMethods
+from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TaskMethods
 from vinecore.errors import UsageError
 
 
@@ -46,7 +46,7 @@ class WorkerMethods:
     """The part of a manager that deals with workers and settings."""
 
     engine: Engine
-    _done: deque[Task]
+    _done: deque[SubmittableTask]
 
     @property
     def port(self) -> int:
@@ -131,8 +131,8 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
         auth: str | None = "secret",
         password_file: str | None = None,
     ) -> None:
-        self._done: deque[Task] = deque()
-        self._tasks: dict[int, Task] = {}
+        self._done: deque[SubmittableTask] = deque()
+        self._tasks: dict[int, SubmittableTask] = {}
         self._arrived = threading.Condition()
         self._libraries: dict[str, InstalledLibrary] = {}
         self._library_lock = threading.Lock()

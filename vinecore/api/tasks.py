@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _UNSET: Any = object()
 
 
-class Task:
+class SubmittableTask:
     """What all kinds of tasks share. Class attributes are the defaults of what most tasks never set."""
 
     id: int | None = None
@@ -29,6 +29,9 @@ class Task:
     _entry: TaskEntry | None = None
     _manager: TaskMethods | None = None
     _output: Any = _UNSET
+    _temp_output = False
+    # The temp that gets the value, when that stays in the cluster.
+    _result_file: Any = None
     _finished = False
     _returned = False
     # Asked to be cancelled, though its outcome may not be there yet: it is not counted a second time.
@@ -154,11 +157,31 @@ class Task:
         if entry is not None and manager is not None and entry.output is not None and not self._keeps_output():
             manager.engine.release([entry.output])
 
+    def _dress(self, engine: Engine, entry: TaskEntry) -> None:
+        """Add to a new entry what only this kind of task has."""
+
     def _keeps_output(self) -> bool:
-        return getattr(self, "_result_file", None) is not None
+        return self._result_file is not None
 
     def _prepare(self, engine: Engine, libraries: dict[str, InstalledLibrary]) -> tuple[CodeEntry, Kind]:
         raise UsageError(f"{type(self).__name__} cannot be submitted: use FunctionCall")
+
+
+class TempOutput(SubmittableTask):
+    """A task whose value may stay in the cluster."""
+
+    def enable_temp_output(self) -> None:
+        """Leave the value in the cluster, as the temp ``output_file``."""
+        self._temp_output = True
+
+    def disable_temp_output(self) -> None:
+        """Bring the value back (the default)."""
+        self._temp_output = False
+
+    @property
+    def output_file(self) -> Any:
+        """The temp with the value; None before submit, or when the value is brought back."""
+        return self._result_file
 
 
 class InstalledLibrary:
@@ -178,9 +201,9 @@ class TaskMethods:
     engine: Engine
     _libraries: dict[str, InstalledLibrary]
     # Finished tasks in order of completion; those taken by tag or id stay until met, marked as returned.
-    _done: deque[Task]
+    _done: deque[SubmittableTask]
     # Submitted and not returned, by id.
-    _tasks: dict[int, Task]
+    _tasks: dict[int, SubmittableTask]
     _arrived: threading.Condition
 
     def submit(self, task: Any) -> int:
@@ -189,7 +212,7 @@ class TaskMethods:
         Raises:
             TypeError: no task. UsageError (a ValueError): it is under way already, or its library is not installed.
         """
-        if not isinstance(task, Task):
+        if not isinstance(task, SubmittableTask):
             raise TypeError(f"submit takes a task such as FunctionCall, not {type(task).__name__}")
         if task._entry is not None and not task._returned:
             raise UsageError(f"task {task.id} is under way already: make another one, or wait for it first")
@@ -205,7 +228,11 @@ class TaskMethods:
             last_manager.engine.release([last.output])
         self._tasks[entry.task_id] = task
         try:
-            self.engine.post(entry)
+            if entry.error is not None:
+                # It cannot run (an input is missing): it comes back through wait like any other.
+                self.engine.post(lambda: self._refused(task, entry))
+            else:
+                self.engine.post(entry)
         except VineError:
             del self._tasks[entry.task_id]
             task._entry = None
@@ -221,8 +248,13 @@ class TaskMethods:
             output = task._result_file.entry
             output.producer = entry
             entry.output = output
+        task._dress(engine, entry)
         task._entry = entry
         return entry
+
+    def _refused(self, task: SubmittableTask, entry: TaskEntry) -> None:
+        task.settled(entry)
+        self.flush()
 
     def flush(self) -> None:
         """After a batch of outcomes: wake who waits (loop's thread)."""
@@ -247,7 +279,7 @@ class TaskMethods:
                 return self._hand_out(task)
         return self._wait_for(self._first_done, timeout)
 
-    def _first_done(self) -> Task | None:
+    def _first_done(self) -> SubmittableTask | None:
         done = self._done
         while done:
             task = done.popleft()
@@ -272,7 +304,7 @@ class TaskMethods:
         if task_id not in self._tasks:
             return None
 
-        def find() -> Task | None:
+        def find() -> SubmittableTask | None:
             task = self._tasks.get(task_id)
             return task if task is not None and task._finished else None
 
@@ -296,7 +328,7 @@ class TaskMethods:
                     self._arrived.wait(left)
         return None if task is None else self._hand_out(task)
 
-    def _hand_out(self, task: Task) -> Task:
+    def _hand_out(self, task: SubmittableTask) -> SubmittableTask:
         task._returned = True
         self._tasks.pop(task.id or 0, None)
         return task
@@ -342,7 +374,7 @@ class TaskMethods:
         """Cancel everything; returns how many."""
         return self._cancel(list(self._tasks.values()))
 
-    def _cancel(self, tasks: list[Task]) -> int:
+    def _cancel(self, tasks: list[SubmittableTask]) -> int:
         open_tasks = [task for task in tasks if not task._finished and not task._cancelled]
         if open_tasks:
             for task in open_tasks:

@@ -11,6 +11,7 @@ from vinecore.manager.events import FileWanted
 from vinecore.manager.state import FileEntry
 from vinecore.runtime import payload as payloads
 from vinecore.shell.manager_loop import ManagerLoop
+from vinecore.shell.transfer import LocalPath
 
 # A copy on this machine may vanish between being named and being opened (its worker died): asked again this often.
 TRIES = 5
@@ -93,6 +94,8 @@ class FileWaiter:
         parts = self.engine.loop.objects.get(self.file.name)
         if parts is None:
             raise FileNotFoundError(self.file.name)
+        if isinstance(parts, LocalPath):
+            return from_path(parts.path)
         return from_bytes(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _wait(self, deadline: float | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from vinecore.manager import orders
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry
+from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry, outputs_of
 
 
 def attach(state: ManagerState, entry: TaskEntry) -> None:
@@ -89,7 +89,8 @@ def make_again(state: ManagerState, file: FileEntry) -> None:
     if file.kept:
         return  # decided when its bundle has ended
     if producer is None:
-        state.lost_files.append(file)
+        if not file.promised:
+            state.lost_files.append(file)
     elif producer.state is t.FINISHED and producer.error is None:
         rerun(state, producer)
 
@@ -102,8 +103,7 @@ def rerun(state: ManagerState, entry: TaskEntry) -> None:
         if task.state is not t.FINISHED:
             continue
         if task.is_final:
-            if task.output is not None:
-                state.lost_files.append(task.output)
+            state.lost_files.extend(outputs_of(task))
             continue
         state.counters.rerun += 1
         if task.graph is not None:
@@ -157,8 +157,7 @@ def wait_again(state: ManagerState, entry: TaskEntry, cause: str) -> None:
 def use_ended(state: ManagerState, entry: TaskEntry) -> None:
     """A finished entry needs its inputs no more; it lets go of them when its output cannot be lost."""
     inputs = entry.inputs
-    output = entry.output
-    if output is None or output.data is not None or output.at_manager or entry.error is not None:
+    if entry.error is not None or all(file.data is not None or file.at_manager for file in outputs_of(entry)):
         entry.inputs = ()
         entry.is_final = True
     else:
@@ -184,7 +183,9 @@ def release(state: ManagerState, file: FileEntry) -> None:
         file.kept = False
         _forget_object(state, file)
         if producer is not None and producer.state is t.FINISHED and producer.inputs:
-            pending += _let_go(producer)
+            others = (other for other in outputs_of(producer) if other is not file)
+            if not any(other.is_needed() or other.remakes > 0 for other in others):
+                pending += _let_go(producer)
 
 
 def _let_go(producer: TaskEntry) -> list[FileEntry]:

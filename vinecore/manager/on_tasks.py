@@ -15,6 +15,7 @@ from vinecore.manager.state import (
     ManagerState,
     TaskEntry,
     WorkerEntry,
+    outputs_of,
 )
 from vinecore.model.notes import TaskMoved
 from vinecore.wire import messages
@@ -100,6 +101,9 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
         instance = placement.unplace(entry)
         freed.add(instance)
         status = result.status
+        if result.report is not None:
+            is_last = status <= messages.OK_KEPT or (status == messages.RAISED and entry.retries <= 0)
+            _reported(state, worker, entry, result.report, is_last)
         if status <= messages.OK_KEPT:
             _measure(entry, instance, result)
             _succeeded(state, worker, entry, result)
@@ -178,6 +182,40 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
             lineage.release(state, output)
 
 
+def _reported(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, report: messages.Report, is_last: bool) -> None:
+    """What a sandbox left: its products are files now (if it is not run again), objects that it wrote into are not any more."""
+    entry.report = report
+    for name, size, content in report.products:
+        file = entry.products[int(name.rpartition(".")[2])]
+        if file.is_available() or not is_last:
+            state.unlinks.setdefault(worker.worker_id, []).append(name)
+            continue
+        file.size_bytes = size
+        if content or size == 0:
+            file.data = content
+        else:
+            file.name = name
+            file.on_workers = {worker.worker_id}
+            state.held[name] = file
+        lineage.became_available(state, file)
+    for name in report.damaged:
+        damaged = state.held.get(name)
+        state.unlinks.setdefault(worker.worker_id, []).append(name)
+        if damaged is not None:
+            lose_copy(state, damaged, worker.worker_id)
+
+
+def _products_settled(state: ManagerState, entry: TaskEntry) -> None:
+    """A task has ended for good: who waits for a product that it did not make fails, products that nobody wants go."""
+    for file in entry.products:
+        if not file.is_available():
+            for reader in file.consumers:
+                if reader.state is t.WAITING:
+                    fail(state, reader, FileLost(f"task {entry.task_id} ({entry.kind.name}) ended without making an input"), b"")
+        elif not file.is_needed():
+            lineage.release(state, file)
+
+
 def finish(state: ManagerState, entry: TaskEntry) -> None:
     """An entry has its outcome: let go of its inputs, tell its handle."""
     if state.notes_wanted:
@@ -194,6 +232,8 @@ def finish(state: ManagerState, entry: TaskEntry) -> None:
         lineage.use_ended(state, entry)
     if entry.handle is not None:
         state.delivered.append(entry)
+    if entry.products:
+        _products_settled(state, entry)
 
 
 def _raised(state: ManagerState, entry: TaskEntry, error: bytes) -> None:
@@ -299,8 +339,9 @@ def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, v
         elif graph is not None and task is not entry:
             task.handle = None
         finish(state, task)
-        if task.output is not None:
-            pending.extend(c for c in task.output.consumers if c.state is not t.FINISHED)
+        for output in outputs_of(task):
+            if not output.is_available():
+                pending.extend(c for c in output.consumers if c.state is not t.FINISHED)
     for bundle in ended:
         _bundle_ended(state, bundle.entries)
 

@@ -171,7 +171,7 @@ def _steal(library: LibraryEntry, instance: Instance) -> TaskEntry | None:
 def _fits(instance: Instance, entry: TaskEntry) -> bool:
     """Whether the request fits what the worker has left."""
     worker = instance.worker
-    return not entry.kind.shape.request.missing_in(worker.total.minus(worker.committed))
+    return not worker.amount_of(entry.kind.shape).missing_in(worker.total.minus(worker.committed))
 
 
 def _reachable(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
@@ -273,7 +273,8 @@ def _commit(shape: Shape, instance: Instance) -> None:
     """A group takes what one of its calls asks for: they run one after the other."""
     instance.groups_out += 1
     if shape.constrained:
-        instance.worker.committed = instance.worker.committed.plus(shape.request)
+        worker = instance.worker
+        worker.committed = worker.committed.plus(worker.amount_of(shape))
 
 
 def _place_one(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
@@ -281,8 +282,27 @@ def _place_one(state: ManagerState, entry: TaskEntry, instance: Instance) -> Non
     _commit(entry.kind.shape, instance)
     instance.bytes += len(entry.payload)
     refs = _input_refs(state, entry, instance, None) if entry.inputs else []
-    instance.groups.append(
-        [Call(entry.task_id, entry.attempt, entry.code.code_id, entry.index, entry.payload, refs, 0, True, entry.payload_file)]
+    box = None
+    if entry.sandbox is not None:
+        refs, box = _filled(state, entry, entry.sandbox, refs, instance)
+    call = Call(
+        entry.task_id, entry.attempt, entry.code.code_id, entry.index, entry.payload, refs, 0, True, entry.payload_file, box
+    )
+    instance.groups.append([call])
+
+
+def _filled(
+    state: ManagerState, entry: TaskEntry, box: messages.Sandbox, refs: list[int | str], instance: Instance
+) -> tuple[list[int | str], messages.Sandbox]:
+    """The inputs that are arguments, and a sandbox with its sources, the names of its products and its allocation."""
+    border = len(refs) - len(box.mounts)
+    base = f"{state.run}-{entry.task_id}.{entry.attempt}"
+    amount = instance.worker.amount_of(entry.kind.shape)
+    return refs[:border], messages.filled_sandbox(
+        box,
+        refs[border:],
+        [f"{base}.{number}" for number in range(len(box.products))],
+        (int(amount.cores or 0), int(amount.memory or 0), int(amount.disk or 0), int(amount.gpus or 0)),
     )
 
 
@@ -339,7 +359,8 @@ def unplace(entry: TaskEntry) -> Instance:
     instance.groups_out -= 1
     shape = entry.kind.shape
     if shape.constrained:
-        instance.worker.committed = instance.worker.committed.minus(shape.request)
+        worker = instance.worker
+        worker.committed = worker.committed.minus(worker.amount_of(shape))
     return instance
 
 

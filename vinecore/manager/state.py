@@ -13,6 +13,7 @@ from typing import Protocol
 
 from vinecore.errors import InvariantError
 from vinecore.manager import transitions as t
+from vinecore.model.allocation import allocate
 from vinecore.model.config import Tunables
 from vinecore.model.notes import Note
 from vinecore.model.resources import Resources
@@ -44,6 +45,7 @@ class FileEntry:
         "name",
         "on_workers",
         "producer",
+        "promised",
         "remakes",
         "size_bytes",
         "to_come",
@@ -61,6 +63,7 @@ class FileEntry:
         self.coming: set[int] | None = None  # workers that were told to fetch it
         self.kept = False  # unwritten in a slot, for the rest of its bundle
         self.producer: TaskEntry | None = None
+        self.promised = False  # declared before the task that makes it was submitted: readers wait for that
         # Every entry that has it as input and was submitted; finished ones are skipped, not removed.
         self.consumers: list[TaskEntry] = []
         # Unfinished consumers, and references from outside (futures, requested keys, declarations).
@@ -175,12 +178,14 @@ class ReadyQueue:
 class Shape:
     """Where a group of tasks can run: one library and one request."""
 
-    __slots__ = ("constrained", "library", "queued", "ready", "request")
+    __slots__ = ("allocates", "constrained", "library", "queued", "ready", "request")
 
-    def __init__(self, library: LibraryEntry, request: Resources = NO_REQUEST) -> None:
+    def __init__(self, library: LibraryEntry, request: Resources = NO_REQUEST, allocates: bool = False) -> None:
         self.library = library
         self.request = request
-        self.constrained = not request.is_unset()
+        # What is unset follows the rules of allocation (a share of the worker), instead of being nothing.
+        self.allocates = allocates
+        self.constrained = allocates or not request.is_unset()
         self.ready = ReadyQueue()
         self.queued = False  # is in ManagerState.active
         library.shapes.append(self)
@@ -279,7 +284,7 @@ class Instance:
 class WorkerEntry:
     """A connected worker."""
 
-    __slots__ = ("committed", "draining", "hello", "instances", "last_heard", "pinged_at", "running", "total", "worker_id")
+    __slots__ = ("amounts", "committed", "draining", "hello", "instances", "last_heard", "pinged_at", "running", "total", "worker_id")
 
     def __init__(self, worker_id: int, hello: messages.Hello, now: float) -> None:
         self.worker_id = worker_id
@@ -288,11 +293,21 @@ class WorkerEntry:
         # Resources of placed entries that asked for some.
         self.committed = Resources(0, 0, 0, 0)
         self.instances: dict[int, Instance] = {}
+        # What one task of a shape takes of this worker.
+        self.amounts: dict[Shape, Resources] = {}
         # Placed entries by task id, all libraries.
         self.running: dict[int, TaskEntry] = {}
         self.last_heard = now
         self.pinged_at = now
         self.draining = False
+
+    def amount_of(self, shape: Shape) -> Resources:
+        """Resources that one task of this shape takes here."""
+        amount = self.amounts.get(shape)
+        if amount is None:
+            amount = allocate(shape.request, self.total) if shape.allocates else shape.request
+            self.amounts[shape] = amount
+        return amount
 
     def __repr__(self) -> str:
         return f"<WorkerEntry {self.worker_id} {self.hello.hostname} {len(self.running)} placed>"
@@ -347,7 +362,10 @@ class TaskEntry:
         "payload",
         "payload_file",
         "priority",
+        "products",
+        "report",
         "retries",
+        "sandbox",
         "state",
         "task_id",
         "value",
@@ -385,12 +403,21 @@ class TaskEntry:
         self.graph: GraphEntry | None = None
         self.order = -1  # position in graph.vertices
         self.output: FileEntry | None = None
+        # A private directory to run in; its mounts are the last of ``inputs``, its products are ``products``, in order.
+        self.sandbox: messages.Sandbox | None = None
+        self.products: tuple[FileEntry, ...] = ()
+        self.report: messages.Report | None = None
         # Outcome: ``value`` is the encoded result or, with ``error`` or a raised exception, the encoded error.
         self.value: bytes | None = None
         self.error: Exception | str | None = None
 
     def __repr__(self) -> str:
         return f"<TaskEntry {self.task_id} {self.state} attempt {self.attempt} missing {self.missing} {self.kind.name}>"
+
+
+def outputs_of(entry: TaskEntry) -> tuple[FileEntry, ...]:
+    """Every file that a task makes: its value, if anybody needs that as a file, and its products."""
+    return entry.products if entry.output is None else (entry.output, *entry.products)
 
 
 # TaskEntry.error when the user's code raised: the exception is encoded in ``value``.

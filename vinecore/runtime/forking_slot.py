@@ -21,6 +21,7 @@ from time import perf_counter
 
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.randomness import reseed
+from vinecore.runtime.lifeline import die_with_parent
 from vinecore.runtime.sandbox import STDOUT, Box
 from vinecore.runtime.slot import MissingInput, Slot
 from vinecore.wire import messages
@@ -166,9 +167,10 @@ class ForkingSlot(Slot):
         receive, send = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        slot = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._child(call, receive, send, box)
+            self._child(call, receive, send, box, slot)
         os.close(send)
         try:
             data, outcome = _read_all(receive, limits)
@@ -184,10 +186,12 @@ class ForkingSlot(Slot):
         code = os.waitstatus_to_exitcode(status)
         return None, outcome, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
-    def _child(self, call: Call, receive: int, send: int, box: Box | None) -> None:
+    def _child(self, call: Call, receive: int, send: int, box: Box | None, slot: int) -> None:
         """Run the call, write its Result, leave without the slot's clean-up."""
         code = 1
         try:
+            # The wish to die with the parent is not inherited over a fork: without it a killed worker would leave this call running.
+            die_with_parent(slot)
             os.close(receive)
             self.sock.close()
             reseed()

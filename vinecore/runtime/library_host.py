@@ -11,7 +11,6 @@ when it dies itself.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import mmap
@@ -27,21 +26,13 @@ from vinecore.runtime import context
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.forking_slot import ForkingSlot
 from vinecore.runtime.randomness import reseed
+from vinecore.runtime.lifeline import die_with_parent
 from vinecore.runtime.slot import Slot
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
 
 CLAIM_BYTES = 16
 MAX_DESCRIPTORS = 253  # the kernel's SCM_MAX_FD
-PR_SET_PDEATHSIG = 1
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to kill this process when its parent ends; exits at once if that has happened already."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 class Host:

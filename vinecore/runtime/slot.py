@@ -223,7 +223,8 @@ class Slot:
                 kind = type(value).__name__
                 raise UnpicklableError(f"{self._name_of(call)} must return bytes (its output is not serialized), not {kind}")
             return bytes(value)
-        return payloads.encode_plain(value, self._name_of(call))
+        encoded = payloads.encode_result(value, self._name_of(call))
+        return encoded if isinstance(encoded, bytes) else payloads.dump(value)
 
     def evaluate(self, call: Call) -> object:
         """The value of one call."""

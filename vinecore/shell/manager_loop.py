@@ -79,7 +79,7 @@ class ManagerLoop:
         weakref.finalize(self, os.close, self._wake_fd)
         self._ended = False
         # Bytes of objects that live at the manager: parts by cache name. User threads add, this thread removes.
-        self.objects: dict[str, Sequence[bytes | memoryview]] = {}
+        self.objects: dict[str, Sequence[bytes | memoryview] | transfer.LocalPath] = {}
         self.links: dict[int, Link] = {}
         # Oldest first.
         self.joining: dict[Link, None] = {}

@@ -157,8 +157,32 @@ def upload(link: DataLink, store: Store, worker_id: int, transfer_id: int, name:
         pass
 
 
-def send_object(link: DataLink, name: str, parts: Sequence[bytes | memoryview]) -> None:
-    """Answer a Get with the bytes of an object held in memory."""
+class LocalPath:
+    """An object of the manager whose bytes are in a file on its disk."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+
+def send_object(link: DataLink, name: str, parts: Sequence[bytes | memoryview] | LocalPath) -> None:
+    """Answer a Get with the bytes of an object held in memory or in a local file.
+
+    Raises:
+        OSError: the file cannot be read, or the link is gone.
+    """
+    if isinstance(parts, LocalPath):
+        try:
+            file = open(parts.path, "rb")  # noqa: SIM115 - closed below; a missing file is an answer of its own
+        except OSError:
+            link.send(messages.Missing(name))
+            return
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            link.send(messages.Object(name, size, file_digest(file.fileno())))
+            link.sock.sendfile(file)
+        return
     check = xxhash.xxh3_128()
     size = 0
     for part in parts:

@@ -85,6 +85,21 @@ class Sandbox(Struct, array_like=True):
     plain_pickle: bool = False
 
 
+def filled_sandbox(
+    box: Sandbox, sources: list[int | str], names: list[str], amounts: tuple[int, int, int, int]
+) -> Sandbox:
+    """A copy with the sources of its mounts, the names of its products and its allocation (cores, MB, MB, gpus)."""
+    return msgspec.structs.replace(
+        box,
+        mounts=[Mount(source, mount.path, mount.flags) for source, mount in zip(sources, box.mounts, strict=True)],
+        products=[Product(product.path, name, product.flags) for name, product in zip(names, box.products, strict=True)],
+        cores=amounts[0],
+        memory_mb=amounts[1],
+        disk_mb=amounts[2],
+        gpus=amounts[3],
+    )
+
+
 class Report(Struct, array_like=True):
     """What happened in a sandbox. ``outcome``: empty, or a result string of the reference (``max wall time`` ...)."""
 

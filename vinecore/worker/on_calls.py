@@ -59,7 +59,7 @@ def _missing(state: WorkerState, library: WorkerLibrary, group: Group) -> set[st
     """Names of objects on their way that this group needs."""
     names: set[str] = set()
     for call in group.calls:
-        for ref in call.inputs:
+        for ref in refs_of(call):
             if isinstance(ref, str) and ref in state.fetching:
                 names.add(ref)
         names.update(name for name in _code_names(library, call.code_id) if name in state.fetching)
@@ -116,6 +116,13 @@ def _give_back(state: WorkerState, group: Group, why: str) -> None:
     for call in group.calls:
         state.results.append(Result(call.task_id, call.attempt, status, 0, text))
         status, text = messages.HANDED_BACK, b""
+
+
+def refs_of(call: Call) -> list[int | str]:
+    """Everything that a call reads: its inputs, and what is mounted in its sandbox."""
+    if call.sandbox is None:
+        return call.inputs
+    return call.inputs + [mount.source for mount in call.sandbox.mounts]
 
 
 def feed(state: WorkerState, library: WorkerLibrary) -> None:
@@ -180,7 +187,7 @@ def _collect_values(group: Group, into: dict[int, bytes]) -> int:
     assert have is not None
     size = 0
     for call in group.calls:
-        for ref in call.inputs:
+        for ref in refs_of(call):
             if isinstance(ref, int) and ref in have and ref not in into:
                 into[ref] = have[ref]
                 size += len(have[ref])
@@ -226,6 +233,8 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
             continue
         if result.status == messages.OK_STORED and state.welcome is not None:
             state.objects[f"{state.welcome.run}-{result.task_id}.{result.attempt}"] = result.size_bytes
+        if result.report is not None:
+            state.objects.update((name, size) for name, size, content in result.report.products if size and not content)
         out.append(result)
         if result.status <= messages.RAISED:
             total += result.duration_us

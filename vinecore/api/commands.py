@@ -1,0 +1,381 @@
+"""Tasks that run in a process and a private directory of their own: shell commands and Python functions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from vinecore.api.files import BUFFER, FILE, TEMP, File
+from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TempOutput
+from vinecore.errors import FileLost, InputMissing, LoopDied, TaskFailed, UsageError
+from vinecore.model.resources import Resources
+from vinecore.wire import messages
+
+if TYPE_CHECKING:
+    from vinecore.api.engine import Engine
+    from vinecore.manager.state import CodeEntry, FileEntry, Kind, TaskEntry
+
+_SETTERS = ("tag", "category", "retries", "cores", "memory", "disk", "gpus", "priority", "time_max", "time_end")
+
+
+class SandboxedTask(SubmittableTask):
+    """What shell and Python tasks share: resources, files, environment, limits."""
+
+    command_line = ""
+    # Result strings that come from here and not from the worker.
+    _local_result = ""
+
+    def __init__(self) -> None:
+        self._amounts: dict[str, float] = {}
+        self._inputs: list[tuple[File, str, int]] = []
+        self._outputs: list[tuple[File, str, int]] = []
+        self._variables: dict[str, str | None] = {}
+        self._time_max_s = 0.0
+        self._time_end_s = 0.0
+
+    # ------------------------------------------------ resources and limits
+
+    def set_cores(self, count: float) -> None:
+        """Cores that it gets, exactly; negative: unspecified."""
+        self._set_amount("cores", count)
+
+    def set_memory(self, megabytes: float) -> None:
+        """Memory in MB that it gets; negative: unspecified."""
+        self._set_amount("memory", megabytes)
+
+    def set_disk(self, megabytes: float) -> None:
+        """Disk in MB that it gets; a task that writes more is ended with "sandbox exhaustion". Negative: unspecified."""
+        self._set_amount("disk", megabytes)
+
+    def set_gpus(self, count: float) -> None:
+        """Gpus that it gets; negative: unspecified."""
+        self._set_amount("gpus", count)
+
+    def _set_amount(self, name: str, amount: float) -> None:
+        if isinstance(amount, bool) or not isinstance(amount, int | float):
+            raise UsageError(f"{name} must be a number, not {amount!r}")
+        if amount < 0:
+            self._amounts.pop(name, None)
+        else:
+            self._amounts[name] = amount
+
+    def set_time_max(self, seconds: float) -> None:
+        """Longest run; a longer one is ended with "max wall time". Below 1: no limit."""
+        self._time_max_s = float(seconds) if seconds >= 1 else 0.0
+
+    def set_time_end(self, microseconds: float) -> None:
+        """Absolute end, microseconds since the epoch; later it is ended with "max end time". Below 1: no limit."""
+        self._time_end_s = microseconds / 1e6 if microseconds >= 1 else 0.0
+
+    # ------------------------------------------------ files and environment
+
+    def add_input(self, file: File, remote_name: str, strict_input: bool = False, mount_symlink: bool = False) -> None:
+        """Put a file under a relative name into the task's directory.
+
+        Parameters:
+            mount_symlink: one symbolic link instead of a copy or hard link; the task must not write into it.
+
+        Raises:
+            TypeError, ValueError: no file, or a name that is no relative name.
+        """
+        if strict_input:
+            raise UsageError("strict_input is not supported in this version: inputs are brought to where the task runs")
+        self._inputs.append((_checked_file(file), _checked_name(remote_name), messages.SYMLINK if mount_symlink else 0))
+
+    def add_output(
+        self, file: File, remote_name: str, watch: bool = False, failure_only: bool | None = None, success_only: bool | None = None
+    ) -> None:
+        """Take a file out of the task's directory when it ends.
+
+        Raises:
+            TypeError, ValueError: no file that can be an output, or a name that is no relative name.
+        """
+        if watch:
+            raise UsageError("watch is not supported in this version: outputs come when the task ends")
+        flags = (messages.ON_FAILURE if failure_only else 0) | (messages.ON_SUCCESS if success_only else 0)
+        if _checked_file(file).type() != TEMP:
+            flags |= messages.HOME
+        self._outputs.append((file, _checked_name(remote_name), flags))
+
+    def set_env_var(self, name: str, value: str | None = None) -> None:
+        """Set a variable of the task's environment; None unsets it."""
+        self._variables[str(name)] = None if value is None else str(value)
+
+    def _configure(self, options: Mapping[str, Any]) -> None:
+        """Keywords of the constructor.
+
+        Raises:
+            UsageError: an unknown one. TypeError: inputs or outputs that are no dict of files.
+        """
+        for name, value in options.items():
+            if name in _SETTERS:
+                getattr(self, f"set_{name}")(value)
+            elif name in ("inputs", "outputs"):
+                add = self.add_input if name == "inputs" else self.add_output
+                if not isinstance(value, Mapping):
+                    raise TypeError(f"{name} is a dict of File to name, not {type(value).__name__}")
+                for file, where in value.items():
+                    if isinstance(where, Mapping):
+                        add(file, **where)
+                    else:
+                        add(file, where)
+            elif name == "env":
+                for variable, text in dict(value).items():
+                    self.set_env_var(variable, text)
+            else:
+                raise UsageError(f"{type(self).__name__} has no option {name!r}; it takes {', '.join((*_SETTERS, 'inputs', 'outputs', 'env'))}")
+
+    # ------------------------------------------------ submission
+
+    def _request(self) -> Resources:
+        return Resources(**self._amounts)
+
+    def _sandbox(self) -> messages.Sandbox:
+        """What the slot must know; sources and names are filled in when the task is placed."""
+        return messages.Sandbox(
+            mounts=[messages.Mount("", name, flags) for _, name, flags in self._inputs],
+            products=[messages.Product(name, "", flags) for _, name, flags in self._outputs],
+            environment=list(self._variables.items()),
+            command=self.command_line,
+            wall_time_s=self._time_max_s,
+            end_at_s=self._time_end_s,
+            disk_mb=int(self._amounts.get("disk", 0)),
+        )
+
+
+    def _dress(self, engine: Engine, entry: TaskEntry) -> None:
+        """Give the entry its sandbox, what is mounted in it, and the files that come out."""
+        self._local_result = ""
+        entry.sandbox = self._sandbox()
+        try:
+            entry.inputs += tuple(file.mount_entry() for file, _, _ in self._inputs)
+        except InputMissing as error:
+            entry.error = error
+            return
+        products = []
+        for file, _, _ in self._outputs:
+            product = file.entry if file.type() == TEMP and file.entry.producer is None else engine.new_temp()
+            product.producer = entry
+            product.holds = 1
+            file.made_by(product)
+            products.append(product)
+        entry.products = tuple(products)
+
+    # ------------------------------------------------ outcome
+
+    def settled(self, entry: TaskEntry) -> Any:
+        """The outcome is there; outputs that belong here are brought first (loop's thread)."""
+        wanted = [
+            (file, product)
+            for (file, _, flags), product in zip(self._outputs, entry.products, strict=True)
+            if flags & messages.HOME and product.is_available()
+        ]
+        if not wanted:
+            return super().settled(entry)
+        entry.handle = None
+        _Homecoming(self, entry, wanted).start()
+        return None
+
+    def _arrived(self, entry: TaskEntry, error: str) -> None:
+        """Everything is here, or could not be stored (loop's thread)."""
+        if error:
+            self._local_result = "output transfer error"
+        manager = super().settled(entry)
+        if manager is not None:
+            manager.flush()
+
+    @property
+    def result(self) -> str:
+        """How it ended: one of the result strings of the reference."""
+        entry = self._entry
+        if entry is None or not self._finished:
+            return "unknown"
+        if isinstance(entry.error, InputMissing):
+            return "input missing"
+        if self._local_result:
+            return self._local_result
+        report = entry.report
+        if entry.error not in (None, "raised") or report is None:
+            return super().result
+        if report.outcome:
+            return report.outcome
+        return "output missing" if report.missing else "success"
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command or process (a signal's number if one killed it); -1 when it never ran to an end."""
+        entry = self._entry
+        if entry is None or not self._finished or entry.report is None:
+            return -1
+        return entry.report.exit_code if entry.error in (None, "raised") else -1
+
+    def successful(self) -> bool:
+        """Whether the result is "success" and the exit code 0."""
+        return self.result == "success" and self.exit_code == 0
+
+    @property
+    def std_output(self) -> str | None:
+        """Standard output and standard error, merged, with the traceback of a function that raised; None when it never ran."""
+        entry = self._entry
+        if entry is None or not self._finished or entry.report is None:
+            return None
+        text = entry.report.stdout.decode("utf-8", "surrogateescape")
+        if entry.report.stdout_cut:
+            text += "\n[the rest of the output is cut]\n"
+        return text + (super().std_output or "")
+
+    @property
+    def resources_requested(self) -> SimpleNamespace:
+        """What was asked for; -1 where nothing was."""
+        return SimpleNamespace(**{name: self._amounts.get(name, -1) for name in ("cores", "memory", "disk", "gpus")})
+
+    @property
+    def resources_measured(self) -> SimpleNamespace:
+        """wall_time in seconds, start and end since the epoch, disk in MB; -1 where nothing was measured."""
+        report = self._entry.report if self._entry is not None and self._finished else None
+        if report is None:
+            return SimpleNamespace(wall_time=-1, start=-1, end=-1, disk=-1)
+        took = report.ended_s - report.started_s
+        return SimpleNamespace(wall_time=took, start=report.started_s, end=report.ended_s, disk=report.disk_mb)
+
+
+class _Homecoming:
+    """Outputs of one task on their way to where they belong: local paths, or buffers in memory."""
+
+    def __init__(self, task: SandboxedTask, entry: TaskEntry, wanted: list[tuple[File, FileEntry]]) -> None:
+        self.task = task
+        self.entry = entry
+        self.wanted = wanted
+        self.error = ""
+
+    def start(self) -> None:
+        """Bring them in a thread of its own: files may be large, and the loop must not wait (loop's thread)."""
+        threading.Thread(target=self._bring, name="vine-outputs", daemon=True).start()
+
+    def _bring(self) -> None:
+        engine = self.wanted[0][0].engine
+        for file, product in self.wanted:
+            try:
+                data = product.data
+                file.take_content(engine.read_raw(product) if data is None else data)
+            except (OSError, FileLost, LoopDied) as error:
+                self.error = f"{type(error).__name__}: {error}"
+        try:
+            engine.post(lambda: self.task._arrived(self.entry, self.error))
+        except LoopDied:
+            pass  # everything that waits has been told
+
+
+class Task(SandboxedTask):
+    """A shell command line, run by ``/bin/sh -c`` in a private directory.
+
+    Parameters:
+        command: the command line.
+        options: tag, category, retries, cores, memory, disk, gpus, priority, time_max, time_end, inputs, outputs, env.
+    """
+
+    def __init__(self, command: str, **options: Any) -> None:
+        if not isinstance(command, str):
+            raise TypeError(f"a command is a str, not {type(command).__name__} (options go as keywords: Task(command, **options))")
+        super().__init__()
+        self.command_line = command
+        self.args: tuple[Any, ...] = ()
+        self.kwargs: dict[str, Any] = {}
+        self._configure(options)
+
+    def set_command(self, command: str) -> None:
+        """Replace the command line."""
+        self.command_line = command
+
+    @property
+    def command(self) -> str:
+        """The command line."""
+        return self.command_line
+
+    @property
+    def output(self) -> Any:
+        """Standard output and standard error, merged; None before the task is done."""
+        return self.std_output
+
+    def _prepare(self, engine: Engine, libraries: dict[str, InstalledLibrary]) -> tuple[CodeEntry, Kind]:
+        return engine.process_code(None, self._request())
+
+
+class PythonTask(SandboxedTask, TempOutput):
+    """A Python function, run in a process and a private directory of its own.
+
+    Parameters:
+        function: what to run; it and its arguments travel pickled.
+        args, kwargs: its arguments; files stand for their content, other tasks' ``output_file`` for their value.
+    """
+
+    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        if not callable(function):
+            raise TypeError(f"PythonTask takes a function, not {function!r}")
+        super().__init__()
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+        self._raw_result = False
+
+    def disable_output_serialization(self) -> None:
+        """The function returns bytes, which are the output as they are."""
+        self._raw_result = True
+
+    def set_output_cache(self, cache: bool | str = False) -> None:
+        """Accepted for compatibility: results stay where they are as long as somebody holds the task."""
+
+    @property
+    def output(self) -> Any:
+        """The value; the exception object when there is none.
+
+        Raises:
+            UsageError: the value was left in the cluster.
+        """
+        if self._temp_output and self.successful():
+            raise UsageError("the value was left in the cluster: use fetch_file(task.output_file), or add it as an input of another task")
+        if self._finished and self._entry is not None and self._entry.error is None:
+            if self.result != "success":
+                return TaskFailed(f"the task ended with the result {self.result!r}")
+            if self._raw_result:
+                return self._raw_output(self._entry)
+        return super().output
+
+    def _raw_output(self, entry: TaskEntry) -> bytes:
+        if entry.value is not None:
+            return entry.value
+        assert entry.output is not None and self._manager is not None
+        return self._manager.engine.read_raw(entry.output)
+
+    @property
+    def command(self) -> str:
+        """The function's name."""
+        return getattr(self.function, "__name__", repr(self.function))
+
+    def _sandbox(self) -> messages.Sandbox:
+        spec = super()._sandbox()
+        spec.raw_result = self._raw_result
+        spec.plain_pickle = True
+        return spec
+
+    def _prepare(self, engine: Engine, libraries: dict[str, InstalledLibrary]) -> tuple[CodeEntry, Kind]:
+        return engine.process_code(self.function, self._request())
+
+
+def _checked_file(file: Any) -> File:
+    if not isinstance(file, File):
+        raise TypeError(f"this takes a File made by a declare_ method, not {type(file).__name__}")
+    return file
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a name in the task's directory is a str, not {type(name).__name__}")
+    if not name or name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"{name!r} leads out of the task's directory: use a relative name without '..'")
+    return name
+
+
+__all__ = ["BUFFER", "FILE", "PythonTask", "SandboxedTask", "Task"]
