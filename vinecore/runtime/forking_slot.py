@@ -13,11 +13,11 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 from time import perf_counter
+from typing import NoReturn
 
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.randomness import reseed
@@ -131,23 +131,17 @@ class ForkingSlot(Slot):
         result.report = report
 
     def _command(self, call: Call, spec: Sandbox, box: Box, limits: Limits) -> tuple[Result, Report]:
-        with open(box.path / STDOUT, "wb") as output:
-            process = subprocess.Popen(
-                ["/bin/sh", "-c", spec.command],
-                cwd=box.path,
-                env=box.environment(dict(os.environ)),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                # Its own group inside our session: it can be killed with what it started, and dies with the slot's session too.
-                process_group=0,
-            )
+        slot = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become_shell(spec.command, box, slot)
         outcome = ""
         try:
-            outcome = _watch_process(process.pid, limits)
+            outcome = _watch_process(pid, limits)
         finally:
-            _kill_group(process.pid)
-            code = process.wait()
+            _kill_group(pid)
+            _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
         exit_code = 9 if outcome else (-code if code < 0 else code)
         return Result(call.task_id, call.attempt, messages.OK_INLINE, 0), Report(exit_code, b"", [], [], [], outcome)
 
@@ -206,6 +200,18 @@ class ForkingSlot(Slot):
             code = 0
         finally:
             os._exit(code)
+
+
+def _become_shell(command: str, box: Box, slot: int) -> NoReturn:
+    """In the child: /bin/sh in the sandbox. Forked here and not spawned: the wish to die with the slot survives only an exec."""
+    try:
+        die_with_parent(slot)
+        _enter(box)
+        for number in (signal.SIGINT, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)
+        os.execve("/bin/sh", ["/bin/sh", "-c", command], dict(os.environ))
+    finally:
+        os._exit(126)
 
 
 def _enter(box: Box) -> None:
