@@ -1,4 +1,4 @@
-"""What must not be: hostile bytes on the port, rogue workers, wrong arguments, no worker. Each is refused in words and disturbs nobody.
+"""What must not be: hostile bytes on the port, rogue workers, wrong arguments, no worker. Refused in words, disturbing nobody.
 
 The managers listen on the loopback interface of this machine; the rogue side speaks through ``vinecore.wire`` and plain sockets.
 """
@@ -504,7 +504,7 @@ def test_vine_port_beats_the_argument(config: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VINE_PORT", str(port))
     with Manager(port=0) as manager:
         assert manager.port == port
-    for value in ("many", "-5", "1.5", "９１"):
+    for value in ("many", "-5", "1.5", "\N{FULLWIDTH DIGIT NINE}1"):
         monkeypatch.setenv("VINE_PORT", value)
         with pytest.raises(UsageError, match="VINE_PORT"):
             Manager(port=0)

@@ -1,6 +1,7 @@
 """``Manager`` with ``FunctionCall`` on real processes: submitting, waiting, cancelling, files, exceptions, the end.
 
-Libraries, their contexts and modes are in ``test_libraries.py``. A call that must last blocks on a file, so nothing depends on how long anything takes.
+Libraries, their contexts and modes are in ``test_libraries.py``. A call that must last blocks on a file: nothing depends on how
+long anything takes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Libraries on real processes: describing, installing, removing, contexts, hoisting, slots, both modes, and the loss of their processes."""
+"""Libraries on real processes: describing, installing, removing, contexts, hoisting, slots, both modes, losses."""
 
 from __future__ import annotations
 

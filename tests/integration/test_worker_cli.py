@@ -1,4 +1,4 @@
-"""``vine_worker HOST PORT`` as a process of its own: command line, connecting, secrets, times, its end, and two workers on one manager.
+"""``vine_worker HOST PORT`` as a process of its own: command line, connecting, secrets, times, end, two of them.
 
 Each worker has a home and a directory for temporary files below the test's own directory, so what it leaves is seen.
 """
@@ -276,7 +276,7 @@ def test_a_full_manager_is_not_asked_without_a_pause(start: Callable[..., Worker
         assert eventually(lambda: "left the manager: this manager has as many workers as it may" in worker.out)
         manager.tune("max-workers", -1)
         assert connected(manager)
-        assert worker.out.count("left the manager") <= 3
+        assert worker.out.count("left the manager") <= 3, worker.out
 
 
 def test_single_shot(start: Callable[..., Worker]) -> None:

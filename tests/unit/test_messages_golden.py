@@ -21,7 +21,7 @@ PLAIN_CALL = m.Call(8, 1, 4, 6, b"", [], 0, False, True)
 
 GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
     "decode_from_manager": [
-        (m.Welcome(4, "r1", 5.0, 20.0), "96a777656c636f6d6504a27231cb4014000000000000cb4034000000000000ce00010000"),
+        (m.Welcome(4, "r1", 5.0, 20.0), "97a777656c636f6d6504a27231cb4014000000000000cb4034000000000000ce00010000c400"),
         (
             m.StartLibrary(1, "lib", 2, "fork", b"code", ["numpy"], 3, 60.0),
             "9aa873746172746c696201a36c696202a4666f726bc404636f646591a56e756d707903cb404e000000000000a0",
@@ -35,7 +35,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         ),
         (m.Cancel([(7, 1), (8, 2)]), "92a663616e63656c92920701920802"),
         (m.HandBack(16), "92a868616e646261636b10"),
-        (m.Fetch("r1-7.1", 5_000_000_000), "93a56665746368a672312d372e31cf000000012a05f200"),
+        (m.Fetch("r1-7.1", 5_000_000_000), "96a56665746368a672312d372e31cf000000012a05f20090c40000"),
         (m.Upload(11, "r1-7.1"), "93a675706c6f61640ba672312d372e31"),
         (m.Unlink(["a", "b"]), "92a6756e6c696e6b92a161a162"),
         (m.Ping(), "91a470696e67"),
@@ -44,7 +44,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
     "decode_from_worker": [
         (
             m.Hello("node1", 4242, 4, 16000, 100000, 1, ["avx"], "3.11", "x86_64", "/store", [("a", 12)]),
-            "9ca568656c6c6fa56e6f646531cd109204cd3e80ce000186a00191a3617678a4332e3131a67838365f3634a62f73746f72659192a1610c",
+            "9da568656c6c6fa56e6f646531cd109204cd3e80ce000186a00191a3617678a4332e3131a67838365f3634a62f73746f72659192a1610c00",
         ),
         (
             m.Done([m.Result(7, 1, m.OK_INLINE, 150, b"value"), m.Result(8, 2, m.OK_STORED, 9, b"", 70000)]),
@@ -61,7 +61,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.Goodbye("idle"), "92a7676f6f64627965a469646c65"),
     ],
     "decode_on_data_link": [
-        (m.Get(4, "a"), "93a367657404a161"),
+        (m.Get(4, "a"), "95a367657404a161c40000"),
         (m.Put(4, 11, "a", 12, b"12345678"), "96a3707574040ba1610cc4083132333435363738"),
         (m.Object("a", 12, b"12345678"), "94a66f626a656374a1610cc4083132333435363738"),
         (m.Missing("a"), "92a76d697373696e67a161"),

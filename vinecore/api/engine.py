@@ -421,9 +421,9 @@ class Engine:
             if self.embedded is not None:
                 self.embedded.stop()
 
-    def _worker_left(self) -> None:
-        """Some worker left (loop's thread): see elsewhere whether it was ours."""
-        if self.embedded is not None and not self.closed:
+    def _worker_left(self, pid: int) -> None:
+        """A worker left (loop's thread): if it was ours, see elsewhere whether it died."""
+        if self.embedded is not None and self.embedded.process.pid == pid and not self.closed:
             threading.Thread(target=self._revive, name="vine-revive", daemon=True).start()
 
     def _revive(self) -> None:

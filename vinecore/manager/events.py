@@ -100,6 +100,7 @@ class WorkerJoined(Record):
     now: float
     worker_id: int
     hello: messages.Hello
+    host: str = ""
 
 
 class WorkerSaid(Record):

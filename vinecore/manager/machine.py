@@ -57,7 +57,7 @@ class ManagerMachine:
         state = self.state
         match event:
             case events.WorkerJoined():
-                on_workers.joined(state, event.worker_id, event.hello)
+                on_workers.joined(state, event.worker_id, event.hello, event.host)
             case events.WorkerLeft():
                 on_workers.left(state, event.worker_id, event.reason)
             case events.TasksCancelled():

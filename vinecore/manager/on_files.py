@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from vinecore.manager import lineage, on_tasks, orders, placement
+from vinecore.manager import lineage, on_tasks, orders, placement, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.state import FileEntry, ManagerState, Relay, WorkerEntry
 from vinecore.wire import messages
+
+
+# How a worker's reason begins when the other side answered that it does not have the object.
+NOT_THERE = "FileLost"
 
 
 def wanted(state: ManagerState, file: FileEntry, handle: object) -> None:
@@ -104,6 +108,7 @@ def _relay_failed(state: ManagerState, relay: Relay) -> None:
 
 def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched) -> None:
     """A worker has an object that it was told to fetch."""
+    transfers.ended(state, message.name, worker.worker_id)
     file = state.held.get(message.name)
     if file is not None and file.coming is not None and worker.worker_id in file.coming:
         file.coming.discard(worker.worker_id)
@@ -117,7 +122,13 @@ def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched)
 
 def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.FetchFailed) -> None:
     """A worker could not fetch an object; its calls find it missing and come back."""
+    source_id = transfers.ended(state, message.name, worker.worker_id)
     file = state.held.get(message.name)
+    if source_id is not None:
+        if file is not None and message.reason.startswith(NOT_THERE):
+            on_tasks.lose_copy(state, file, source_id)
+        else:
+            worker.unreachable.add(source_id)
     if file is None:
         return
     if file.coming is not None:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from vinecore.errors import ProtocolError
-from vinecore.manager import on_files, on_libraries, on_tasks, orders, placement
+from vinecore.manager import on_files, on_libraries, on_tasks, orders, placement, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.state import ManagerState, WorkerEntry
 from vinecore.model.notes import WorkerJoined, WorkerRemoved
 from vinecore.wire import messages
 
 
-def joined(state: ManagerState, worker_id: int, hello: messages.Hello) -> None:
+def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str = "") -> None:
     """A worker passed the handshake and said what it has."""
     tunables = state.tunables
     if 0 <= tunables.max_workers <= len(state.workers):
         state.orders.append(orders.SendTo(worker_id, messages.Release(False, "this manager has as many workers as it may")))
         return
-    worker = WorkerEntry(worker_id, hello, state.now)
+    worker = WorkerEntry(worker_id, hello, state.now, host)
     if not state.workers:
         state.stuck_since, state.stuck_told = 0.0, False
     state.workers[worker_id] = worker
     state.counters.workers_joined += 1
     state.orders.append(
         orders.SendTo(
-            worker_id, messages.Welcome(worker_id, state.run, tunables.keepalive_interval, tunables.keepalive_timeout)
+            worker_id,
+            messages.Welcome(
+                worker_id,
+                state.run,
+                tunables.keepalive_interval,
+                tunables.keepalive_timeout,
+                transfer_key=state.transfer_key,
+            ),
         )
     )
     on_libraries.start_wanted(state, worker)
@@ -90,6 +97,7 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
         on_tasks.lose_copy(state, file, worker_id)
     on_tasks.worker_lost(state, worker, lost)
     on_files.relays_lost(state, worker_id)
+    transfers.worker_left(state, worker_id)
     if state.notes_wanted:
         state.notes.append(WorkerRemoved(state.now, worker_id, reason, len(lost)))
 

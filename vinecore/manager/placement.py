@@ -7,7 +7,7 @@ one call more at least.
 
 from __future__ import annotations
 
-from vinecore.manager import bundles, orders
+from vinecore.manager import bundles, orders, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.state import (
     Bundle,
@@ -177,12 +177,22 @@ def _fits(instance: Instance, entry: TaskEntry) -> bool:
 def _reachable(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
     """True when every input can be used on that worker now or be fetched from the manager.
 
-    An input that only another worker has is first brought to the manager; the entry is parked until then.
+    An input that only other workers have comes from them; if all of these are busy the entry waits, and if none can be reached it
+    is parked until the object has come to the manager.
     """
-    worker_id = instance.worker.worker_id
+    worker = instance.worker
+    worker_id = worker.worker_id
     for file in entry.inputs:
         if file.data is not None or file.at_manager or (file.on_workers and worker_id in file.on_workers):
             continue
+        if file.coming and worker_id in file.coming:
+            continue
+        peers = transfers.peers_with(state, file, worker)
+        if transfers.has_room(state, peers):
+            continue
+        if peers:
+            transfers.wait_for_room(state, entry)
+            return False
         bring_here(state, file)
         state.parked.setdefault(file.name, []).append(entry)
         return False
@@ -202,14 +212,19 @@ def bring_here(state: ManagerState, file: FileEntry) -> None:
 
 
 def _fetch_to(state: ManagerState, file: FileEntry, instance: Instance) -> None:
-    """Tell a worker to fetch an object from the manager, once."""
-    worker_id = instance.worker.worker_id
+    """Tell a worker to fetch an object, once: from a peer that has time, else from the manager."""
+    worker = instance.worker
+    worker_id = worker.worker_id
     if file.coming is None:
         file.coming = set()
     if worker_id not in file.coming and not (file.on_workers and worker_id in file.on_workers):
         file.coming.add(worker_id)
         state.held[file.name] = file
-        state.orders.append(orders.SendTo(worker_id, messages.Fetch(file.name, file.size_bytes)))
+        peers = transfers.peers_with(state, file, worker)
+        if peers and (transfers.has_room(state, peers) or not file.at_manager):
+            transfers.fetch(state, file, worker, peers)
+        else:
+            state.orders.append(orders.SendTo(worker_id, messages.Fetch(file.name, file.size_bytes)))
 
 
 def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, inside: set[TaskEntry] | None) -> list[int | str]:

@@ -284,10 +284,30 @@ class Instance:
 class WorkerEntry:
     """A connected worker."""
 
-    __slots__ = ("amounts", "committed", "draining", "hello", "instances", "last_heard", "pinged_at", "running", "total", "worker_id")
+    __slots__ = (
+        "amounts",
+        "committed",
+        "draining",
+        "hello",
+        "host",
+        "instances",
+        "last_heard",
+        "outgoing",
+        "pinged_at",
+        "running",
+        "total",
+        "unreachable",
+        "worker_id",
+    )
 
-    def __init__(self, worker_id: int, hello: messages.Hello, now: float) -> None:
+    def __init__(self, worker_id: int, hello: messages.Hello, now: float, host: str = "") -> None:
         self.worker_id = worker_id
+        # Where peers reach it, as the manager saw it; empty: the manager's own host.
+        self.host = host
+        # Transfers to peers that it was named for and that have not ended.
+        self.outgoing = 0
+        # Workers from which it could not fetch: their objects come through the manager.
+        self.unreachable: set[int] = set()
         self.hello = hello
         self.total = Resources(hello.cores, hello.memory_mb, hello.disk_mb, hello.gpus)
         # Resources of placed entries that asked for some.
@@ -479,6 +499,14 @@ class ManagerState:
     cancels: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     # Files whose last copy is gone and that nothing can make again, gathered over one event.
     lost_files: list[FileEntry] = field(default_factory=list)
+    # Shared by the workers of this run, for tickets; empty switches transfers between workers off.
+    transfer_key: bytes = b""
+    # Seconds since the epoch at the machine's time 0: tickets expire by the calendar, which events do not carry.
+    epoch_offset_s: float = 0.0
+    # (object, destination) of transfers between workers under way, with the worker that was named first.
+    peer_fetches: dict[tuple[str, int], int] = field(default_factory=dict)
+    # Ready entries that wait until a source has a transfer to spare.
+    crowded: list[TaskEntry] = field(default_factory=list)
     # Ready entries that wait for an object to come to the manager first, by its name.
     parked: dict[str, list[TaskEntry]] = field(default_factory=dict)
     # Pieces of finished graphs that workers have not been told of yet, and their size.

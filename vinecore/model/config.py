@@ -37,6 +37,8 @@ class Tunables:
     # hungry(): the least number of waiting tasks to be sated, and the factor on cores.
     hungry_minimum: float = 10
     hungry_minimum_factor: float = 2
+    # Transfers from one worker to its peers at the same time; higher: a popular file spreads less like a tree.
+    worker_source_max_transfers: float = 10
     # Refuse more workers than this; below zero: no limit.
     max_workers: float = -1
     # Dispatch nothing before that many workers are connected.

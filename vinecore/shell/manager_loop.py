@@ -66,6 +66,8 @@ class ManagerLoop:
 
     def __init__(self, run: str, tunables: Tunables, listener: socket.socket, secret: bytes | None, say: Callable[[str], None]) -> None:
         self.machine = ManagerMachine(run, tunables)
+        self.machine.state.transfer_key = os.urandom(32)
+        self.machine.state.epoch_offset_s = time.time() - time.monotonic()
         self.listener = listener
         self.secret = secret
         self.say = say
@@ -89,8 +91,8 @@ class ManagerLoop:
         self.observers: list[Callable[[list[object]], None]] = []
         self.died: Exception | None = None
         self.after_batch: Callable[[], None] | None = None
-        # Called when a worker's link has ended; must not block.
-        self.worker_left: Callable[[], None] | None = None
+        # Called with the pid of a worker whose link has ended; must not block.
+        self.worker_left: Callable[[int], None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()
@@ -388,8 +390,9 @@ class ManagerLoop:
                     raise PeerError(f"a worker offers {message.cores} cores, or less than nothing of something else")
                 worker_id = link.worker_id = self.next_worker_id  # type: ignore[attr-defined]
                 self.next_worker_id += 1
+                link.pid = message.pid  # type: ignore[attr-defined]
                 self.links[worker_id] = link
-                self._handle(events.WorkerJoined(now, worker_id, message))
+                self._handle(events.WorkerJoined(now, worker_id, message, _host_of(link.peer)))
             else:
                 raise PeerError("a worker's first message was not its hello")
 
@@ -401,7 +404,7 @@ class ManagerLoop:
             del self.links[worker_id]
             self._handle(events.WorkerLeft(time.monotonic(), worker_id, str(error or "the connection was closed")))
             if self.worker_left is not None:
-                self.worker_left()
+                self.worker_left(getattr(link, "pid", 0))
         elif not worker_id:
             self.refused_count += 1
 
@@ -470,6 +473,12 @@ class ManagerLoop:
         os.close(null)
 
 
+def _host_of(peer: str) -> str:
+    """Where peers reach a worker, from the address of its link; empty for one on this host, which each peer knows by its own name."""
+    host = peer.rpartition(":")[0].removeprefix("::ffff:")
+    return "" if host.startswith("127.") or host == "::1" else host
+
+
 class _ManagerLink(Link):
     """A link that somebody dialled to the manager's port."""
 
@@ -477,6 +486,7 @@ class _ManagerLink(Link):
         super().__init__(Listener(owner.secret, os.urandom(32)), owner.link_ready, owner.payloads, owner.link_lost)
         self.owner = owner
         self.worker_id = 0
+        self.pid = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peer = transport.get_extra_info("peername")

@@ -86,8 +86,8 @@ class DataLink:
         self.sock.close()
 
 
-def dial(addresses: Sequence[tuple[str, int]], secret: bytes | None) -> DataLink:
-    """Open a data link to the manager.
+def dial(addresses: Sequence[tuple[str, int]], secret: bytes | None, kind: str = "data") -> DataLink:
+    """Open a data link to the manager, or (kind "peer") to another worker.
 
     Raises:
         PeerError: the manager refused. OSError: it cannot be reached.
@@ -95,7 +95,7 @@ def dial(addresses: Sequence[tuple[str, int]], secret: bytes | None) -> DataLink
     sock = socket.create_connection(addresses[0], timeout=HANDSHAKE_TIMEOUT_S)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handshake = Dialer(secret, os.urandom(32), "data")
+        handshake = Dialer(secret, os.urandom(32), kind)
         reader, writer = FrameReader(BEFORE_AUTH_LIMIT_BYTES), FrameWriter()
         first = handshake.start()
         assert first is not None
@@ -119,16 +119,16 @@ def dial(addresses: Sequence[tuple[str, int]], secret: bytes | None) -> DataLink
         raise
 
 
-def fetch(link: DataLink, store: Store, worker_id: int, name: str) -> int:
-    """Ask the manager for an object and store it; returns its size in bytes.
+def fetch(link: DataLink, store: Store, worker_id: int, name: str, ticket: bytes = b"", expires_s: int = 0) -> int:
+    """Ask the other side for an object and store it; returns its size in bytes.
 
     Raises:
-        FileLost: the manager does not have it. PeerError, OSError: the transfer failed.
+        FileLost: it does not have it. PeerError, OSError: the transfer failed.
     """
-    link.send(messages.Get(worker_id, name))
+    link.send(messages.Get(worker_id, name, ticket, expires_s))
     header = link.receive()
     if isinstance(header, messages.Missing):
-        raise FileLost(f"the manager does not have {name}")
+        raise FileLost(f"the other side does not have {name}")
     if not isinstance(header, messages.Object) or header.name != name:
         raise ProtocolError("the manager answered with something else than the object that was asked for")
     aside = store.aside(name)

@@ -28,6 +28,7 @@ from vinecore.errors import AuthenticationError, PeerError, VersionError, VineEr
 from vinecore.shell import transfer
 from vinecore.shell.local_link import LocalLink
 from vinecore.shell.machine_id import machine_id
+from vinecore.shell.peer_server import PeerServer
 from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, end_opened, kill_group, open_descendants
 from vinecore.shell.secrets import secret_for_worker
 from vinecore.shell.store import Store
@@ -86,6 +87,7 @@ class WorkerLoop:
         # A parent started ahead of need: its imports overlap with connecting.
         self.spare: HostProcess | None = None
         self.link: Link | None = None
+        self.peers = PeerServer(self.store, config.secret, self._transfer_key)
         self.loop: asyncio.AbstractEventLoop
         self.stop: asyncio.Event
         self.disconnected: asyncio.Event
@@ -130,6 +132,8 @@ class WorkerLoop:
         if self.config.lifeline_fd >= 0:
             self.loop.add_reader(self.config.lifeline_fd, self._lifeline_cut)
         self._say(f"workspace {self.store.workspace}")
+        if not self.config.embedded:
+            await self.peers.start()
         give_up = time.monotonic() + self.config.connect_timeout_s
         backoff = self.config.min_backoff_s
         while not self.stop.is_set():
@@ -212,6 +216,7 @@ class WorkerLoop:
         outcome = await ready
         if outcome is None:
             self.link, self.address = link, address
+            self.leave_reason = ""
             self.machine = WorkerMachine()
             self.machine.state.last_heard = time.monotonic()
             link.send(messages.encode(self._hello()))
@@ -238,12 +243,12 @@ class WorkerLoop:
             machine_id(),
             str(self.store.objects),
             [],
+            self.peers.port,
         )
 
     async def _serve(self) -> None:
         """Work for the manager until one side ends the link, then forget everything about it."""
         self.served = True
-        self.leave_reason = ""
         self.last_work = time.monotonic()
         waits = [asyncio.ensure_future(self.stop.wait()), asyncio.ensure_future(self.disconnected.wait())]
         while True:
@@ -253,7 +258,9 @@ class WorkerLoop:
             if done:
                 break
             self._handle(events.Tick(time.monotonic()))
-            if self.machine.state.libraries_busy():
+            state = self.machine.state
+            # A library that loads its context is work, however long that takes.
+            if state.libraries_busy() or not all(library.ready_told for library in state.libraries.values()):
                 self.last_work = time.monotonic()
             elif time.monotonic() - self.last_work >= self.config.idle_timeout_s:
                 self.leave_reason = f"no work for {self.config.idle_timeout_s:g} s"
@@ -271,6 +278,11 @@ class WorkerLoop:
         self.link = None
         self._end_tree()
         self.store.clear()
+
+    def _transfer_key(self) -> bytes | None:
+        """Key of the run that is served now (any thread)."""
+        welcome = self.machine.state.welcome
+        return welcome.transfer_key if welcome is not None and welcome.transfer_key else None
 
     def _end_tree(self) -> None:
         """End every parent and slot of this worker."""
@@ -525,13 +537,29 @@ class WorkerLoop:
     def _fetch(self, order: orders.FetchObject, worker_id: int) -> None:
         event: events.Event
         try:
-            link = transfer.dial([self.address], self.config.secret)
-            with contextlib.closing(link):
-                size = transfer.fetch(link, self.store, worker_id, order.name)
+            size = self._fetch_from_anywhere(order, worker_id)
             event = events.ObjectArrived(time.monotonic(), order.name, size)
         except (OSError, VineError) as error:
             event = events.ObjectFailed(time.monotonic(), order.name, f"{type(error).__name__}: {error}")
         self.loop.call_soon_threadsafe(self._later, event)
+
+    def _fetch_from_anywhere(self, order: orders.FetchObject, worker_id: int) -> int:
+        """Ask the peers that were named, one after the other; without any, the manager.
+
+        Raises:
+            OSError, VineError: of the last one that was asked.
+        """
+        if not order.sources:
+            with contextlib.closing(transfer.dial([self.address], self.config.secret)) as link:
+                return transfer.fetch(link, self.store, worker_id, order.name)
+        failure: Exception = PeerError("no peer was named")
+        for host, port in order.sources:
+            try:
+                with contextlib.closing(transfer.dial([(host or self.address[0], port)], self.config.secret, "peer")) as link:
+                    return transfer.fetch(link, self.store, worker_id, order.name, order.ticket, order.expires_s)
+            except (OSError, VineError) as error:
+                failure = error
+        raise failure
 
     def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
         reason = ""

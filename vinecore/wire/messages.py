@@ -153,13 +153,17 @@ class Result(Struct, array_like=True, gc=False):
 
 
 class Welcome(Struct, array_like=True, tag="welcome", frozen=True):
-    """First message of the manager. ``run`` prefixes the names of this run's temps; keepalive in seconds."""
+    """First message of the manager. ``run`` prefixes the names of this run's temps; keepalive in seconds.
+
+    ``transfer_key`` makes and checks the tickets with which peers get objects from each other.
+    """
 
     worker_id: int
     run: str
     keepalive_interval_s: float
     keepalive_timeout_s: float
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
+    transfer_key: bytes = b""
 
 
 class StartLibrary(Struct, array_like=True, tag="startlib", frozen=True):
@@ -229,10 +233,17 @@ class HandBack(Struct, array_like=True, tag="handback", frozen=True):
 
 
 class Fetch(Struct, array_like=True, tag="fetch", frozen=True):
-    """Bring an object from the manager over a data link; answered by Fetched or FetchFailed. Duplicates attach."""
+    """Bring an object here; answered by Fetched or FetchFailed. Duplicates attach.
+
+    ``sources``: peers to ask in this order, with the ticket; none means the manager, over a data link. An empty host is the
+    manager's own, as this worker knows it.
+    """
 
     name: str
     size_bytes: int
+    sources: list[tuple[str, int]] = []
+    ticket: bytes = b""
+    expires_s: int = 0
 
 
 class Upload(Struct, array_like=True, tag="upload", frozen=True):
@@ -276,6 +287,7 @@ class Hello(Struct, array_like=True, tag="hello", frozen=True):
     machine: str
     store: str
     objects: list[tuple[str, int]]
+    peer_port: int = 0
 
 
 class Done(Struct, array_like=True, tag="done"):
@@ -342,10 +354,12 @@ class Goodbye(Struct, array_like=True, tag="goodbye", frozen=True):
 
 
 class Get(Struct, array_like=True, tag="get", frozen=True):
-    """Worker asks the manager for an object; answered by Object and that many raw bytes, or Missing."""
+    """Worker asks for an object; answered by Object and that many raw bytes, or Missing. A peer wants to see the ticket."""
 
     worker_id: int
     name: str
+    ticket: bytes = b""
+    expires_s: int = 0
 
 
 class Put(Struct, array_like=True, tag="put", frozen=True):

@@ -15,7 +15,9 @@ def fetch(state: WorkerState, message: messages.Fetch) -> None:
         state.unwanted.discard(message.name)
     else:
         state.fetching[message.name] = []
-        state.orders.append(orders.FetchObject(message.name, message.size_bytes))
+        state.orders.append(
+            orders.FetchObject(message.name, message.size_bytes, message.sources, message.ticket, message.expires_s)
+        )
 
 
 def arrived(state: WorkerState, name: str, size_bytes: int) -> None:

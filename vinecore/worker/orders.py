@@ -72,10 +72,13 @@ class ReadClaim(Record):
 
 
 class FetchObject(Record):
-    """Bring an object from the manager over a data link."""
+    """Bring an object here: from the first of these peers that has it, or from the manager when there are none."""
 
     name: str
     size_bytes: int
+    sources: list[tuple[str, int]] = []
+    ticket: bytes = b""
+    expires_s: int = 0
 
 
 class UploadObject(Record):

@@ -1,0 +1,81 @@
+"""Objects from worker to worker: which peers to name, the ticket, limits per source, and what follows when it fails.
+
+A worker that cannot reach a peer is told so once for each pair: from then on what that peer holds comes to it through the manager. A peer that does
+not have the object any more has lost a copy, which is no failure of the link.
+"""
+
+from __future__ import annotations
+
+from vinecore.manager import orders
+from vinecore.manager import transitions as t
+from vinecore.manager.state import FileEntry, ManagerState, TaskEntry, WorkerEntry
+from vinecore.wire import messages
+from vinecore.model.ticket import LIFETIME_S, make_ticket
+
+# Peers named for one fetch: when the first cannot give it, the worker asks the next by itself.
+NAMED_PEERS = 3
+
+
+def peers_with(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> list[WorkerEntry]:
+    """Workers from which this one could fetch the file, least busy first."""
+    if not state.transfer_key or not file.on_workers:
+        return []
+    found = []
+    for worker_id in file.on_workers:
+        peer = state.workers.get(worker_id)
+        if peer is not None and peer is not worker and peer.hello.peer_port and worker_id not in worker.unreachable:
+            found.append(peer)
+    found.sort(key=lambda peer: (peer.outgoing, peer.worker_id))
+    return found
+
+
+def has_room(state: ManagerState, peers: list[WorkerEntry]) -> bool:
+    """Whether the least busy of these peers may serve one more."""
+    return bool(peers) and peers[0].outgoing < max(1, state.tunables.worker_source_max_transfers)
+
+
+def fetch(state: ManagerState, file: FileEntry, worker: WorkerEntry, peers: list[WorkerEntry]) -> None:
+    """Order a fetch from peers; the ticket lets this worker, and nobody else, have the object for a while."""
+    named = peers[:NAMED_PEERS]
+    named[0].outgoing += 1
+    state.peer_fetches[file.name, worker.worker_id] = named[0].worker_id
+    expires = int(state.now + state.epoch_offset_s) + LIFETIME_S
+    ticket = make_ticket(state.transfer_key, file.name, worker.worker_id, expires)
+    sources = [(peer.host, peer.hello.peer_port) for peer in named]
+    state.orders.append(
+        orders.SendTo(worker.worker_id, messages.Fetch(file.name, file.size_bytes, sources, ticket, expires))
+    )
+
+
+def ended(state: ManagerState, name: str, worker_id: int) -> int | None:
+    """A fetch ended, well or not: its source has a transfer to spare. Returns the source; None when it was not from a peer."""
+    source_id = state.peer_fetches.pop((name, worker_id), None)
+    if source_id is None:
+        return None
+    source = state.workers.get(source_id)
+    if source is not None:
+        source.outgoing -= 1
+    _look_again(state)
+    return source_id
+
+
+def wait_for_room(state: ManagerState, entry: TaskEntry) -> None:
+    """Every source of an input is busy: look again when a transfer ends."""
+    state.crowded.append(entry)
+
+
+def _look_again(state: ManagerState) -> None:
+    waiting, state.crowded = state.crowded, []
+    for entry in waiting:
+        if entry.state is t.READY and entry.dequeued:
+            entry.dequeued = False
+            entry.kind.shape.ready.push(entry)
+            state.activate(entry.kind.shape)
+
+
+def worker_left(state: ManagerState, worker_id: int) -> None:
+    """Fetches of a worker that is gone do not end any more; those from it are reported by their other side."""
+    for name, destination in [key for key in state.peer_fetches if key[1] == worker_id]:
+        ended(state, name, destination)
+    if state.crowded:
+        _look_again(state)
