@@ -31,7 +31,7 @@ has_dask_awkward = importlib.util.find_spec("dask_awkward") is not None
 
 
 def run(name: str, *arguments: str, cwd: Path, expected_code: int = 0) -> tuple[str, str]:
-    """What the example printed on both streams; it must end in time, with this code (``conftest`` looks for what is left behind)."""
+    """What the example printed on both streams; it must end in time, with this code; ``conftest`` finds what is left."""
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
     # Its own session, so that a hanging example is ended with its children.
     process = subprocess.Popen(
