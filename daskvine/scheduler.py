@@ -169,9 +169,7 @@ def pack(engine: Engine, plan: Plan, options: GetOptions) -> Iterator[Piece]:
         count = PIECE_COUNT
 
 
-def pack_piece(
-    engine: Engine, plan: Plan, numbers: range, options: GetOptions, known: dict[int, tuple[Any, Any]]
-) -> Piece:
+def pack_piece(engine: Engine, plan: Plan, numbers: range, options: GetOptions, known: dict[int, tuple[Any, Any]]) -> Piece:
     """One piece of a plan. ``known``: functions met in this get, by id, with their code.
 
     Raises:

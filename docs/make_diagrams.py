@@ -15,12 +15,12 @@ _HEAD = """# The life of a task
 
 Generated from `vinecore/manager/transitions.py` by `docs/make_diagrams.py`; change the table, not this page.
 
-A task's *state* says where it is, its *outcome* (value, exception, lost, cancelled) how it ended: they are never mixed. `attempt` grows at
-each placing, and whatever an older attempt still says is dropped by comparison. There is no state "cancelled": a cancelled task is finished,
-and its worker is told to give the attempt up.
+A task's *state* says where it is, its *outcome* (value, exception, lost, cancelled) how it ended: they are never mixed.
+`attempt` grows at each placing, and whatever an older attempt still says is dropped by comparison. There is no state
+"cancelled": a cancelled task is finished, and its worker is told to give the attempt up.
 
-What users see in `task.state`: INITIAL for new, READY for waiting and ready, RUNNING for placed, RETRIEVED for finished, DONE once `wait` has
-returned it.
+What users see in `task.state`: INITIAL for new, READY for waiting and ready, RUNNING for placed, RETRIEVED for finished, DONE
+once `wait` has returned it.
 """
 
 

@@ -39,7 +39,7 @@ def block_until(release_path: str, started_path: str) -> bool:
     """Say that a slot is taken, then keep it until the release file appears; false when it never did."""
     Path(started_path).touch()
     deadline = time.monotonic() + BLOCKER_LIMIT_S
-    while not os.path.exists(release_path):  # noqa: PTH110 - polled: a string is cheaper than a Path
+    while not os.path.exists(release_path):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.01)

@@ -85,7 +85,12 @@ class SandboxedTask(SubmittableTask):
         self._inputs.append((_checked_file(file), _checked_name(remote_name), messages.SYMLINK if mount_symlink else 0))
 
     def add_output(
-        self, file: File, remote_name: str, watch: bool = False, failure_only: bool | None = None, success_only: bool | None = None
+        self,
+        file: File,
+        remote_name: str,
+        watch: bool = False,
+        failure_only: bool | None = None,
+        success_only: bool | None = None,
     ) -> None:
         """Take a file out of the task's directory when it ends.
 
@@ -125,7 +130,9 @@ class SandboxedTask(SubmittableTask):
                 for variable, text in dict(value).items():
                     self.set_env_var(variable, text)
             else:
-                raise UsageError(f"{type(self).__name__} has no option {name!r}; it takes {', '.join((*_SETTERS, 'inputs', 'outputs', 'env'))}")
+                raise UsageError(
+                    f"{type(self).__name__} has no option {name!r}; it takes {', '.join((*_SETTERS, 'inputs', 'outputs', 'env'))}"
+                )
 
     # ------------------------------------------------ submission
 
@@ -143,7 +150,6 @@ class SandboxedTask(SubmittableTask):
             end_at_s=self._time_end_s,
             disk_mb=int(self._amounts.get("disk", 0)),
         )
-
 
     def _dress(self, engine: Engine, entry: TaskEntry) -> None:
         """Give the entry its sandbox, what is mounted in it, and the files that come out."""
@@ -278,7 +284,9 @@ class Task(SandboxedTask):
 
     def __init__(self, command: str, **options: Any) -> None:
         if not isinstance(command, str):
-            raise TypeError(f"a command is a str, not {type(command).__name__} (options go as keywords: Task(command, **options))")
+            raise TypeError(
+                f"a command is a str, not {type(command).__name__} (options go as keywords: Task(command, **options))"
+            )
         super().__init__()
         self.command_line = command
         self.args: tuple[Any, ...] = ()
@@ -335,7 +343,9 @@ class PythonTask(SandboxedTask, TempOutput):
             UsageError: the value was left in the cluster.
         """
         if self._temp_output and self.successful():
-            raise UsageError("the value was left in the cluster: use fetch_file(task.output_file), or add it as an input of another task")
+            raise UsageError(
+                "the value was left in the cluster: use fetch_file(task.output_file), or add it as an input of another task"
+            )
         if self._finished and self._entry is not None and self._entry.error is None:
             if self.result != "success":
                 return TaskFailed(f"the task ended with the result {self.result!r}")

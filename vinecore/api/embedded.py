@@ -1,6 +1,7 @@
 """The embedded worker: ``vine_worker`` exec'd from the user's process, on loopback, with the run's own secret.
 
-It ends with us: its lifeline is a pipe whose other end only this process holds. Nothing of HOME is touched, the user's process is never forked.
+It ends with us: its lifeline is a pipe whose other end only this process holds. Nothing of HOME is touched, the user's process
+is never forked.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class EmbeddedWorker:
         os.write(secret_write, secret or b"")
         os.close(secret_write)
         # Where this process finds modules the worker's libraries must find them too.
-        paths = [os.path.abspath(path) for path in sys.path if path != "" and os.path.isdir(path)]  # noqa: PTH100, PTH112
-        environment = {**os.environ, "VINE_EXTRA_PATH": os.pathsep.join([os.getcwd(), *paths])}  # noqa: PTH109
-        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+        paths = [os.path.abspath(path) for path in sys.path if path != "" and os.path.isdir(path)]
+        environment = {**os.environ, "VINE_EXTRA_PATH": os.pathsep.join([os.getcwd(), *paths])}
+        root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         try:
             self.process = subprocess.Popen(
                 [

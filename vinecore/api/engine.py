@@ -1,8 +1,8 @@
 """The engine as user threads see it: a manager loop, perhaps an embedded worker, and interned code.
 
-Everything that users hold (futures, manager facade, Dask's ``get``) stands on this. User threads pickle here, build entries, and post them;
-they never touch the machine. Start-up order matters for the time to the first result: bind the port, start the embedded worker, and only then
-import and start the loop, so that both come up at the same time.
+Everything that users hold (futures, manager facade, Dask's ``get``) stands on this. User threads pickle here, build entries, and
+post them; they never touch the machine. Start-up order matters for the time to the first result: bind the port, start the
+embedded worker, and only then import and start the loop, so that both come up at the same time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Engine:
     """A running manager.
 
     Parameters:
-        port: TCP port; None: any free one on loopback when only an embedded worker is used, else 9123 on all interfaces; 0: any free
+        port: TCP port; None: any free one on loopback when only an embedded worker is used, else 9123 on all interfaces; 0: any
+            free
             one; (low, high): the first free one of a range. ``$VINE_PORT``, if set, beats it.
         local_cores: start an embedded worker with this many cores; True: all cores; None: none.
         auth: "secret" (default) or None, which switches authentication off.
@@ -144,7 +145,9 @@ class Engine:
             UsageError: this is the loop's thread.
         """
         if threading.current_thread() is self.loop.thread:
-            raise UsageError(f"{what} would block the manager's own thread (is it called from a done-callback?): call it elsewhere")
+            raise UsageError(
+                f"{what} would block the manager's own thread (is it called from a done-callback?): call it elsewhere"
+            )
 
     def call_in_loop(self, function: Callable[[], Any]) -> Any:
         """Run a function in the loop's thread and return what it returned."""
@@ -485,7 +488,7 @@ def _worker_flags(auth: str | None, password_file: str | None) -> str:
         return ""
     import shlex
 
-    return f" --password {shlex.quote(os.path.abspath(os.path.expanduser(named)))}"  # noqa: PTH100, PTH111
+    return f" --password {shlex.quote(os.path.abspath(os.path.expanduser(named)))}"
 
 
 def _listen(port: int | tuple[int, int] | list[int] | None, cores: int) -> tuple[socket.socket, bool]:
@@ -509,7 +512,9 @@ def _listen(port: int | tuple[int, int] | list[int] | None, cores: int) -> tuple
         except OSError as error:
             last = error
     where = f"port {low} is" if low == high else f"every port from {low} to {high} is"
-    raise UsageError(f"{where} in use or not allowed ({os.strerror(last.errno or 0)}): choose another with port=, or port=0 for any free one")
+    raise UsageError(
+        f"{where} in use or not allowed ({os.strerror(last.errno or 0)}): choose another with port=, or port=0 for any free one"
+    )
 
 
 def _port_range(port: int | tuple[int, int] | list[int]) -> tuple[int, int]:

@@ -26,9 +26,7 @@ _SOURCES = {TEMP: "temp", BUFFER: "buffer"}
 class File(payloads.Dependency):
     """An immutable file. As an argument of a call it stands for its content: bytes of a buffer, the value of a temp."""
 
-    def __init__(
-        self, engine: Engine, entry: FileEntry | None, kind: int, data: bytes | None = None, path: str = ""
-    ) -> None:
+    def __init__(self, engine: Engine, entry: FileEntry | None, kind: int, data: bytes | None = None, path: str = "") -> None:
         self.engine = engine
         self._kind = kind
         self._data = data
@@ -265,4 +263,3 @@ def _encoded(engine: Engine, data: bytes) -> FileEntry:
         entry.data = body
     entry.holds = 1
     return entry
-

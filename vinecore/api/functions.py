@@ -52,7 +52,7 @@ class LibraryTask:
         self.cores = int(count)
 
     def set_function_exec_mode_from_string(self, mode: str) -> None:
-        """"direct" or "fork".
+        """ "direct" or "fork".
 
         Raises:
             UsageError: another mode.
@@ -157,7 +157,8 @@ class LibraryMethods:
         Parameters:
             exec_mode: "fork" (a child for each call; state changes are lost) or "direct" (in the library's own processes).
             hoisting_modules: modules (or their names), functions and classes whose modules are imported before any call.
-            library_context_info: [function, list of arguments, dict of keyword arguments]; called once, it returns a dict whose items
+            library_context_info: [function, list of arguments, dict of keyword arguments]; called once, it returns a dict whose
+                items
                 ``load_variable_from_library(name)`` reads.
             options: poncho_env, add_env, init_command: only the values that ask for nothing are taken in this version.
 
@@ -193,7 +194,9 @@ class LibraryMethods:
             TypeError: not a LibraryTask. UsageError: one of that name is installed. UnpicklableError: a function cannot be sent.
         """
         if not isinstance(task, LibraryTask):
-            raise TypeError(f"install_library takes a LibraryTask (from create_library_from_functions), not {type(task).__name__}")
+            raise TypeError(
+                f"install_library takes a LibraryTask (from create_library_from_functions), not {type(task).__name__}"
+            )
         engine = self.engine
         with self._library_lock:
             if task.name in self._libraries:

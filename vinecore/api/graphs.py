@@ -1,6 +1,6 @@
 """Graphs handed to the core piece by piece, and their requested values. Whoever converts graphs (daskvine) stands on this.
 
-    caller: add_piece, add_piece ... wait, value    loop's thread: settled, flush
+caller: add_piece, add_piece ... wait, value    loop's thread: settled, flush
 """
 
 from __future__ import annotations

@@ -102,6 +102,7 @@ class WorkerMethods:
 
     def explain(self, task_id: int) -> str:
         """Why a task is where it is, for people."""
+
         def look() -> str:
             machine = self.engine.machine
             return "\n".join([*machine.story(task_id), machine.stuck_reason()]).strip()
@@ -113,10 +114,12 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
     """Runs tasks on workers. Thread-safe; use it as a context manager, or call ``close``.
 
     Parameters:
-        port: TCP port for workers; None: any free one on loopback when only ``local_cores`` is given, else 9123 on all interfaces; 0: any
+        port: TCP port for workers; None: any free one on loopback when only ``local_cores`` is given, else 9123 on all
+            interfaces; 0: any
             free one; (low, high): the first free one. ``$VINE_PORT``, if set, beats it.
         local_cores: start an embedded worker with this many cores; True: all of them.
-        auth: "secret" (default): workers prove that they know the secret; None switches that off, for anybody who can reach the port.
+        auth: "secret" (default): workers prove that they know the secret; None switches that off, for anybody who can reach the
+            port.
         password_file: file with the secret or a password; default ``$VINE_PASSWORD_FILE``, else the user's own secret file.
 
     Raises:

@@ -9,7 +9,10 @@ import sys
 
 from vinecore.errors import UsageError, VineError
 
-_DESCRIPTION = "Run work for a manager. It connects by itself (also before the manager starts), serves one manager after another, and ends with its whole process tree."
+_DESCRIPTION = (
+    "Run work for a manager. It connects by itself (also before the manager starts), serves one manager after another, "
+    "and ends with its whole process tree."
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,20 +24,58 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument("--memory", default=None, metavar="MB", help="memory in MB, or 'all'")
     size.add_argument("--disk", default=None, metavar="MB", help="disk in MB (default: half of what is free in the workspace)")
     size.add_argument("--gpus", default=None, help="number of gpus, or 'all' (default: as many as nvidia-smi lists)")
-    size.add_argument("--feature", action="append", default=[], metavar="TEXT", help="a feature that tasks may ask for; repeatable")
+    size.add_argument(
+        "--feature", action="append", default=[], metavar="TEXT", help="a feature that tasks may ask for; repeatable"
+    )
     where = parser.add_argument_group("files and secrets")
-    where.add_argument("-s", "--workspace", "--workdir", default=None, metavar="DIR", help="directory for the cache (default: a private one, removed at the end)")
+    where.add_argument(
+        "-s",
+        "--workspace",
+        "--workdir",
+        default=None,
+        metavar="DIR",
+        help="directory for the cache (default: a private one, removed at the end)",
+    )
     where.add_argument("--keep-workspace", action="store_true", help="leave a workspace directory that this worker made")
-    where.add_argument("-P", "--password", default=None, metavar="FILE", help="file with the manager's secret or password (default: $VINE_PASSWORD_FILE, else the user's own secret file)")
-    where.add_argument("--no-authentication", action="store_true", help="join a manager that was started with auth=None; anybody on the network could be that manager")
+    where.add_argument(
+        "-P",
+        "--password",
+        default=None,
+        metavar="FILE",
+        help=("file with the manager's secret or password (default: $VINE_PASSWORD_FILE, else the user's own secret file)"),
+    )
+    where.add_argument(
+        "--no-authentication",
+        action="store_true",
+        help="join a manager that was started with auth=None; anybody on the network could be that manager",
+    )
     times = parser.add_argument_group("times, in seconds")
-    times.add_argument("-t", "--timeout", type=float, default=None, metavar="S", help="sets both --idle-timeout and --connect-timeout")
+    times.add_argument(
+        "-t", "--timeout", type=float, default=None, metavar="S", help="sets both --idle-timeout and --connect-timeout"
+    )
     times.add_argument("--idle-timeout", type=float, default=None, metavar="S", help="leave after S without work (default 900)")
-    times.add_argument("--connect-timeout", type=float, default=None, metavar="S", help="give up after S without reaching a manager (default 900)")
-    times.add_argument("-i", "--min-backoff", type=float, default=1.0, metavar="S", help="first pause between tries to connect; it doubles (default 1)")
-    times.add_argument("-b", "--max-backoff", type=float, default=8.0, metavar="S", help="longest pause between tries to connect (default 8)")
+    times.add_argument(
+        "--connect-timeout",
+        type=float,
+        default=None,
+        metavar="S",
+        help="give up after S without reaching a manager (default 900)",
+    )
+    times.add_argument(
+        "-i",
+        "--min-backoff",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="first pause between tries to connect; it doubles (default 1)",
+    )
+    times.add_argument(
+        "-b", "--max-backoff", type=float, default=8.0, metavar="S", help="longest pause between tries to connect (default 8)"
+    )
     times.add_argument("--single-shot", action="store_true", help="exit after the first disconnection")
-    parser.add_argument("-d", "--debug", nargs="?", const="all", default=None, metavar="SUBSYSTEM", help="print every event on standard error")
+    parser.add_argument(
+        "-d", "--debug", nargs="?", const="all", default=None, metavar="SUBSYSTEM", help="print every event on standard error"
+    )
     parser.add_argument("-v", "--version", action="version", version=_version())
     # Used by an embedded manager only: descriptors it left open for us.
     parser.add_argument("--secret-fd", type=int, default=-1, help=argparse.SUPPRESS)
@@ -57,7 +98,9 @@ def parse_managers(words: list[str]) -> list[tuple[str, int]]:
     Raises:
         UsageError: a port is missing or no number from 1 to 65535.
     """
-    texts = [f"[{words[0]}]:{words[1]}" if ":" in words[0] else f"{words[0]}:{words[1]}"] if len(words) == 2 else words[0].split(";")
+    texts = (
+        [f"[{words[0]}]:{words[1]}" if ":" in words[0] else f"{words[0]}:{words[1]}"] if len(words) == 2 else words[0].split(";")
+    )
     if len(words) > 2:
         raise UsageError(f"give HOST PORT or HOST:PORT, not {len(words)} words: {' '.join(words)}")
     found = []

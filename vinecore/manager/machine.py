@@ -145,5 +145,3 @@ class ManagerMachine:
             if entry is not None:
                 lines.extend(f"  waits for {file!r}" for file in entry.inputs if not file.is_available())
         return lines
-
-

@@ -7,7 +7,6 @@ from vinecore.manager import transitions as t
 from vinecore.manager.state import FileEntry, ManagerState, Relay, WorkerEntry
 from vinecore.wire import messages
 
-
 # How a worker's reason begins when the other side answered that it does not have the object.
 NOT_THERE = "FileLost"
 

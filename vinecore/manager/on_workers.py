@@ -149,4 +149,3 @@ def stuck_reason(state: ManagerState) -> str:
                     "ask for less, or start a larger worker"
                 )
     return ""
-

@@ -1,7 +1,7 @@
 """Objects from worker to worker: which peers to name, the ticket, limits per source, and what follows when it fails.
 
-A worker that cannot reach a peer is told so once for each pair: from then on what that peer holds comes to it through the manager. A peer that does
-not have the object any more has lost a copy, which is no failure of the link.
+A worker that cannot reach a peer is told so once for each pair: from then on what that peer holds comes to it through the
+manager. A peer that does not have the object any more has lost a copy, which is no failure of the link.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from vinecore.manager import orders
 from vinecore.manager import transitions as t
 from vinecore.manager.state import FileEntry, ManagerState, TaskEntry, WorkerEntry
-from vinecore.wire import messages
 from vinecore.model.ticket import LIFETIME_S, make_ticket
+from vinecore.wire import messages
 
 # Peers named for one fetch: when the first cannot give it, the worker asks the next by itself.
 NAMED_PEERS = 3
@@ -42,9 +42,7 @@ def fetch(state: ManagerState, file: FileEntry, worker: WorkerEntry, peers: list
     expires = int(state.now + state.epoch_offset_s) + LIFETIME_S
     ticket = make_ticket(state.transfer_key, file.name, worker.worker_id, expires)
     sources = [(peer.host, peer.hello.peer_port) for peer in named]
-    state.orders.append(
-        orders.SendTo(worker.worker_id, messages.Fetch(file.name, file.size_bytes, sources, ticket, expires))
-    )
+    state.orders.append(orders.SendTo(worker.worker_id, messages.Fetch(file.name, file.size_bytes, sources, ticket, expires)))
 
 
 def ended(state: ManagerState, name: str, worker_id: int) -> int | None:

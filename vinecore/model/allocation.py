@@ -1,6 +1,7 @@
 """How much of a worker a task gets: the rules of section 5.1 of the reference, pure.
 
-Unset is not zero: what a task does not ask for follows the largest share that it does ask for; a task that asks for nothing gets the worker.
+Unset is not zero: what a task does not ask for follows the largest share that it does ask for; a task that asks for nothing gets
+the worker.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ DISK_SHARE = 0.75
 
 
 def allocate(request: Resources, total: Resources) -> Resources:
-    """What a task with this request gets on a worker with this total. A request above the total is returned as asked (it does not fit).
+    """What a task with this request gets on a worker with this total. A request above the total is returned as asked (it does
+    not fit).
 
     Values asked for are taken exactly. Unset gpus are 0; with gpus asked for, unset cores are 0. Everything else unset gets the
     largest share of the values asked for, at least 1; the whole of it when nothing is asked for or some request takes all.

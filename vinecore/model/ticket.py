@@ -1,7 +1,7 @@
 """Tickets: a worker lets a peer have an object when the manager said so, without asking it (DESIGN 8).
 
-A ticket is a keyed BLAKE2b over the object's name, the worker that may have it and the time until which it holds. Manager and workers of a run
-share the key, which workers get with their welcome; a peer that was not given the ticket cannot make one.
+A ticket is a keyed BLAKE2b over the object's name, the worker that may have it and the time until which it holds. Manager and
+workers of a run share the key, which workers get with their welcome; a peer that was not given the ticket cannot make one.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     ... with a sandbox ------------> the same, in a private directory, its output in a file
     ... whose sandbox has a command  -> /bin/sh -c, in a private directory
 
-The slot waits, watches limits (time, disk of the sandbox), reaps and reports. A child of a function that leaves no Result was killed or left on its
-own (``os._exit``): the call counts as lost, unless a limit was the reason.
+The slot waits, watches limits (time, disk of the sandbox), reaps and reports. A child of a function that leaves no Result was
+killed or left on its own (``os._exit``): the call counts as lost, unless a limit was the reason.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from time import perf_counter
 from typing import NoReturn
 
 from vinecore.runtime import payload as payloads
-from vinecore.runtime.randomness import reseed
 from vinecore.runtime.lifeline import die_with_parent
+from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box
 from vinecore.runtime.slot import MissingInput, Slot
 from vinecore.wire import messages
@@ -126,7 +126,8 @@ class ForkingSlot(Slot):
         if report.outcome:
             report.missing = []
         report.damaged = box.damaged()
-        report.stdout, report.stdout_cut = _read_limited(box.path / STDOUT, min(spec.stdout_limit_bytes, self.inline_limit_bytes * 64))
+        kept = min(spec.stdout_limit_bytes, self.inline_limit_bytes * 64)
+        report.stdout, report.stdout_cut = _read_limited(box.path / STDOUT, kept)
         report.disk_mb = limits.seen_mb
         result.report = report
 
@@ -184,7 +185,8 @@ class ForkingSlot(Slot):
         """Run the call, write its Result, leave without the slot's clean-up."""
         code = 1
         try:
-            # The wish to die with the parent is not inherited over a fork: without it a killed worker would leave this call running.
+            # The wish to die with the parent is not inherited over a fork: without it a killed worker would leave this call
+            # running.
             die_with_parent(slot)
             os.close(receive)
             self.sock.close()

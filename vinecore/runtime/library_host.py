@@ -25,8 +25,8 @@ from collections.abc import Callable
 from vinecore.runtime import context
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.forking_slot import ForkingSlot
-from vinecore.runtime.randomness import reseed
 from vinecore.runtime.lifeline import die_with_parent
+from vinecore.runtime.randomness import reseed
 from vinecore.runtime.slot import Slot
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
@@ -123,7 +123,8 @@ class Host:
     def fork(self, slot_id: int, sock_fd: int, claim_fd: int) -> None:
         """Fork one slot, which gets both descriptors; this process closes its copies."""
         assert self.begin is not None
-        # Frozen objects are never scanned in the slots, so their pages stay shared. Not collected first: that would cost more time
+        # Frozen objects are never scanned in the slots, so their pages stay shared. Not collected first: that would cost more
+        # time
         # after a heavy import than the little garbage of imports is worth.
         gc.freeze()
         parent = os.getpid()
@@ -197,7 +198,7 @@ def _quietly(function: Callable[..., object], *args: object) -> None:
 
 
 def _thread_count() -> int:
-    return len(os.listdir("/proc/self/task"))  # noqa: PTH208
+    return len(os.listdir("/proc/self/task"))
 
 
 def main() -> None:

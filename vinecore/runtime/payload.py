@@ -312,7 +312,7 @@ def write_file(path: str | os.PathLike[str], encoded: Payload) -> int:
     finally:
         os.close(descriptor)
         if not is_whole:
-            os.unlink(path)  # noqa: PTH108 - slots would import pathlib for this line only
+            os.unlink(path)
     return size_bytes
 
 
@@ -584,14 +584,14 @@ def _installed_roots() -> set[str]:
 def _paths_in_pth_files(directory: str) -> set[str]:
     lines: list[str] = []
     try:
-        for entry in os.listdir(directory):  # noqa: PTH208
+        for entry in os.listdir(directory):
             if entry.endswith(".pth"):
                 with open(f"{directory}/{entry}", encoding="utf-8", errors="replace") as file:
                     lines += map(str.strip, file)
     except OSError:
         # A directory that cannot be read gives no modules to a worker either.
         return set()
-    return {os.path.join(directory, line) for line in lines if line and not line.startswith(("#", "import"))}  # noqa: PTH118
+    return {os.path.join(directory, line) for line in lines if line and not line.startswith(("#", "import"))}
 
 
 # ---------------------------------------------------------------- errors

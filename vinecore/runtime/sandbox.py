@@ -2,14 +2,17 @@
 
 Inputs of the store are reflinked where the file system can, copied when small, else hard-linked read-only and checked afterwards: a task that
 wrote into one has damaged the object, which is reported. Outputs with more than one link are copied, others renamed into the store.
+
+Slots import this before they fork for every task: ``shutil`` is not used, since the compressors behind it make each fork dearer.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from vinecore.errors import UsageError
@@ -20,8 +23,11 @@ from vinecore.wire.messages import Mount, Product, Sandbox
 FICLONE = 0x40049409
 # Below this a copy is cheaper than checking a link afterwards.
 COPY_BELOW_BYTES = 1 << 20
+# Content of outputs that rides with one result; higher: fewer transfers, larger messages.
+INLINE_TOTAL_BYTES = 1 << 20
 TEMPORARY = ".vine.tmp"
 STDOUT = ".vine.stdout"
+_SEND_BYTES = 1 << 30
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -43,23 +49,27 @@ class Box:
         self._linked: list[tuple[str, int, int]] = []
 
     def build(self, inline: dict[int, bytes]) -> None:
-        """Make the directory and put the inputs in place.
+        """Make the directory and put the inputs in place. Of two inputs under one name the last one counts.
 
         Raises:
             FileNotFoundError: an object is not in the store. OSError: the disk does not take it.
-            UsageError: a path would leave the sandbox.
+            UsageError: a path would leave the sandbox, or an input stands where a directory has to be.
         """
-        self.path.mkdir(mode=0o700, parents=True)
+        try:
+            self.path.mkdir(mode=0o700)
+        except FileNotFoundError:
+            self.path.mkdir(mode=0o700, parents=True)
         (self.path / TEMPORARY).mkdir(mode=0o700)
         for mount in self.spec.mounts:
-            target = self.inside(mount.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = self._free_place(mount.path)
             if isinstance(mount.source, int):
                 target.write_bytes(inline[mount.source])
+                if mount.flags & messages.EXECUTABLE:
+                    target.chmod(0o755)
             else:
                 self._place(mount, self.store / mount.source, target)
         for product in self.spec.products:
-            self.inside(product.path).parent.mkdir(parents=True, exist_ok=True)
+            self._parent_of(self.inside(product.path))
 
     def inside(self, relative: str) -> Path:
         """The path of a name in the sandbox.
@@ -67,24 +77,48 @@ class Box:
         Raises:
             UsageError: it is absolute or leads out.
         """
-        if not relative or relative.startswith("/") or ".." in Path(relative).parts:
+        if not relative or relative.startswith("/") or ".." in relative.split("/"):
             raise UsageError(f"{relative!r} leads out of the sandbox: use a relative name without '..'")
         return self.path / relative
 
+    def _parent_of(self, target: Path) -> None:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            name = target.relative_to(self.path)
+            raise UsageError(
+                f"{str(name)!r} cannot be made: another file of the task has the name of a directory above it"
+            ) from None
+
+    def _free_place(self, relative: str) -> Path:
+        target = self.inside(relative)
+        self._parent_of(target)
+        if target.is_dir() and not target.is_symlink():
+            raise UsageError(f"{relative!r} is a directory of the task's other files: give it another name")
+        # Never written through: it may be a link into the store.
+        target.unlink(missing_ok=True)
+        return target
+
     def _place(self, mount: Mount, source: Path, target: Path) -> None:
         info = source.stat()
+        executable = 0o555 if mount.flags & messages.EXECUTABLE else 0
         if mount.flags & messages.SYMLINK:
+            if executable:
+                source.chmod(stat.S_IMODE(info.st_mode) | executable)
             target.symlink_to(source)
-        elif _reflink(source, target):
-            target.chmod(stat.S_IMODE(info.st_mode) | 0o600)
         elif info.st_size < COPY_BELOW_BYTES:
-            shutil.copyfile(source, target)
-            target.chmod(stat.S_IMODE(info.st_mode) | 0o600)
+            copy_file(source, target)
+            target.chmod(stat.S_IMODE(info.st_mode) | 0o600 | executable)
+        elif _reflink(source, target):
+            target.chmod(stat.S_IMODE(info.st_mode) | 0o600 | executable)
         else:
-            source.chmod(stat.S_IMODE(info.st_mode) & ~0o222 | 0o400)
-            info = source.stat()
-            os.link(source, target)
-            self._linked.append((source.name, info.st_size, info.st_mtime_ns))
+            self._link(source, target, info, executable)
+
+    def _link(self, source: Path, target: Path, info: os.stat_result, executable: int) -> None:
+        """One more name for the object, which nobody may write to: who does it all the same is found out afterwards."""
+        source.chmod(stat.S_IMODE(info.st_mode) & ~0o222 | 0o400 | executable)
+        os.link(source, target)
+        self._linked.append((source.name, info.st_size, info.st_mtime_ns))
 
     def environment(self, base: dict[str, str]) -> dict[str, str]:
         """Variables of the task: the worker's, the allocation, the sandbox, then the task's own."""
@@ -107,27 +141,40 @@ class Box:
 
     def collect(self, succeeded: bool, inline_limit_bytes: int) -> tuple[list[tuple[str, int, bytes]], list[str]]:
         """Move the outputs into the store; returns (name, size, content when small and wanted home) and the paths that are missing."""
-        taken, missing = [], []
-        for product in self.spec.products:
+        taken: list[tuple[str, int, bytes]] = []
+        missing: list[str] = []
+        inline_bytes = 0
+        # A file may be two outputs: all but the last are copied.
+        last = {product.path: number for number, product in enumerate(self.spec.products)}
+        for number, product in enumerate(self.spec.products):
             if product.flags & (messages.ON_SUCCESS if not succeeded else messages.ON_FAILURE):
                 continue
             source = self.path / product.path
             if not source.is_file():
                 missing.append(product.path)
                 continue
-            taken.append(self._take(product, source, inline_limit_bytes))
+            limit = min(inline_limit_bytes, INLINE_TOTAL_BYTES - inline_bytes)
+            taken.append(self._take(product, source, limit, last[product.path] == number))
+            inline_bytes += len(taken[-1][2])
         return taken, missing
 
-    def _take(self, product: Product, source: Path, inline_limit_bytes: int) -> tuple[str, int, bytes]:
-        size = source.stat().st_size
+    def _take(self, product: Product, source: Path, inline_limit_bytes: int, may_move: bool) -> tuple[str, int, bytes]:
+        info = source.stat()
+        size = info.st_size
         if product.flags & messages.HOME and size <= inline_limit_bytes:
             return product.name, size, source.read_bytes()
         aside = self.store / f".aside-{product.name}"
-        if source.is_symlink() or source.stat().st_nlink > 1:
-            shutil.copy(source, aside)
-        else:
-            shutil.move(source, aside)
-        aside.rename(self.store / product.name)
+        try:
+            if may_move and info.st_nlink == 1 and not source.is_symlink():
+                _move(source, aside)
+            else:
+                copy_file(source, aside)
+                aside.chmod(stat.S_IMODE(info.st_mode) | 0o600)
+            aside.rename(self.store / product.name)
+        except OSError:
+            # A partial object must not stay behind: it would hold the space that the next try needs.
+            aside.unlink(missing_ok=True)
+            raise
         return product.name, size, b""
 
     def damaged(self) -> list[str]:
@@ -144,32 +191,75 @@ class Box:
 
     def size_mb(self) -> int:
         """Megabytes that the task wrote (inputs are not counted)."""
-        inputs = {mount.path for mount in self.spec.mounts}
+        inputs = {str(self.path / mount.path) for mount in self.spec.mounts}
         total = 0
         for directory, _, files in os.walk(self.path):
             for name in files:
-                path = Path(directory, name)
-                if str(path.relative_to(self.path)) not in inputs:
+                path = f"{directory}/{name}"
+                if path not in inputs:
                     try:
-                        total += path.lstat().st_size
+                        total += os.lstat(path).st_size
                     except FileNotFoundError:
                         continue
         return total >> 20
 
     def remove(self) -> None:
         """Delete the directory, read-only parts too."""
-        shutil.rmtree(self.path, onerror=_force)
+        remove_tree(str(self.path))
 
 
-def _force(function: object, path: str, _: object) -> None:
-    """A task may have taken its own rights away; give them back and try once more."""
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file into a new one.
+
+    Raises:
+        OSError: it cannot be read, or the disk does not take it.
+    """
+    with open(source, "rb", buffering=0) as old, open(target, "wb", buffering=0) as new:
+        while os.sendfile(new.fileno(), old.fileno(), None, _SEND_BYTES):
+            pass
+
+
+def _move(source: Path, target: Path) -> None:
     try:
-        os.chmod(os.path.dirname(path), 0o700)  # noqa: PTH101, PTH120
-        os.chmod(path, 0o700, follow_symlinks=True)  # noqa: PTH101
-        if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
-            shutil.rmtree(path, ignore_errors=True)
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy_file(source, target)
+
+
+def remove_tree(directory: str) -> None:
+    """Delete a directory with all that is in it; what cannot be deleted stays.
+
+    A task may have taken rights away, even its own: they are given back where they are missed.
+    """
+    try:
+        entries = list(os.scandir(directory))
+    except PermissionError:
+        try:
+            os.chmod(directory, 0o700)
+            entries = list(os.scandir(directory))
+        except OSError:
+            return
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(entry.path)
         else:
-            os.unlink(path)  # noqa: PTH108
+            _delete(os.unlink, entry.path, directory)
+    _delete(os.rmdir, directory, os.path.dirname(directory))
+
+
+def _delete(function: Callable[[str], None], path: str, directory: str) -> None:
+    try:
+        function(path)
+    except PermissionError:
+        try:
+            os.chmod(directory, 0o700)
+            function(path)
+        except OSError:
+            pass
     except OSError:
         pass
 

@@ -9,9 +9,9 @@ and a small memory of recent objects of the store. It writes large results into 
 talks to the manager. It must end when its socket does, and it must not let a call end it: whatever user code raises becomes a
 Result.
 
-Claims: before a call with sequence number n starts, the slot writes n and then reads the number from which calls are revoked; at or
-above it nothing starts, everything left is handed back. So the worker can take back work from a slot that is stuck in a long call,
-and knows which call a dead slot was running.
+Claims: before a call with sequence number n starts, the slot writes n and then reads the number from which calls are revoked; at
+or above it nothing starts, everything left is handed back. So the worker can take back work from a slot that is stuck in a long
+call, and knows which call a dead slot was running.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ class Slot:
             path = f"{self.store}/{ref}"
             try:
                 value = payloads.decode_file(path)
-                self.recent.put(ref, value, os.path.getsize(path))  # noqa: PTH202 - no pathlib on the hot path
+                self.recent.put(ref, value, os.path.getsize(path))
             except FileNotFoundError:
                 raise MissingInput(ref) from None
             return value
@@ -302,11 +302,11 @@ class Slot:
         aside = f"{self.store}/.aside-{name}"
         try:
             payloads.write_file(aside, encoded)
-            os.rename(aside, f"{self.store}/{name}")  # noqa: PTH104
+            os.rename(aside, f"{self.store}/{name}")
         except OSError:
             # A partial object must not stay behind: it would hold the space that the next try needs.
             try:
-                os.unlink(aside)  # noqa: PTH108
+                os.unlink(aside)
             except FileNotFoundError:
                 pass
             raise

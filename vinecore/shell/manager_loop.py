@@ -1,11 +1,11 @@
 """The manager's shell: one thread, one asyncio loop, the manager's machine.
 
     user threads --post(event or entry)--> inbox --one wake-up per batch--> ManagerMachine.handle --> orders --> perform
-    sockets --payloads--> decode ------------------------------------------^                         |-> links, one write each per event
-    transfer threads --UploadArrived--> (through the loop) ----------------^                         |-> handles of entries and files
+    sockets --payloads--> decode ------------------------------------------^                         |-> links: one write
+    transfer threads --UploadArrived--> (through the loop) ----------------^                         |-> handles
 
-It decides nothing. Only this thread touches the machine. Handles are told in this thread and must not block; a failing loop fails everything
-that waits (LoopDied) instead of hanging it.
+It decides nothing. Only this thread touches the machine. Handles are told in this thread and must not block; a failing loop
+fails everything that waits (LoopDied) instead of hanging it.
 
 Stop order: release workers, close links and the port, end transfers, stop the loop.
 """
@@ -64,7 +64,9 @@ class ManagerLoop:
         say: prints one line for the user.
     """
 
-    def __init__(self, run: str, tunables: Tunables, listener: socket.socket, secret: bytes | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, run: str, tunables: Tunables, listener: socket.socket, secret: bytes | None, say: Callable[[str], None]
+    ) -> None:
         self.machine = ManagerMachine(run, tunables)
         self.machine.state.transfer_key = os.urandom(32)
         self.machine.state.epoch_offset_s = time.time() - time.monotonic()
@@ -360,7 +362,8 @@ class ManagerLoop:
     def take_in(self, link: Link) -> None:
         """Count a connection that has not proved itself. One too many of its address ends the oldest of them.
 
-        An honest handshake takes milliseconds: idle connections then keep nobody out, which refusing the newest would let them do.
+        An honest handshake takes milliseconds: idle connections then keep nobody out, which refusing the newest would let them
+        do.
         """
         address = link.peer.rpartition(":")[0]
         if self.pending_by_address.get(address, 0) >= PENDING_PER_ADDRESS:
@@ -474,7 +477,7 @@ class ManagerLoop:
 
 
 def _host_of(peer: str) -> str:
-    """Where peers reach a worker, from the address of its link; empty for one on this host, which each peer knows by its own name."""
+    """Where peers reach a worker, from the address of its link; empty for one on this host, known to each by another name."""
     host = peer.rpartition(":")[0].removeprefix("::ffff:")
     return "" if host.startswith("127.") or host == "::1" else host
 

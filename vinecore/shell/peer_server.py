@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 
 from vinecore.errors import PeerError
+from vinecore.model.ticket import check_ticket
 from vinecore.shell import transfer
 from vinecore.shell.store import Store
 from vinecore.shell.stream import Link
 from vinecore.wire import messages
 from vinecore.wire.handshake import PENDING_PER_ADDRESS, Listener
-from vinecore.model.ticket import check_ticket
 
 
 class PeerServer:

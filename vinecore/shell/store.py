@@ -1,6 +1,7 @@
 """The worker's directory of objects: write aside, verify, rename. A partial object is never visible.
 
-Names come from the wire and are checked before they touch a path. Slots write their own results into the same directory by the same rule.
+Names come from the wire and are checked before they touch a path. Slots write their own results into the same directory by the
+same rule.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class Store:
             shutil.rmtree(self.objects, ignore_errors=True)
             self.objects.mkdir(mode=0o700)
         except OSError as error:
-            raise UsageError(f"cannot use {self.workspace} as the workspace ({error.strerror}): name another directory") from error
+            raise UsageError(
+                f"cannot use {self.workspace} as the workspace ({error.strerror}): name another directory"
+            ) from error
 
     def path(self, name: str) -> Path:
         """Where an object is, or would be."""

@@ -3,7 +3,8 @@
     transport -> buffer_updated -> FrameReader -> handshake frames | payloads -> on_payloads(link, list of bytes)
     send(payload) -> FrameWriter -> gathered -> flush() -> one write
 
-Nothing is decoded before the handshake is done; until then frames are small and the time is limited. Errors of the operating system end
+Nothing is decoded before the handshake is done; until then frames are small and the time is limited. Errors of the operating
+system end
 here: above this room a link is either alive or reported lost, once, with a reason.
 """
 

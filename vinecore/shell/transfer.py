@@ -1,7 +1,7 @@
 """Data links: one object for each connection, with blocking sockets, in transfer threads.
 
-The worker dials; the first message says whether it brings an object (Put) or asks for one (Get). Headers are framed and keyed; the bytes
-behind them are raw and checked against the xxh3 in the header.
+The worker dials; the first message says whether it brings an object (Put) or asks for one (Get). Headers are framed and keyed;
+the bytes behind them are raw and checked against the xxh3 in the header.
 """
 
 from __future__ import annotations

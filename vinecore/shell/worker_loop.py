@@ -229,7 +229,8 @@ class WorkerLoop:
         memory = config.memory_mb or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
         disk = config.disk_mb or shutil.disk_usage(self.store.workspace).free // 2 // 2**20
         self._say(
-            f"{cores} cores, {memory} MB memory, {disk} MB disk, {config.gpus} gpus; manager at {self.address[0]}:{self.address[1]}"
+            f"{cores} cores, {memory} MB memory, {disk} MB disk, {config.gpus} gpus; "
+            f"manager at {self.address[0]}:{self.address[1]}"
         )
         return messages.Hello(
             socket.gethostname(),

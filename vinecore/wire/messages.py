@@ -25,7 +25,6 @@ BATCH_LIMIT_BYTES = 4 * 1024 * 1024
 CONTROL_FRAME_LIMIT_BYTES = 16 * 1024 * 1024
 
 
-
 class Record(Struct):
     """Base of the machines' events and orders: slotted, comparable, and made in C (forty dataclasses cost a start-up 12 ms)."""
 
@@ -45,6 +44,7 @@ SYMLINK = 1  # one symbolic link instead of a copy or hard link
 HOME = 2  # wanted at the manager: small content rides with the result
 ON_FAILURE = 4  # only when the task did not fully succeed
 ON_SUCCESS = 8  # only when it did
+EXECUTABLE = 16  # a program: the task may run it
 
 
 class Mount(Struct, array_like=True):
@@ -66,8 +66,8 @@ class Product(Struct, array_like=True):
 class Sandbox(Struct, array_like=True):
     """Run a call in a private directory. With ``command`` a shell runs that instead of a function.
 
-    ``environment``: None unsets. Limits of 0 mean none. ``plain_pickle``: the value is one pickle without a container, so that other
-    tasks can read it as a file; ``raw_result``: it is bytes, taken as they are.
+    ``environment``: None unsets. Limits of 0 mean none. ``plain_pickle``: the value is one pickle without a container, so that
+    other tasks can read it as a file; ``raw_result``: it is bytes, taken as they are.
     """
 
     mounts: list[Mount]
@@ -85,9 +85,7 @@ class Sandbox(Struct, array_like=True):
     plain_pickle: bool = False
 
 
-def filled_sandbox(
-    box: Sandbox, sources: list[int | str], names: list[str], amounts: tuple[int, int, int, int]
-) -> Sandbox:
+def filled_sandbox(box: Sandbox, sources: list[int | str], names: list[str], amounts: tuple[int, int, int, int]) -> Sandbox:
     """A copy with the sources of its mounts, the names of its products and its allocation (cores, MB, MB, gpus)."""
     return msgspec.structs.replace(
         box,
@@ -473,9 +471,7 @@ class SlotForget(Struct, array_like=True, tag="sforget", frozen=True):
 FromManager = (
     Welcome | StartLibrary | StopLibrary | Code | ForgetCode | Run | Cancel | HandBack | Fetch | Upload | Unlink | Ping | Release
 )
-FromWorker = (
-    Hello | Done | LibraryReady | LibraryGone | Fetched | FetchFailed | UploadFailed | Removed | Pong | Ping | Goodbye
-)
+FromWorker = Hello | Done | LibraryReady | LibraryGone | Fetched | FetchFailed | UploadFailed | Removed | Pong | Ping | Goodbye
 OnDataLink = Get | Put | Object | Missing
 ToLibrary = Begin | Hoist | ForkSlots
 FromLibrary = Began | Hoisted | Forked | SlotExited
