@@ -1,25 +1,30 @@
 """A slot that gives each call a process of its own: what the call changes is lost with it, what kills it kills only it.
 
-    call of a function ------------> fork; the child writes its Result to a pipe and exits
+    call of a function ------------> fork; the child leaves its Result in shared memory and exits
     ... with a sandbox ------------> the same, in a private directory, its output in a file
-    ... whose sandbox has a command  -> /bin/sh -c, in a private directory
+    ... whose sandbox has a command  -> /bin/sh -c, in a private directory (spawned: that copies no page tables)
 
-The slot waits, watches limits (time, disk of the sandbox), reaps and reports. A child of a function that leaves no Result was
-killed or left on its own (``os._exit``): the call counts as lost, unless a limit was the reason.
+The slot waits, watches limits (time, disk of the sandbox), reaps and reports. A child of a function that leaves no Result was killed or left on its
+own (``os._exit``): the call counts as lost, unless a limit was the reason. The slot has no threads, since it forks all the time; its guard
+cleans up when it is killed itself.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
+import socket
+import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
-from typing import NoReturn
 
 from vinecore.runtime import payload as payloads
+from vinecore.runtime.guard import Guard, kill_group
 from vinecore.runtime.lifeline import die_with_parent
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box
@@ -27,7 +32,10 @@ from vinecore.runtime.slot import MissingInput, Slot
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Report, Result, Sandbox
 
-_READ_BYTES = 65536
+# Before the answer of a child: its number, so that an older one is not taken for it, and its length.
+_ANSWER = struct.Struct("<QQ")
+# The memory for answers is given back when one was larger.
+_KEEP_BYTES = 1 << 20
 # How often limits are looked at; higher: a task that exceeds one runs on longer.
 LOOK_S = 1.0
 # The disk of a sandbox is measured less often, since that walks its files.
@@ -75,6 +83,35 @@ class Limits:
 class ForkingSlot(Slot):
     """Runs every call in a child of its own."""
 
+    def __init__(
+        self,
+        sock: socket.socket,
+        claims: memoryview,
+        store: str,
+        run: str,
+        inline_limit_bytes: int,
+        namespace: dict[int, Callable[..., object]] | None = None,
+    ) -> None:
+        super().__init__(sock, claims, store, run, inline_limit_bytes, namespace)
+        self.sandboxes = Path(store).parent / f"sandboxes-{os.getpid()}"
+        self.guard = Guard(str(self.sandboxes))
+        self._answers = os.memfd_create("vine-answers", os.MFD_CLOEXEC)
+        self._number = 0
+
+    def learn(self, message: messages.SlotCode) -> None:
+        """Unpickle code, once for all children."""
+        super().learn(message)
+        # Children never scan what is there now: its pages stay shared.
+        gc.freeze()
+
+    def run_call(self, call: Call) -> None:
+        """Run one call and send its Result: the next one may be long."""
+        self.out.append(self.execute(call))
+        self.flush()
+
+    def _watch(self) -> None:
+        """No helper thread: a process that forks must not have any, and every result is sent at once."""
+
     def execute(self, call: Call) -> Result:
         """Run one call in a process of its own; nothing that user code does gets out of here."""
         started = perf_counter()
@@ -99,8 +136,7 @@ class ForkingSlot(Slot):
     # ------------------------------------------------------------ in a sandbox
 
     def _boxed(self, call: Call, spec: Sandbox) -> Result:
-        store = Path(self.store)
-        box = Box(store.parent / f"sandboxes-{os.getpid()}", f"task.{call.task_id}.{call.attempt}", spec, store)
+        box = Box(self.sandboxes, f"task.{call.task_id}.{call.attempt}", spec, Path(self.store))
         try:
             try:
                 box.build(self.inline)
@@ -126,25 +162,43 @@ class ForkingSlot(Slot):
         if report.outcome:
             report.missing = []
         report.damaged = box.damaged()
-        kept = min(spec.stdout_limit_bytes, self.inline_limit_bytes * 64)
-        report.stdout, report.stdout_cut = _read_limited(box.path / STDOUT, kept)
+        report.stdout, report.stdout_cut = _read_limited(box.path / STDOUT, min(spec.stdout_limit_bytes, self.inline_limit_bytes * 64))
         report.disk_mb = limits.seen_mb
         result.report = report
 
     def _command(self, call: Call, spec: Sandbox, box: Box, limits: Limits) -> tuple[Result, Report]:
-        slot = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _become_shell(spec.command, box, slot)
+        pid = self._spawn(spec.command, box)
         outcome = ""
         try:
+            self.guard.group[0] = pid
             outcome = _watch_process(pid, limits)
         finally:
-            _kill_group(pid)
+            kill_group(pid)
             _, status = os.waitpid(pid, 0)
+            self.guard.group[0] = 0
         code = os.waitstatus_to_exitcode(status)
         exit_code = 9 if outcome else (-code if code < 0 else code)
         return Result(call.task_id, call.attempt, messages.OK_INLINE, 0), Report(exit_code, b"", [], [], [], outcome)
+
+    def _spawn(self, command: str, box: Box) -> int:
+        """Start /bin/sh in the sandbox, in a group of its own."""
+        # The child starts where this process is: there is no other way to tell a spawned one. Nothing else runs here meanwhile.
+        os.chdir(box.path)
+        try:
+            return os.posix_spawn(
+                "/bin/sh",
+                ["/bin/sh", "-c", command],
+                box.environment(dict(os.environ)),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, STDOUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                ],
+                setpgroup=0,
+                setsigdef=[signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ],
+            )
+        finally:
+            os.chdir(self.store)
 
     def _function(self, call: Call, box: Box, limits: Limits) -> tuple[Result, Report]:
         result, outcome, how = self._fork(call, limits, box)
@@ -159,61 +213,69 @@ class ForkingSlot(Slot):
 
     def _fork(self, call: Call, limits: Limits, box: Box | None) -> tuple[Result | None, str, str]:
         """Run the call in a child: its Result or None, the limit that ended it, and how the process ended."""
-        receive, send = os.pipe()
+        self._number += 1
         sys.stdout.flush()
         sys.stderr.flush()
         slot = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._child(call, receive, send, box, slot)
-        os.close(send)
+            self._child(call, box, slot)
+        outcome = ""
         try:
-            data, outcome = _read_all(receive, limits)
+            if box is not None:
+                self.guard.group[0] = pid
+            outcome = _watch_process(pid, limits)
         finally:
-            os.close(receive)
-            if limits.wait_ms() is not None or box is not None:
-                _kill_group(pid)
-        _, status = os.waitpid(pid, 0)
-        if data and not outcome:
-            done = messages.decode_from_slot(data)
-            assert isinstance(done, messages.Done)
-            return done.results[0], "", ""
+            if box is not None:
+                kill_group(pid)
+            _, status = os.waitpid(pid, 0)
+            self.guard.group[0] = 0
+        result = None if outcome else self._answer()
         code = os.waitstatus_to_exitcode(status)
-        return None, outcome, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return result, outcome, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
-    def _child(self, call: Call, receive: int, send: int, box: Box | None, slot: int) -> None:
-        """Run the call, write its Result, leave without the slot's clean-up."""
+    def _answer(self) -> Result | None:
+        """What the last child left; None when it did not get that far."""
+        # Usual answers come with the first read.
+        data = os.pread(self._answers, 4096, 0)
+        if len(data) < _ANSWER.size:
+            return None
+        number, size = _ANSWER.unpack_from(data)
+        if number != self._number:
+            return None
+        end = _ANSWER.size + size
+        while len(data) < end:
+            data += os.pread(self._answers, end - len(data), len(data))
+        if size > _KEEP_BYTES:
+            os.ftruncate(self._answers, 0)
+        done = messages.decode_from_slot(memoryview(data)[_ANSWER.size : end])
+        assert isinstance(done, messages.Done)
+        return done.results[0]
+
+    def _child(self, call: Call, box: Box | None, slot: int) -> None:
+        """Run the call, leave its Result, end without the slot's clean-up."""
         code = 1
         try:
-            # The wish to die with the parent is not inherited over a fork: without it a killed worker would leave this call
-            # running.
+            # The wish to die with the parent is not inherited over a fork: without it a killed worker would leave this call running.
             die_with_parent(slot)
-            os.close(receive)
+            self.guard.leave()
             self.sock.close()
             reseed()
             if box is not None:
                 _enter(box)
             result = super().execute(call)
-            data = memoryview(messages.encode(messages.Done([result])))
+            data = messages.encode(messages.Done([result]))
             sys.stdout.flush()
             sys.stderr.flush()
-            while data:
-                data = data[os.write(send, data) :]
+            # The head last: an answer that was cut short does not count.
+            rest, at = memoryview(data), _ANSWER.size
+            while rest:
+                written = os.pwrite(self._answers, rest, at)
+                rest, at = rest[written:], at + written
+            os.pwrite(self._answers, _ANSWER.pack(self._number, len(data)), 0)
             code = 0
         finally:
             os._exit(code)
-
-
-def _become_shell(command: str, box: Box, slot: int) -> NoReturn:
-    """In the child: /bin/sh in the sandbox. Forked here and not spawned: the wish to die with the slot survives only an exec."""
-    try:
-        die_with_parent(slot)
-        _enter(box)
-        for number in (signal.SIGINT, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
-        os.execve("/bin/sh", ["/bin/sh", "-c", command], dict(os.environ))
-    finally:
-        os._exit(126)
 
 
 def _enter(box: Box) -> None:
@@ -232,13 +294,6 @@ def _enter(box: Box) -> None:
     os.close(nothing)
 
 
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-
-
 def _watch_process(pid: int, limits: Limits) -> str:
     """Wait for a process; returns the limit that it passed, empty when it ended by itself."""
     if limits.wait_ms() is None:
@@ -255,25 +310,6 @@ def _watch_process(pid: int, limits: Limits) -> str:
         return ""
     finally:
         os.close(fd)
-
-
-def _read_all(fd: int, limits: Limits) -> tuple[bytes, str]:
-    """Read a pipe to its end; gives up with the name of a limit that was passed."""
-    parts: list[bytes] = []
-    poll = None
-    if limits.wait_ms() is not None:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-    while True:
-        if poll is not None and not poll.poll(limits.wait_ms()):
-            outcome = limits.exceeded()
-            if outcome:
-                return b"", outcome
-            continue
-        data = os.read(fd, _READ_BYTES)
-        if not data:
-            return b"".join(parts), ""
-        parts.append(data)
 
 
 def _read_limited(path: Path, limit_bytes: int) -> tuple[bytes, bool]:
