@@ -121,7 +121,7 @@ class Driver:
             self.cancelled.add(task_id)
             self.do(events.ManagerSaid(0.0, messages.Cancel([(task_id, 1)])))
         elif what == "hand back":
-            self.do(events.ManagerSaid(0.0, messages.HandBack(1 + number % 3)))
+            self.do(events.ManagerSaid(0.0, messages.HandBack(1 + number % 3, 1)))
         elif what == "fetch":
             self.do(events.ManagerSaid(0.0, messages.Fetch(f"o{number}", 5)))
         elif what == "arrive" and self.fetching:

@@ -86,7 +86,7 @@ MUTATIONS = [
         "calls wait for an object that has failed", "worker.on_calls", "object_settled", "library.queue.append(group)", "pass"
     ),
     Mutation("a dropped object arrives and stays", "worker.on_cache", "unlink", "state.unwanted.add(name)", "pass"),
-    Mutation("handed back calls vanish", "worker.on_calls", "hand_back", "for call in group.calls:", "for call in ():"),
+    Mutation("handed back calls vanish", "worker.on_calls", "_pay", "for call in group.calls:", "for call in ():"),
 ]
 
 

@@ -387,7 +387,7 @@ class Simulation:
         elif what == "host" and worker.hosts:
             worker.kill_host(rng.choice(list(worker.hosts)))
         elif what == "hand back":
-            worker.from_manager.send(messages.HandBack(rng.randint(1, 5)))
+            worker.from_manager.send(messages.HandBack(rng.randint(1, 5), 1))
 
     # ------------------------------------------------------------ the end
 

@@ -34,7 +34,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
             "94a372756e0192919a070103ffc404617267739205a772756e2d352e3102c3c2c0919a08010406c4009000c2c3c0919205c40466697665",
         ),
         (m.Cancel([(7, 1), (8, 2)]), "92a663616e63656c92920701920802"),
-        (m.HandBack(16), "92a868616e646261636b10"),
+        (m.HandBack(16), "93a868616e646261636b1000"),
         (m.Fetch("r1-7.1", 5_000_000_000), "96a56665746368a672312d372e31cf000000012a05f20090c40000"),
         (m.Upload(11, "r1-7.1"), "93a675706c6f61640ba672312d372e31"),
         (m.Unlink(["a", "b"]), "92a6756e6c696e6b92a161a162"),
@@ -220,7 +220,7 @@ def test_near_misses_are_refused(data: bytes) -> None:
 
 
 def test_a_field_that_a_later_build_added_is_ignored() -> None:
-    assert m.decode_from_manager(_raw("handback", 16, "new")) == m.HandBack(16)
+    assert m.decode_from_manager(_raw("handback", 16, 3, "new")) == m.HandBack(16, 3)
 
 
 def test_limits_fit_into_each_other() -> None:

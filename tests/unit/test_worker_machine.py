@@ -248,7 +248,7 @@ def test_a_cancelled_call_that_has_not_started_is_watched() -> None:
 def test_queued_calls_are_handed_back_newest_first() -> None:
     world = World()
     world.run(*[[call(i)] for i in range(1, 7)])
-    world.say(messages.HandBack(2))
+    world.say(messages.HandBack(2, 1))
     assert world.results() == [(6, messages.HANDED_BACK), (5, messages.HANDED_BACK)]
 
 
@@ -341,3 +341,20 @@ def test_a_silent_manager_is_left() -> None:
 def test_messages_before_the_welcome_are_refused() -> None:
     with pytest.raises(ProtocolError, match="before its welcome"):
         WorkerMachine().handle(events.ManagerSaid(1.0, messages.Fetch("a", 1)))
+
+
+def test_calls_that_a_slot_has_not_started_are_handed_back_once_that_is_sure() -> None:
+    world = World()
+    world.machine.state.libraries[1].mean_us = 10.0
+    world.run([call(1)], [call(2)], [call(3)], [call(4)])
+    held = {task_id for _, batch in world.batches() for task_id in batch}
+    assert held == {1, 2, 3, 4}, "two slots hold all of it"
+    world.say(messages.HandBack(1, 1))
+    assert world.results() == []
+    assert world.of(orders.Revoke)
+    world.now += REVOKE_SETTLE_S
+    world.do(events.Tick(0.0))
+    slot_id = world.of(orders.ReadClaim)[-1].slot_id
+    world.do(events.ClaimRead(0.0, slot_id, 0))
+    (answer,) = world.results()
+    assert answer[1] == messages.HANDED_BACK

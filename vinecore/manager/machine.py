@@ -17,6 +17,7 @@ from vinecore.manager.state import ManagerState
 from vinecore.model.config import Tunables
 
 # How often ready work that was not placed is looked at; higher: the line about work that fits nowhere comes later.
+EVEN_OUT_LOOK_S = 0.1  # with several workers: how often to look whether one idles while work waits at another
 STUCK_LOOK_S = 1.0
 
 
@@ -126,6 +127,10 @@ class ManagerMachine:
             due.append(state.stuck_since + state.tunables.no_worker_notice)
         elif state.active:
             due.append(state.ticked_at + STUCK_LOOK_S)
+        if state.even_out_at is not None:
+            due.append(state.even_out_at)
+        elif len(state.workers) > 1 and state.tasks:
+            due.append(state.ticked_at + EVEN_OUT_LOOK_S)
         return min(due, default=None)
 
     def check(self) -> None:

@@ -115,6 +115,7 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
         if bundle is not None and bundle.remaining == 0:
             _bundle_ended(state, bundle.entries)
     for instance in freed:
+        instance.progress_at = state.now
         instance.library.hungry[worker.worker_id] = instance
         if len(instance.local):
             for shape in instance.local.shapes():
@@ -209,7 +210,8 @@ def _products_settled(state: ManagerState, entry: TaskEntry) -> None:
     """A task has ended for good: who waits for a product that it did not make fails, products that nobody wants go."""
     for file in entry.products:
         if not file.is_available():
-            for reader in file.consumers:
+            # Whoever made this entry fail deals with its readers too.
+            for reader in file.consumers if entry.error is None else ():
                 if reader.state is t.WAITING:
                     fail(state, reader, FileLost(f"task {entry.task_id} ({entry.kind.name}) ended without making an input"), b"")
         elif not file.is_needed():

@@ -117,6 +117,7 @@ def tick(state: ManagerState) -> None:
             elif silent >= interval and state.now - worker.pinged_at >= interval:
                 worker.pinged_at = state.now
                 state.orders.append(orders.SendTo(worker.worker_id, messages.Ping()))
+    state.even_out_at = placement.even_out(state)
     notice(state)
 
 

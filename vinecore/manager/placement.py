@@ -27,6 +27,9 @@ from vinecore.wire.messages import Call
 MOST_PER_SLOT = 1000
 # A Run message is sent when this many calls have gathered; bounds a frame.
 RUN_CALLS = 512
+# Work behind a call that has run this long without an answer goes to idle instances; lower: more messages for nothing.
+STUCK_S = 0.03
+ASK_AGAIN_S = 0.1
 # And when so many bytes of arguments and inline inputs have gathered.
 RUN_BYTES = messages.BATCH_LIMIT_BYTES
 
@@ -284,8 +287,36 @@ def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> N
         _know_code(state, code, instance)
 
 
-def _commit(shape: Shape, instance: Instance) -> None:
+def even_out(state: ManagerState) -> float | None:
+    """Ask instances for work that waits behind long calls while others of their library idle; returns when to look again."""
+    if len(state.workers) < 2:
+        return None
+    again: float | None = None
+    for library in state.libraries.values():
+        instances = [i for i in library.instances.values() if i.state is t.UP and not i.worker.draining]
+        room = sum(max(0, i.slots - i.groups_out) for i in instances)
+        if room == 0:
+            continue
+        for instance in instances:
+            extra = instance.groups_out - instance.slots
+            if extra <= 0:
+                continue
+            due = max(instance.progress_at + STUCK_S, instance.asked_at + ASK_AGAIN_S)
+            if state.now < due:
+                again = due if again is None else min(again, due)
+                continue
+            instance.asked_at = state.now
+            state.orders.append(
+                orders.SendTo(instance.worker.worker_id, messages.HandBack(min(extra, room), library.library_id))
+            )
+            again = state.now + ASK_AGAIN_S if again is None else min(again, state.now + ASK_AGAIN_S)
+    return again
+
+
+def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
     """A group takes what one of its calls asks for: they run one after the other."""
+    if instance.groups_out == 0:
+        instance.progress_at = state.now
     instance.groups_out += 1
     if shape.constrained:
         worker = instance.worker
@@ -294,7 +325,7 @@ def _commit(shape: Shape, instance: Instance) -> None:
 
 def _place_one(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
     _mark_placed(state, entry, instance)
-    _commit(entry.kind.shape, instance)
+    _commit(state, entry.kind.shape, instance)
     instance.bytes += len(entry.payload)
     refs = _input_refs(state, entry, instance, None) if entry.inputs else []
     box = None
@@ -328,7 +359,7 @@ def _place_bundle(state: ManagerState, chosen: list[TaskEntry], instance: Instan
     graph = chosen[0].graph
     assert graph is not None
     graph.unplaced -= len(chosen)
-    _commit(chosen[0].kind.shape, instance)
+    _commit(state, chosen[0].kind.shape, instance)
     calls: list[Call] = []
     for entry in chosen:
         _mark_placed(state, entry, instance)

@@ -239,6 +239,7 @@ class Instance:
     """A library on one worker."""
 
     __slots__ = (
+        "asked_at",
         "bytes",
         "calls",
         "codes",
@@ -250,6 +251,7 @@ class Instance:
         "local",
         "mean_us",
         "outstanding",
+        "progress_at",
         "slots",
         "state",
         "values",
@@ -276,6 +278,9 @@ class Instance:
         self.bytes = 0
         self.error = ""
         self.error_data = b""
+        # When it answered last (or began to work), and when it was asked for work back.
+        self.progress_at = 0.0
+        self.asked_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Instance of {self.library.name} on worker {self.worker.worker_id} {self.state} {self.outstanding} outstanding>"
@@ -503,6 +508,8 @@ class ManagerState:
     transfer_key: bytes = b""
     # Seconds since the epoch at the machine's time 0: tickets expire by the calendar, which events do not carry.
     epoch_offset_s: float = 0.0
+    # When to look again whether work should move between workers; None: no reason to.
+    even_out_at: float | None = None
     # (object, destination) of transfers between workers under way, with the worker that was named first.
     peer_fetches: dict[tuple[str, int], int] = field(default_factory=dict)
     # Ready entries that wait until a source has a transfer to spare.

@@ -1,10 +1,11 @@
 """The process that outlives a forking slot by a moment: it ends what the slot's task had started, and removes its sandbox.
 
     slot --fork--> guard, waiting for the end of a pipe that only the slot holds
-    slot killed (with its worker, or to cancel a call) --> guard: kill the task's group, and whoever lives in the sandbox; remove it; exit
+    slot killed (with its worker, or to cancel a call) --> guard: kill the task's group and whoever lives in its
+                                                           sandbox, remove that, exit
 
-A slot that is killed cannot clean up, and the kernel's wish to die with the parent does not reach grandchildren: without the guard ``make -j``
-of a lost worker would go on. It runs no user code and never speaks to anybody.
+A slot that is killed cannot clean up, and the kernel's wish to die with the parent does not reach grandchildren: without the guard
+``make -j`` of a lost worker would go on. It runs no user code and never speaks to anybody.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """A private directory for one task: inputs put in place, outputs taken out, nothing left behind (DESIGN 6).
 
-Inputs of the store are reflinked where the file system can, copied when small, else hard-linked read-only and checked afterwards: a task that
-wrote into one has damaged the object, which is reported. Outputs with more than one link are copied, others renamed into the store.
+Inputs of the store are reflinked where the file system can, copied when small, else hard-linked read-only and checked afterwards:
+a task that wrote into one has damaged the object, which is reported. Outputs with more than one link are copied, others renamed
+into the store.
 
-Slots import this before they fork for every task: ``shutil`` is not used, since the compressors behind it make each fork dearer.
+Slots import this and fork for every task: ``shutil`` is not used, since the compressors behind it make each fork dearer.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Box:
         return variables
 
     def collect(self, succeeded: bool, inline_limit_bytes: int) -> tuple[list[tuple[str, int, bytes]], list[str]]:
-        """Move the outputs into the store; returns (name, size, content when small and wanted home) and the paths that are missing."""
+        """Outputs go into the store: (name, size, content when small and wanted home) of each, and the paths that are missing."""
         taken: list[tuple[str, int, bytes]] = []
         missing: list[str] = []
         inline_bytes = 0

@@ -36,7 +36,7 @@ from vinecore.wire.handshake import PENDING_PER_ADDRESS, Listener
 # No machine has more; slots are counted in them, so a wrong number would be taken at its word.
 MOST_CORES = 1 << 16
 # How often the loop looks at its deadlines when the machine names none.
-IDLE_TICK_S = 1.0
+IDLE_TICK_S = 0.25
 
 
 class FileHandle(Protocol):

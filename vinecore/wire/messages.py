@@ -225,9 +225,13 @@ class Cancel(Struct, array_like=True, tag="cancel", frozen=True):
 
 
 class HandBack(Struct, array_like=True, tag="handback", frozen=True):
-    """Return up to ``count`` calls that have not started; answered by Results with HANDED_BACK (maybe none)."""
+    """Return about ``count`` calls of a library that have not started; answered by Results with HANDED_BACK (maybe none).
+
+    A duplicate asks for as many again.
+    """
 
     count: int
+    library_id: int = 0
 
 
 class Fetch(Struct, array_like=True, tag="fetch", frozen=True):

@@ -68,7 +68,7 @@ class WorkerMachine:
         elif isinstance(message, messages.Cancel):
             on_calls.cancel(state, message.tasks)
         elif isinstance(message, messages.HandBack):
-            on_calls.hand_back(state, message.count)
+            on_calls.hand_back(state, message.library_id, message.count)
         elif isinstance(message, messages.Fetch):
             on_cache.fetch(state, message)
         elif isinstance(message, messages.Upload):

@@ -349,15 +349,28 @@ def cancel(state: WorkerState, tasks: list[tuple[int, int]]) -> None:
         waiting[:] = [(library, group) for library, group in waiting if group.calls]
 
 
-def hand_back(state: WorkerState, count: int) -> None:
-    """Return up to ``count`` calls that no slot has, newest first."""
-    for library in state.libraries.values():
-        while count > 0 and library.queue:
-            group = library.queue.pop()
-            library.queued_calls -= len(group.calls)
-            count -= len(group.calls)
-            for call in group.calls:
-                state.results.append(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
+def hand_back(state: WorkerState, library_id: int, count: int) -> None:
+    """Return about ``count`` calls that have not started, newest first; what slots hold is revoked and returned when that has settled."""
+    library = state.libraries.get(library_id)
+    if library is None:
+        return
+    library.owed += count
+    _pay(state, library)
+    if library.owed > 0:
+        for slot in library.slots.values():
+            border = _group_start(slot, slot.first + 1)
+            if border is not None and slot.revoked_from == NOT_REVOKED and slot.taken == NOT_REVOKED:
+                _revoke(state, slot, border)
+
+
+def _pay(state: WorkerState, library: WorkerLibrary) -> None:
+    """Hand back queued groups as long as calls are owed to the manager."""
+    while library.owed > 0 and library.queue:
+        group = library.queue.pop()
+        library.queued_calls -= len(group.calls)
+        library.owed = max(0, library.owed - len(group.calls))
+        for call in group.calls:
+            state.results.append(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
 
 
 def rebalance(state: WorkerState) -> float | None:
@@ -450,6 +463,9 @@ def _take_back(state: WorkerState, slot: WorkerSlot, border: int) -> None:
         if group.calls:
             library.queue.appendleft(group)
             library.queued_calls += len(group.calls)
+    _pay(state, library)
+    # What is still owed has started here meanwhile: the manager asks again if it must.
+    library.owed = 0
     feed(state, library)
 
 

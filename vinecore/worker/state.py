@@ -102,6 +102,7 @@ class WorkerLibrary:
         "hoisting",
         "library_id",
         "mean_us",
+        "owed",
         "queue",
         "queued_calls",
         "ready_told",
@@ -133,6 +134,8 @@ class WorkerLibrary:
         self.forking = 0
         # Mean time of a call, microseconds; 0 until one is measured.
         self.mean_us = 0.0
+        # Calls that the manager wants back and that no queue had yet.
+        self.owed = 0
         # Times of the latest starts of the parent.
         self.restarts: deque[float] = deque()
 
