@@ -60,7 +60,7 @@ MUTATIONS = [
     Mutation("an outcome is told again", "manager.lineage", "_tell_once", "task.handle = None", "pass"),
     Mutation("errors do not spread", "manager.on_tasks", "fail", "pending.extend(c for c", "list(c for c"),
     Mutation("parked entries stay parked", "manager.placement", "unpark", "entry.dequeued = False", "continue"),
-    Mutation("resources are not returned", "manager.placement", "unplace", ".minus(shape.request)", ""),
+    Mutation("resources are not returned", "manager.placement", "unplace", ".minus(worker.amount_of(shape))", ""),
     Mutation("copies are never unlinked", "manager.on_files", "send_unlinks", "messages.Unlink(names)", "messages.Unlink([])"),
     Mutation("late results stay in the store", "manager.on_tasks", "_drop_late", ".append(name)", ""),
     Mutation("the last retry is not used", "manager.on_tasks", "_raised", "entry.retries > 0", "entry.retries > 1"),

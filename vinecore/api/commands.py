@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from vinecore.api.engine import Engine
     from vinecore.manager.state import CodeEntry, FileEntry, Kind, TaskEntry
 
+# TaskEntry.error of a task whose function raised, and of one that was given up.
+RAISED = "raised"
+CANCELLED = "cancelled"
 _SETTERS = ("tag", "category", "retries", "cores", "memory", "disk", "gpus", "priority", "time_max", "time_end")
 
 
@@ -141,8 +144,9 @@ class SandboxedTask(SubmittableTask):
 
     def _sandbox(self) -> messages.Sandbox:
         """What the slot must know; sources and names are filled in when the task is placed."""
+        programs = messages.EXECUTABLE
         return messages.Sandbox(
-            mounts=[messages.Mount("", name, flags) for _, name, flags in self._inputs],
+            mounts=[messages.Mount("", name, flags | (programs if file.is_program() else 0)) for file, name, flags in self._inputs],
             products=[messages.Product(name, "", flags) for _, name, flags in self._outputs],
             environment=list(self._variables.items()),
             command=self.command_line,
@@ -159,13 +163,12 @@ class SandboxedTask(SubmittableTask):
             entry.inputs += tuple(file.mount_entry() for file, _, _ in self._inputs)
         except InputMissing as error:
             entry.error = error
-            return
         products = []
         for file, _, _ in self._outputs:
             product = file.entry if file.type() == TEMP and file.entry.producer is None else engine.new_temp()
             product.producer = entry
             product.holds = 1
-            file.made_by(product)
+            file.made_by(product)  # whoever reads it gets the error of a task that cannot run
             products.append(product)
         entry.products = tuple(products)
 
@@ -203,7 +206,9 @@ class SandboxedTask(SubmittableTask):
         if self._local_result:
             return self._local_result
         report = entry.report
-        if entry.error not in (None, "raised") or report is None:
+        if report is None and (entry.error == RAISED or isinstance(entry.error, FileLost)):
+            return "input missing"  # the task that was to make an input failed
+        if entry.error not in (None, RAISED) or report is None:
             return super().result
         if report.outcome:
             return report.outcome
@@ -215,7 +220,7 @@ class SandboxedTask(SubmittableTask):
         entry = self._entry
         if entry is None or not self._finished or entry.report is None:
             return -1
-        return entry.report.exit_code if entry.error in (None, "raised") else -1
+        return entry.report.exit_code if entry.error in (None, RAISED) else -1
 
     def successful(self) -> bool:
         """Whether the result is "success" and the exit code 0."""
@@ -225,7 +230,7 @@ class SandboxedTask(SubmittableTask):
     def std_output(self) -> str | None:
         """Standard output and standard error, merged, with the traceback of a function that raised; None when it never ran."""
         entry = self._entry
-        if entry is None or not self._finished or entry.report is None:
+        if entry is None or not self._finished or entry.report is None or entry.error == CANCELLED:
             return None
         text = entry.report.stdout.decode("utf-8", "surrogateescape")
         if entry.report.stdout_cut:

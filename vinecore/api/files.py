@@ -35,6 +35,8 @@ class File(payloads.Dependency):
         self._entry = entry
         # As bytes to mount: a version of a local file, or a buffer as it is; by its name.
         self._raw: dict[str, FileEntry] = {}
+        # What the local path looked like when the latest output had come home: as long as it does, the cluster's copy is the same.
+        self._home: tuple[int, int, int] | None = None
         self.undeclared = False
 
     @property
@@ -56,7 +58,7 @@ class File(payloads.Dependency):
         Raises:
             UsageError: a local file that does not exist, or is a directory.
         """
-        if self._kind == TEMP or (self._entry is not None and self._entry.producer is not None):
+        if self._kind == TEMP or self._is_made():
             return self.entry
         if self._kind == BUFFER:
             return self._raw.get("") or self._raw.setdefault("", self._new_raw())
@@ -85,9 +87,28 @@ class File(payloads.Dependency):
             raw.data = data
         return raw
 
+    def _is_made(self) -> bool:
+        """Whether what a task makes is what counts, and not the content from before or a local file that was changed since."""
+        entry = self._entry
+        if entry is None or entry.producer is None:
+            return False
+        if self._kind != FILE or entry.producer.error is not None:
+            return True
+        return self._home is None or self._home == _looks(self._path)
+
+    def is_program(self) -> bool:
+        """Whether a task that has it as input may run it: a local file with that right; buffers are scripts as often as data."""
+        if self._kind == BUFFER:
+            return True
+        return self._kind == FILE and os.access(self._path, os.X_OK)
+
     def made_by(self, entry: FileEntry) -> None:
         """A task makes it (again): from now on it stands for that."""
-        self._entry = entry
+        old, self._entry, self._home = self._entry, entry, None
+        if self._kind == TEMP:
+            self._data = None
+        if old is not None and old is not entry:
+            self.engine.release([old])
 
     def take_content(self, data: bytes) -> None:
         """What a task made has come here: write it to the local path, or keep it.
@@ -101,6 +122,7 @@ class File(payloads.Dependency):
                 os.makedirs(directory, exist_ok=True)
             with open(self._path, "wb") as file:
                 file.write(data)
+            self._home = _looks(self._path)
         else:
             self._data = data
 
@@ -246,6 +268,14 @@ class FileMethods:
             raise UsageError(f"this takes a File made by a declare_ method, not {type(file).__name__}")
         if file.engine is not self.engine:
             raise UsageError(f"{file!r} belongs to another manager")
+
+
+def _looks(path: str) -> tuple[int, int, int] | None:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_size, info.st_mtime_ns, info.st_ino
 
 
 def _known_options(method: str, options: dict[str, Any]) -> None:

@@ -595,7 +595,7 @@ class ManagerState:
         asking = {entry.bundle or entry: entry for entry in worker.running.values() if entry.kind.shape.constrained}
         committed = Resources(0, 0, 0, 0)
         for entry in asking.values():
-            committed = committed.plus(entry.kind.shape.request)
+            committed = committed.plus(worker.amount_of(entry.kind.shape))
         if committed != worker.committed:
             raise InvariantError(f"{worker}: {committed} are asked for, {worker.committed} committed")
         if committed.missing_in(worker.total):

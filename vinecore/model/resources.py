@@ -10,6 +10,9 @@ from dataclasses import dataclass, fields
 
 from vinecore.errors import UsageError
 
+# Sums are rounded to so many: ten tasks of 0.1 cores must leave a whole core when they have ended.
+_DIGITS = 6
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -53,17 +56,17 @@ class Resources:
     def plus(self, other: Resources) -> Resources:
         """The sum, unset counted as nothing."""
         return Resources(
-            (self.cores or 0) + (other.cores or 0),
-            (self.memory or 0) + (other.memory or 0),
-            (self.disk or 0) + (other.disk or 0),
-            (self.gpus or 0) + (other.gpus or 0),
+            round((self.cores or 0) + (other.cores or 0), _DIGITS),
+            round((self.memory or 0) + (other.memory or 0), _DIGITS),
+            round((self.disk or 0) + (other.disk or 0), _DIGITS),
+            round((self.gpus or 0) + (other.gpus or 0), _DIGITS),
         )
 
     def minus(self, other: Resources) -> Resources:
         """The difference, unset counted as nothing."""
         return Resources(
-            (self.cores or 0) - (other.cores or 0),
-            (self.memory or 0) - (other.memory or 0),
-            (self.disk or 0) - (other.disk or 0),
-            (self.gpus or 0) - (other.gpus or 0),
+            round((self.cores or 0) - (other.cores or 0), _DIGITS),
+            round((self.memory or 0) - (other.memory or 0), _DIGITS),
+            round((self.disk or 0) - (other.disk or 0), _DIGITS),
+            round((self.gpus or 0) - (other.gpus or 0), _DIGITS),
         )
