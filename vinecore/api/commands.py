@@ -34,6 +34,8 @@ class SandboxedTask(SubmittableTask):
         self._amounts: dict[str, float] = {}
         self._inputs: list[tuple[File, str, int]] = []
         self._outputs: list[tuple[File, str, int]] = []
+        # What its outputs stood for before, held until it has ended.
+        self._replaced: list[FileEntry] = []
         self._variables: dict[str, str | None] = {}
         self._time_max_s = 0.0
         self._time_end_s = 0.0
@@ -146,7 +148,9 @@ class SandboxedTask(SubmittableTask):
         """What the slot must know; sources and names are filled in when the task is placed."""
         programs = messages.EXECUTABLE
         return messages.Sandbox(
-            mounts=[messages.Mount("", name, flags | (programs if file.is_program() else 0)) for file, name, flags in self._inputs],
+            mounts=[
+                messages.Mount("", name, flags | (programs if file.is_program() else 0)) for file, name, flags in self._inputs
+            ],
             products=[messages.Product(name, "", flags) for _, name, flags in self._outputs],
             environment=list(self._variables.items()),
             command=self.command_line,
@@ -168,7 +172,8 @@ class SandboxedTask(SubmittableTask):
             product = file.entry if file.type() == TEMP and file.entry.producer is None else engine.new_temp()
             product.producer = entry
             product.holds = 1
-            file.made_by(product)  # whoever reads it gets the error of a task that cannot run
+            # Of a task that cannot run too: whoever reads it gets its error. What was there before may be an input of this task.
+            self._replaced += file.made_by(product)
             products.append(product)
         entry.products = tuple(products)
 
@@ -176,6 +181,10 @@ class SandboxedTask(SubmittableTask):
 
     def settled(self, entry: TaskEntry) -> Any:
         """The outcome is there; outputs that belong here are brought first (loop's thread)."""
+        if self._replaced:
+            assert self._manager is not None
+            self._manager.engine.release(self._replaced)
+            self._replaced = []
         wanted = [
             (file, product)
             for (file, _, flags), product in zip(self._outputs, entry.products, strict=True)

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vinecore.errors import LoopDied, UsageError, WorkerLost
@@ -107,7 +107,7 @@ class Engine:
         self._library_ids = itertools.count(1)
         self._file_ids = itertools.count(1)
         self.graph_ids = itertools.count(1)
-        self.task_ids = itertools.count(1)
+        self.task_ids: Iterator[int] = itertools.count(1)
         self.codes: dict[FunctionPickle, tuple[CodeEntry, Kind]] = {}
         self.kinds: dict[tuple[str, Shape], Kind] = {}
         self._process_library: LibraryEntry | None = None
@@ -380,6 +380,23 @@ class Engine:
             return waiter.value_in_loop()
         return waiter.value(timeout)
 
+    def change_secret(self, secret: bytes) -> None:
+        """Links that are made from now on must prove that they know this secret.
+
+        Raises:
+            UsageError: the embedded worker has the secret of the start, which its data links must prove too.
+        """
+        if self.embedded is not None:
+            raise UsageError("the embedded worker has the secret of the start: give password_file= when the manager is made")
+        self.secret = self.loop.secret = secret
+
+    def raise_task_ids(self, minimum: int) -> int:
+        """Let ids of later tasks begin at ``minimum``, unless they are higher; returns where they begin."""
+        with self._lock:
+            start = max(next(self.task_ids), minimum)
+            self.task_ids = itertools.count(start)
+        return start
+
     def read_raw(self, file: FileEntry, timeout: float | None = None) -> bytes:
         """Bring a file here and return its bytes as they are.
 
@@ -454,6 +471,28 @@ class Engine:
 
 def _print_line(text: str) -> None:
     print(f"vine: {text}", file=sys.stderr, flush=True)
+
+
+def secret_of_password(password: str) -> bytes:
+    """The secret that a password stands for.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    from vinecore.shell.secrets import secret_from_password
+
+    return secret_from_password(password)
+
+
+def secret_of_file(path: str) -> bytes | None:
+    """The secret in a file; None when it cannot be had."""
+    from vinecore.errors import AuthenticationError
+    from vinecore.shell.secrets import secret_from_password_file
+
+    try:
+        return secret_from_password_file(path)
+    except (AuthenticationError, UsageError):
+        return None
 
 
 def _core_count(local_cores: int | bool | None) -> int:

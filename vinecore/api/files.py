@@ -102,13 +102,12 @@ class File(payloads.Dependency):
             return True
         return self._kind == FILE and os.access(self._path, os.X_OK)
 
-    def made_by(self, entry: FileEntry) -> None:
-        """A task makes it (again): from now on it stands for that."""
+    def made_by(self, entry: FileEntry) -> list[FileEntry]:
+        """A task makes it (again): from now on it stands for that. Returns what it stood for, which is not held any more."""
         old, self._entry, self._home = self._entry, entry, None
         if self._kind == TEMP:
             self._data = None
-        if old is not None and old is not entry:
-            self.engine.release([old])
+        return [] if old is None or old is entry else [old]
 
     def take_content(self, data: bytes) -> None:
         """What a task made has come here: write it to the local path, or keep it.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from vinecore.api.engine import Engine
+from vinecore.api.engine import Engine, secret_of_file, secret_of_password
 from vinecore.api.files import FileMethods
 from vinecore.api.functions import LibraryMethods
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TaskMethods
 from vinecore.errors import UsageError
+from vinecore.manager.events import HostsChanged, WorkerDrained
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,69 @@ class WorkerMethods:
             return 0
         self.engine.loop.say(f"tune: there is no tunable {name!r}")
         return -1
+
+    def workers_shutdown(self, count: int = 0) -> int:
+        """Tell up to ``count`` workers without tasks to end (0: all of those); returns how many were told."""
+
+        def tell() -> int:
+            state = self.engine.machine.state
+            idle = [worker_id for worker_id, worker in state.workers.items() if not worker.running]
+            chosen = idle[:count] if count > 0 else idle
+            for worker_id in chosen:
+                self.engine.post(WorkerDrained(0.0, worker_id))
+            return len(chosen)
+
+        return int(self.engine.call_in_loop(tell))
+
+    def set_draining_by_hostname(self, hostname: str, drain_mode: bool = True) -> int:
+        """Give the workers of a host no new task and end them when they are empty; returns how many were touched."""
+        touched = self.engine.call_in_loop(lambda: self._count_on(hostname))
+        self.engine.post(HostsChanged(0.0, drain=hostname, drain_on=drain_mode))
+        return int(touched)
+
+    def _count_on(self, hostname: str) -> int:
+        return sum(worker.hello.hostname == hostname for worker in self.engine.machine.state.workers.values())
+
+    def block_host(self, hostname: str) -> None:
+        """Give no work to the workers of a host."""
+        self.block_host_with_timeout(hostname, 0)
+
+    def block_host_with_timeout(self, hostname: str, seconds: float) -> None:
+        """The same for some seconds; below 1: for ever."""
+        until = time.monotonic() + seconds if seconds >= 1 else math.inf
+        self.engine.post(HostsChanged(0.0, block=str(hostname), until=until))
+
+    def unblock_host(self, hostname: str | None = None) -> None:
+        """Take a host from the list of blocked ones; None: all of them."""
+        self.engine.post(HostsChanged(0.0, unblock=hostname, unblock_all=hostname is None))
+
+    def set_keepalive_interval(self, seconds: float) -> None:
+        """Seconds without a word of a worker until it is asked; 0: never."""
+        self.tune("keepalive-interval", seconds)
+
+    def set_keepalive_timeout(self, seconds: float) -> None:
+        """Seconds without a word of a worker until it counts as lost."""
+        self.tune("keepalive-timeout", seconds)
+
+    def set_password(self, password: str) -> None:
+        """Workers that connect from now on must know this password.
+
+        Raises:
+            UsageError: it is empty, or an embedded worker runs with the secret of the start: give ``password_file`` there.
+        """
+        self.engine.change_secret(secret_of_password(password))
+
+    def set_password_file(self, path: str) -> bool:
+        """The same with a file; False when it cannot be read."""
+        secret = secret_of_file(path)
+        if secret is None:
+            return False
+        self.engine.change_secret(secret)
+        return True
+
+    def set_min_task_id(self, minimum: int) -> int:
+        """Ids of later tasks begin here, unless they are higher already; returns where they begin."""
+        return self.engine.raise_task_ids(minimum)
 
     def explain(self, task_id: int) -> str:
         """Why a task is where it is, for people."""

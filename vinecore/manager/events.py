@@ -119,6 +119,25 @@ class WorkerLeft(Record):
     reason: str
 
 
+class HostsChanged(Record):
+    """Hosts to drain (or not), to block for a while, or to unblock. ``until`` is in the machine's time."""
+
+    now: float
+    drain: str = ""
+    drain_on: bool = True
+    block: str = ""
+    until: float = 0.0
+    unblock: str | None = None
+    unblock_all: bool = False
+
+
+class WorkerDrained(Record):
+    """A worker is to end as soon as it is empty."""
+
+    now: float
+    worker_id: int
+
+
 class Tick(Record):
     """A deadline passed."""
 
@@ -140,5 +159,7 @@ Event = (
     | WorkerJoined
     | WorkerSaid
     | WorkerLeft
+    | HostsChanged
+    | WorkerDrained
     | Tick
 )

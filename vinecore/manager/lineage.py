@@ -66,7 +66,7 @@ def _nearest(entry: TaskEntry) -> Instance | None:
                 held[worker_id] = held.get(worker_id, 0) + file.size_bytes
     for worker_id, size in held.items():
         instance = instances.get(worker_id)
-        if instance is not None and instance.state is t.UP and not instance.worker.draining and size > most:
+        if instance is not None and instance.state is t.UP and instance.worker.takes_work() and size > most:
             best, most = instance, size
     return best
 

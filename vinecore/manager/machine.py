@@ -12,7 +12,7 @@ simulator). Events and orders carry lists, and settling looks only at what an ev
 from __future__ import annotations
 
 from vinecore.errors import ProtocolError, unreachable
-from vinecore.manager import events, on_files, on_libraries, on_tasks, on_workers, orders, placement
+from vinecore.manager import events, on_drain, on_files, on_hosts, on_libraries, on_tasks, on_workers, orders, placement
 from vinecore.manager.state import ManagerState
 from vinecore.model.config import Tunables
 
@@ -80,6 +80,11 @@ class ManagerMachine:
                 on_files.wanted(state, event.file, event.handle)
             case events.UploadArrived():
                 on_files.arrived(state, event.transfer_id)
+            case events.HostsChanged():
+                on_hosts.changed(state, event)
+            case events.WorkerDrained():
+                if event.worker_id in state.workers:
+                    on_drain.drain(state, state.workers[event.worker_id], True)
             case events.Tick():
                 on_workers.tick(state)
             case events.WorkerSaid() | events.TasksSubmitted() | events.VerticesSubmitted():
@@ -100,6 +105,8 @@ class ManagerMachine:
             on_files.bring_home(state)
         if state.wanted_later:
             on_files.look_again(state)
+        if state.drains:
+            on_drain.settle(state)
         if state.unlinks:
             on_files.send_unlinks(state)
         if state.cancels:

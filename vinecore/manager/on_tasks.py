@@ -410,6 +410,15 @@ def fail_lost(state: ManagerState) -> None:
                 fail(state, reader, FileLost(f"{file.name or 'a value'} is gone, and nothing can make it again"), b"")
 
 
+def taken_back(state: ManagerState, entries: list[TaskEntry]) -> None:
+    """A worker leaves on purpose while it holds these placed entries: they run elsewhere, nobody is to blame."""
+    for entry in entries:
+        placement.unplace(entry)
+    for entry in entries:
+        if entry.state is t.PLACED:
+            _again(state, entry, "handed back")
+
+
 def worker_lost(state: ManagerState, worker: WorkerEntry, entries: list[TaskEntry]) -> None:
     """A worker left with these placed entries."""
     for entry in entries:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vinecore.errors import ProtocolError
-from vinecore.manager import on_files, on_libraries, on_tasks, orders, placement, transfers
+from vinecore.manager import on_drain, on_files, on_hosts, on_libraries, on_tasks, orders, placement, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.state import ManagerState, WorkerEntry
 from vinecore.model.notes import WorkerJoined, WorkerRemoved
@@ -20,6 +20,7 @@ def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str
     if not state.workers:
         state.stuck_since, state.stuck_told = 0.0, False
     state.workers[worker_id] = worker
+    on_hosts.mark(state, worker)
     state.counters.workers_joined += 1
     state.orders.append(
         orders.SendTo(
@@ -70,7 +71,7 @@ def said(state: ManagerState, worker_id: int, message: object) -> None:
     elif isinstance(message, messages.Ping):
         state.orders.append(orders.SendTo(worker_id, messages.Pong()))
     elif isinstance(message, messages.Goodbye):
-        left(state, worker_id, message.reason)
+        on_drain.goodbye(state, worker)
     elif not isinstance(message, messages.Pong):
         raise ProtocolError(f"a worker sent {type(message).__name__}, which a manager does not take now")
 
@@ -92,6 +93,7 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
         placement.abandon_local(state, instance)
     lost = list(worker.running.values())
     worker.running = {}
+    state.drains.pop(worker_id, None)
     # Copies first: entries that wait again must see what is gone.
     for file in list(state.held.values()):
         on_tasks.lose_copy(state, file, worker_id)
@@ -117,6 +119,8 @@ def tick(state: ManagerState) -> None:
             elif silent >= interval and state.now - worker.pinged_at >= interval:
                 worker.pinged_at = state.now
                 state.orders.append(orders.SendTo(worker.worker_id, messages.Ping()))
+    if state.blocked_hosts:
+        on_hosts.look(state)
     state.even_out_at = placement.even_out(state)
     notice(state)
 

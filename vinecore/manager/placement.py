@@ -67,7 +67,7 @@ def ensure_started(state: ManagerState, library: LibraryEntry) -> None:
     if library.removed or len(library.instances) == len(state.workers):
         return
     for worker in state.workers.values():
-        if library.library_id in worker.instances or worker.draining:
+        if library.library_id in worker.instances or not worker.takes_work():
             continue
         slots = library.slots or max(1, worker.hello.cores)
         instance = Instance(library, worker, slots)
@@ -97,7 +97,7 @@ def ensure_started(state: ManagerState, library: LibraryEntry) -> None:
 
 def _has_room(state: ManagerState, instance: Instance, next_us: float, deep: bool) -> bool:
     """Whether one more call may go there."""
-    if instance.state is not t.UP or instance.worker.draining:
+    if instance.state is not t.UP or not instance.worker.takes_work():
         return False
     groups = instance.groups_out
     if groups < instance.slots:
@@ -293,7 +293,7 @@ def even_out(state: ManagerState) -> float | None:
         return None
     again: float | None = None
     for library in state.libraries.values():
-        instances = [i for i in library.instances.values() if i.state is t.UP and not i.worker.draining]
+        instances = [i for i in library.instances.values() if i.state is t.UP and i.worker.takes_work()]
         room = sum(max(0, i.slots - i.groups_out) for i in instances)
         if room == 0:
             continue
@@ -306,9 +306,7 @@ def even_out(state: ManagerState) -> float | None:
                 again = due if again is None else min(again, due)
                 continue
             instance.asked_at = state.now
-            state.orders.append(
-                orders.SendTo(instance.worker.worker_id, messages.HandBack(min(extra, room), library.library_id))
-            )
+            state.orders.append(orders.SendTo(instance.worker.worker_id, messages.HandBack(min(extra, room), library.library_id)))
             again = state.now + ASK_AGAIN_S if again is None else min(again, state.now + ASK_AGAIN_S)
     return again
 

@@ -291,6 +291,7 @@ class WorkerEntry:
 
     __slots__ = (
         "amounts",
+        "blocked",
         "committed",
         "draining",
         "hello",
@@ -325,6 +326,10 @@ class WorkerEntry:
         self.last_heard = now
         self.pinged_at = now
         self.draining = False
+        self.blocked = False  # its host is on the list of blocked ones
+
+    def takes_work(self) -> bool:
+        return not self.draining and not self.blocked
 
     def amount_of(self, shape: Shape) -> Resources:
         """Resources that one task of this shape takes here."""
@@ -508,6 +513,10 @@ class ManagerState:
     transfer_key: bytes = b""
     # Seconds since the epoch at the machine's time 0: tickets expire by the calendar, which events do not carry.
     epoch_offset_s: float = 0.0
+    # Workers that are to leave when nothing runs there and nothing is held there alone.
+    drains: dict[int, WorkerEntry] = field(default_factory=dict)
+    # Hosts that get no work, with the time at which that ends; infinity for ever.
+    blocked_hosts: dict[str, float] = field(default_factory=dict)
     # When to look again whether work should move between workers; None: no reason to.
     even_out_at: float | None = None
     # (object, destination) of transfers between workers under way, with the worker that was named first.

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 
+from vinecore.errors import UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.guard import Guard, kill_group
 from vinecore.runtime.randomness import reseed
@@ -144,6 +145,9 @@ class ForkingSlot(Slot):
                 box.build(self.inline)
             except FileNotFoundError as error:
                 raise MissingInput(Path(str(error.filename)).name) from None
+            except UsageError as error:
+                report = Report(-1, f"{error}\n".encode(), [], [], [], "forsaken")
+                return Result(call.task_id, call.attempt, messages.OK_INLINE, 0, report=report)
             began = time.time()
             limits = Limits(spec, box)
             if spec.command:

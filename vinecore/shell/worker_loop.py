@@ -41,6 +41,8 @@ from vinecore.worker.machine import WorkerMachine
 __all__ = ["WorkerConfig", "WorkerLoop", "count_gpus", "secret_for_worker"]
 
 TRANSFER_THREADS = 4
+# A worker that leaves waits this long for its manager to fetch what only it holds; batch systems kill after about 30 s.
+HANDOVER_S = 5.0
 # However short --connect-timeout is, one try gets this long.
 LEAST_CONNECT_S = 1.0
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -272,6 +274,11 @@ class WorkerLoop:
         link = self.link
         if link is not None and not link.lost:
             link.send(messages.encode(messages.Goodbye(self.leave_reason or "told to stop")))
+            link.flush()
+            if not self.disconnected.is_set() and not self.config.embedded:
+                # What only this worker holds is handed over first; the manager then releases it.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.disconnected.wait(), HANDOVER_S)
             link.close()
         self._say(f"left the manager: {self.leave_reason or 'the connection was closed'}")
         if link is not None and isinstance(link.error, PeerError):

@@ -1,0 +1,76 @@
+"""Workers that leave on purpose: no new work, what waits there goes elsewhere, sole copies are handed over first.
+
+A worker drains because the user said so (it then ends when it is empty), or because it said goodbye (idle, a signal, its wall
+time). What only it holds and somebody needs goes to another worker that can fetch it, else to the manager; then it is released.
+"""
+
+from __future__ import annotations
+
+from vinecore.manager import on_tasks, orders, placement, transfers
+from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
+from vinecore.wire import messages
+
+# Asking for more than a worker can hold gives back all that has not started.
+EVERYTHING = 1_000_000
+
+
+def drain(state: ManagerState, worker: WorkerEntry, on: bool) -> None:
+    """Begin or end the draining of a worker."""
+    worker.draining = on
+    if not on:
+        state.drains.pop(worker.worker_id, None)
+        for instance in worker.instances.values():
+            instance.library.hungry[worker.worker_id] = instance
+            for shape in instance.library.shapes:
+                if len(shape.ready):
+                    state.activate(shape)
+        return
+    state.drains[worker.worker_id] = worker
+    for library_id, instance in worker.instances.items():
+        placement.abandon_local(state, instance)
+        if instance.groups_out > instance.slots:
+            state.orders.append(orders.SendTo(worker.worker_id, messages.HandBack(EVERYTHING, library_id)))
+
+
+def goodbye(state: ManagerState, worker: WorkerEntry) -> None:
+    """A worker wants to leave now: its calls run elsewhere, which counts as no loss; its sole copies are fetched."""
+    worker.draining = True
+    state.drains[worker.worker_id] = worker
+    for instance in worker.instances.values():
+        placement.abandon_local(state, instance)
+    placed, worker.running = list(worker.running.values()), {}
+    on_tasks.taken_back(state, placed)
+
+
+def settle(state: ManagerState) -> None:
+    """Move what draining workers alone hold; release those that are empty."""
+    for worker in list(state.drains.values()):
+        if worker.running:
+            continue
+        sole = [file for file in state.held.values() if _is_sole(file, worker.worker_id)]
+        for file in sole:
+            _hand_over(state, file, worker)
+        if not sole:
+            del state.drains[worker.worker_id]
+            state.orders.append(orders.SendTo(worker.worker_id, messages.Release(True, "it was drained")))
+
+
+def _is_sole(file: FileEntry, worker_id: int) -> bool:
+    return file.on_workers == {worker_id} and file.data is None and not file.at_manager and file.is_needed()
+
+
+def _hand_over(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> None:
+    """Have another worker fetch it, or bring it to the manager, unless either is under way."""
+    if file.coming or file.name in state.wanted_here:
+        return
+    others = [w for w in state.workers.values() if w is not worker and w.takes_work()]
+    others.sort(key=lambda w: (len(w.running), w.worker_id))
+    for other in others:
+        peers = transfers.peers_with(state, file, other)
+        if transfers.has_room(state, peers):
+            file.coming = {other.worker_id}
+            transfers.fetch(state, file, other, peers)
+            return
+        if peers:
+            return  # its source is busy: another look when a transfer has ended
+    placement.bring_here(state, file)
