@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -312,11 +313,11 @@ def test_fork_mode_large_values_errors_and_death(m: Manager, install: Callable[.
 
 def test_fork_mode_an_error_larger_than_a_page(m: Manager, install: Callable[..., str]) -> None:
     def raise_much() -> None:
-        raise ValueError("x" * 3_000_000)
+        raise ValueError("x" * 500_000)
 
     library = install(raise_much, add, exec_mode="fork")
     error, value = finish(m, FunctionCall(library, "raise_much"), FunctionCall(library, "add", 1))
-    assert isinstance(error, ValueError) and len(str(error)) == 3_000_000 and value == 2
+    assert isinstance(error, ValueError) and len(str(error)) == 500_000 and value == 2
 
 
 def test_fork_mode_results_are_not_held_up_by_a_long_call(m: Manager, install: Callable[..., str], tmp_path: Path) -> None:
@@ -332,3 +333,26 @@ def test_fork_mode_results_are_not_held_up_by_a_long_call(m: Manager, install: C
     (tmp_path / "go").touch()
     for _ in range(12):
         assert m.wait(LIMIT_S) is not None
+
+
+def _wait_long(path: str) -> None:
+    Path(path).with_suffix(".part").write_text(str(os.getpid()))
+    Path(path).with_suffix(".part").rename(path)
+    time.sleep(LIMIT_S * 10)
+
+
+@pytest.mark.parametrize("boxed", [True, False])
+def test_a_killed_worker_takes_running_functions_along(leaves_no_process: str, tmp_path: Path, boxed: bool) -> None:
+    with Manager(local_cores=1) as manager:
+        if boxed:
+            manager.submit(small(_wait_long, str(tmp_path / "pid")))
+        else:
+            manager.install_library(manager.create_library_from_functions("forks", _wait_long, exec_mode="fork"))
+            manager.submit(FunctionCall("forks", "_wait_long", str(tmp_path / "pid")))
+        assert eventually((tmp_path / "pid").exists)
+        pid = (tmp_path / "pid").read_text()
+        assert manager.engine.embedded is not None
+        os.kill(manager.engine.embedded.process.pid, signal.SIGKILL)
+        assert eventually(lambda: not Path("/proc", pid).exists())
+        manager.cancel_all()
+        assert manager.wait(LIMIT_S) is not None

@@ -1,0 +1,219 @@
+"""The directory of one task, on a real disk and without any process: what is put in, taken out, found damaged, removed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vinecore.errors import UsageError
+from vinecore.runtime import forking_slot
+from vinecore.runtime.forking_slot import Limits
+from vinecore.runtime.sandbox import COPY_BELOW_BYTES, STDOUT, Box, remove_tree
+from vinecore.wire.messages import EXECUTABLE, HOME, ON_FAILURE, ON_SUCCESS, SYMLINK, Mount, Product, Sandbox
+
+BIG = b"b" * (COPY_BELOW_BYTES + 1)
+LIMIT_BYTES = 65536
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "objects"
+    path.mkdir()
+    return path
+
+
+def box_of(store: Path, *mounts: Mount, products: tuple[Product, ...] = (), **options: int) -> Box:
+    spec = Sandbox(list(mounts), list(products), [("MINE", "1"), ("GONE", None), ("TMP", "mine")], **options)
+    return Box(store.parent / "sandboxes", "task.1.1", spec, store)
+
+
+def test_inputs_are_where_they_should_be(store: Path) -> None:
+    (store / "object").write_bytes(b"small")
+    box = box_of(store, Mount("object", "a/b/in"), Mount(7, "value"), Mount("object", "link", SYMLINK))
+    box.build({7: b"inline"})
+    assert (box.path / "a/b/in").read_bytes() == b"small"
+    assert (box.path / "value").read_bytes() == b"inline"
+    assert (box.path / "link").is_symlink() and (box.path / "link").read_bytes() == b"small"
+    (box.path / "a/b/in").write_bytes(b"changed")
+    assert (store / "object").read_bytes() == b"small"
+
+
+def test_programs_may_be_run(store: Path) -> None:
+    (store / "small").write_bytes(b"#!")
+    (store / "big").write_bytes(BIG)
+    kinds = [Mount("small", "s", EXECUTABLE), Mount("big", "b", EXECUTABLE), Mount(1, "i", EXECUTABLE), Mount("small", "plain")]
+    box = box_of(store, *kinds)
+    box.build({1: b"#!"})
+    assert [bool((box.path / name).stat().st_mode & 0o100) for name in ("s", "b", "i", "plain")] == [True, True, True, False]
+
+
+def test_an_object_that_is_not_there(store: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        box_of(store, Mount("never", "in")).build({})
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../b", "a/..", ""])
+def test_names_that_lead_out(store: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="leads out"):
+        box_of(store, Mount(1, name)).build({1: b""})
+    with pytest.raises(UsageError, match="leads out"):
+        box_of(store, products=(Product(name, "out"),)).build({})
+
+
+def test_an_input_through_another_inputs_link(store: Path) -> None:
+    """A link into the store under the name of a directory: nothing may be written behind it."""
+    (store / "object").write_bytes(b"x")
+    with pytest.raises(UsageError, match="in/below"):
+        box_of(store, Mount("object", "in", SYMLINK), Mount(1, "in/below")).build({1: b""})
+
+
+def test_the_last_of_two_inputs_counts_and_the_first_is_not_written(store: Path) -> None:
+    (store / "big").write_bytes(BIG)
+    for flags in (0, SYMLINK):
+        box = box_of(store, Mount("big", "in", flags), Mount(1, "in"))
+        box.build({1: b"last"})
+        assert (box.path / "in").read_bytes() == b"last"
+        box.remove()
+    assert (store / "big").read_bytes() == BIG
+
+
+def test_damage_is_seen_only_where_it_happened(store: Path) -> None:
+    for name in ("one", "two"):
+        (store / name).write_bytes(BIG)
+    box = box_of(store, Mount("one", "one"), Mount("two", "two"))
+    box.build({})
+    assert box.damaged() == []
+    with open(box.path / "two", "r+b") as file:
+        file.write(b"damage")
+    if (store / "two").read_bytes() == BIG:
+        assert box.damaged() == []  # the file system shares blocks: the object is safe
+    else:
+        assert box.damaged() == ["two"]
+
+
+def test_small_outputs_ride_along_and_others_are_moved(store: Path) -> None:
+    products = (Product("small", "o.0", HOME), Product("big", "o.1", HOME), Product("d/temp", "o.2"), Product("no", "o.3"))
+    box = box_of(store, products=products)
+    box.build({})
+    (box.path / "small").write_bytes(b"s")
+    (box.path / "big").write_bytes(BIG)
+    (box.path / "d/temp").write_bytes(b"t")
+    taken, missing = box.collect(True, LIMIT_BYTES)
+    assert taken == [("o.0", 1, b"s"), ("o.1", len(BIG), b""), ("o.2", 1, b"")]
+    assert missing == ["no"]
+    assert sorted(path.name for path in store.iterdir()) == ["o.1", "o.2"]
+    assert (store / "o.1").read_bytes() == BIG
+
+
+def test_what_rides_along_is_bounded_in_all(store: Path) -> None:
+    products = tuple(Product(f"f{number}", f"o.{number}", HOME) for number in range(40))
+    box = box_of(store, products=products)
+    box.build({})
+    for product in products:
+        (box.path / product.path).write_bytes(b"x" * LIMIT_BYTES)
+    taken, _ = box.collect(True, LIMIT_BYTES)
+    assert sum(len(content) for _, _, content in taken) <= 1 << 20
+    assert all(content or (store / name).stat().st_size == size for name, size, content in taken)
+
+
+@pytest.mark.parametrize(("succeeded", "expected"), [(True, ["o.1", "o.2"]), (False, ["o.0", "o.2"])])
+def test_outputs_of_success_and_failure(store: Path, succeeded: bool, expected: list[str]) -> None:
+    box = box_of(store, products=(Product("f", "o.0", ON_FAILURE), Product("f", "o.1", ON_SUCCESS), Product("f", "o.2")))
+    box.build({})
+    (box.path / "f").touch()
+    assert [name for name, _, _ in box.collect(succeeded, LIMIT_BYTES)[0]] == expected
+
+
+def test_an_output_with_another_name_elsewhere_is_copied(store: Path) -> None:
+    (store / "big").write_bytes(BIG)
+    box = box_of(store, Mount("big", "in"), products=(Product("hard", "o.0"), Product("soft", "o.1")))
+    box.build({})
+    os.link(box.path / "in", box.path / "hard")
+    (box.path / "soft").symlink_to("in")
+    box.collect(True, LIMIT_BYTES)
+    for name in ("o.0", "o.1"):
+        assert (store / name).read_bytes() == BIG and not (store / name).is_symlink()
+        assert (store / name).stat().st_ino != (store / "big").stat().st_ino
+
+
+def test_environment(store: Path) -> None:
+    box = box_of(store, cores=3, memory_mb=100)
+    found = box.environment({"DISPLAY": ":0", "GONE": "x", "CORES": "99", "GPUS": "9", "KEPT": "yes", "OMP_NUM_THREADS": "1"})
+    assert "DISPLAY" not in found and "GONE" not in found and "GPUS" not in found and "DISK" not in found
+    assert (found["CORES"], found["MEMORY"], found["OMP_NUM_THREADS"], found["KEPT"], found["MINE"]) == ("3", "100", "3", "yes", "1")
+    assert found["VINE_SANDBOX"] == str(box.path)
+    assert found["TMP"] == found["TEMP"] == found["TMPDIR"] and found["TMP"].startswith(str(box.path))
+
+
+def test_removal_of_what_has_no_rights_left(store: Path) -> None:
+    box = box_of(store)
+    box.build({})
+    (box.path / "a/b").mkdir(parents=True)
+    (box.path / "a/b/file").touch()
+    (box.path / "a/b/file").chmod(0)
+    (box.path / "out").symlink_to(store)
+    (store / "object").touch()
+    for name in ("a/b", "a"):
+        (box.path / name).chmod(0)
+    box.remove()
+    assert not box.path.exists() and (store / "object").exists()
+    remove_tree(str(box.path))  # a second time is harmless
+
+
+def test_size_counts_what_the_task_wrote(store: Path) -> None:
+    (store / "in").write_bytes(BIG * 3)
+    box = box_of(store, Mount("in", "in"))
+    box.build({})
+    (box.path / STDOUT).write_bytes(BIG * 2)
+    assert box.size_mb() == 2
+
+
+# ------------------------------------------------------------ limits
+
+
+class Clock:
+    """Stands for the time module."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(forking_slot, "time", clock)
+    return clock
+
+
+def test_no_limits_need_no_looks(clock: Clock) -> None:
+    assert Limits(None, None).wait_ms() is None
+    assert Limits(Sandbox([], [], []), None).wait_ms() is None
+    clock.now += 1e9
+    assert Limits(None, None).exceeded() == ""
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "end_s", "expected", "at_s"),
+    [(5.0, 0.0, "max wall time", 1005.0), (0.0, 1003.0, "max end time", 1003.0), (5.0, 1003.0, "max end time", 1003.0)],
+)
+def test_the_first_limit_counts(clock: Clock, wall_s: float, end_s: float, expected: str, at_s: float) -> None:
+    limits = Limits(Sandbox([], [], [], wall_time_s=wall_s, end_at_s=end_s), None)
+    clock.now = at_s - 0.01
+    assert limits.exceeded() == "" and limits.wait_ms() in range(1, 13)
+    clock.now = at_s
+    assert limits.exceeded() == expected and limits.wait_ms() == 1
+
+
+def test_the_disk_is_looked_at_now_and_then(clock: Clock, store: Path) -> None:
+    box = box_of(store, disk_mb=1)
+    box.build({})
+    (box.path / "big").write_bytes(BIG * 3)
+    limits = Limits(box.spec, box)
+    assert limits.exceeded() == ""
+    clock.now += forking_slot.DISK_LOOK_S
+    assert limits.exceeded() == "sandbox exhaustion" and limits.seen_mb == 3
