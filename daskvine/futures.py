@@ -271,7 +271,7 @@ class FuturesExecutor(Executor):
         port: listen on this port for workers started with ``vine_worker HOST PORT``, and start none here (unless ``max_workers``
             is given).
         manager: a Manager or DaskVine to run on; it is not closed by ``shutdown``.
-        auth, password_file: as for Manager.
+        auth, password_file, ssl: as for Manager.
     """
 
     def __init__(
@@ -282,6 +282,7 @@ class FuturesExecutor(Executor):
         manager: Any = None,
         auth: str | None = "secret",
         password_file: str | None = None,
+        ssl: bool | tuple[str, str] | None = None,
     ) -> None:
         if max_workers is not None and (isinstance(max_workers, bool) or not isinstance(max_workers, int)):
             raise UsageError(f"max_workers must be a number, not {max_workers!r}")
@@ -292,7 +293,7 @@ class FuturesExecutor(Executor):
             self.engine: Engine = manager.engine
         else:
             local = max_workers or (True if port is None else None)
-            self.engine = Engine(port, local, auth, password_file)
+            self.engine = Engine(port, local, auth, password_file, ssl=ssl)
         self._shut = False
         # After shutdown, in the loop's thread: calls of this executor that have no outcome yet; -1: not counted.
         self._left = -1

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tests.bench.systems import DASK_THREADS, DISTRIBUTED, OURS, OURS_FUNCTION_CALL, PPE
+from tests.bench.systems import BARE_FORK, DASK_THREADS, DISTRIBUTED, OURS, OURS_FUNCTION_CALL, PPE, SUBPROCESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,11 @@ CASES = (
     Case("noop-calls", OURS_FUNCTION_CALL, 20_000, 2_000),
     Case("noop-calls", PPE, 20_000, 2_000),
     Case("noop-calls", DISTRIBUTED, 2_000, 500, 3),
+    Case("fork-calls", OURS, 3_000, 500),
+    Case("fork-calls", BARE_FORK, 2, 1),
+    Case("python-tasks", OURS, 2_000, 300),
+    Case("shell-tasks", OURS, 2_000, 300),
+    Case("shell-tasks", SUBPROCESS, 2_000, 300),
     Case("latency", OURS, 2_000, 300),
     Case("latency", PPE, 2_000, 300),
     Case("startup", OURS, 1, 1),
@@ -131,6 +136,15 @@ ROWS = (
         "cold_calls_per_s",
         ours=OURS_FUNCTION_CALL,
     ),
+    Row(
+        "fork-calls",
+        "fork-calls",
+        "calls_per_s",
+        "calls/s",
+        (Check(1_000, at_least=True), Check(0.6, BARE_FORK, at_least=True)),
+    ),
+    Row("python-tasks", "python-tasks", "tasks_per_s", "tasks/s", (Check(400, at_least=True),)),
+    Row("shell-tasks", "shell-tasks", "tasks_per_s", "tasks/s", (Check(0.5, SUBPROCESS, at_least=True),)),
     *_graph_rows("dask-tree"),
     *_graph_rows("dask-wide"),
     Row("data-chain", "data-chain", "wall_s", "s", (Check(0.6, DISTRIBUTED),), "cold_wall_s", beside=(DASK_THREADS,)),

@@ -13,13 +13,14 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.bench import calls, measure
-from tests.bench.systems import DISTRIBUTED, OURS, PPE, SLOTS, Graphs, open_graphs, open_pool
+from tests.bench.systems import DISTRIBUTED, OURS, PPE, SLOTS, SUBPROCESS, Graphs, open_graphs, open_pool
 
 Figures = dict[str, float]
 Graph = dict[Hashable, Any]
@@ -28,6 +29,7 @@ CHAIN_ARRAY_BYTES = 20_000_000
 SHARED_VALUE_BYTES = 100_000_000
 PHYSICS_EVENTS = 200_000
 BLOCKERS_START_LIMIT_S = 20.0
+TASK_WAIT_S = 30
 
 
 def expect(found: Any, expected: Any, what: str) -> None:
@@ -379,8 +381,83 @@ def _of(function: Callable[[Any, str, int], Figures], make: Any) -> Callable[[st
     return lambda system, size: function(make, system, size)
 
 
+# Processes: function calls in fork mode, Python tasks, shell tasks.
+
+
+def _run_tasks(manager: Any, tasks: list[Any]) -> list[Any]:
+    """Outputs in order of submission."""
+    for task in tasks:
+        manager.submit(task)
+    while not manager.empty():
+        if manager.wait(TASK_WAIT_S) is None:
+            raise TimeoutError(f"no task ended within {TASK_WAIT_S} s")
+    return [task.output for task in tasks]
+
+
+def fork_calls(system: str, size: int) -> Figures:
+    """No-op calls of a library in fork mode; or the bare forks of its slots, both at once, for ``size`` seconds."""
+    from vinecore import FunctionCall, Manager
+
+    with Manager(local_cores=SLOTS) as manager:
+        mode = "fork" if system == OURS else "direct"
+        library = manager.create_library_from_functions("calls", calls.inc, calls.fork_until, exec_mode=mode)
+        library.set_function_slots(SLOTS)
+        manager.install_library(library)
+        expect(_run_tasks(manager, [FunctionCall("calls", "inc", n) for n in range(20)]), list(range(1, 21)), "first calls")
+        if system != OURS:
+            rates = _run_tasks(manager, [FunctionCall("calls", "fork_until", float(size)) for _ in range(SLOTS)])
+            return {"calls_per_s": float(sum(rates))}
+        begin_s = time.perf_counter()
+        results = _run_tasks(manager, [FunctionCall("calls", "inc", n) for n in range(size)])
+        wall_s = time.perf_counter() - begin_s
+        expect(results, list(range(1, size + 1)), "calls in fork mode")
+    return {"calls_per_s": size / wall_s}
+
+
+def python_tasks(system: str, size: int) -> Figures:
+    """No-op functions, each in a process and a directory of its own."""
+    from vinecore import Manager, PythonTask
+
+    def make(number: int) -> PythonTask:
+        task = PythonTask(calls.inc, number)
+        task.set_cores(1)
+        return task
+
+    with Manager(local_cores=SLOTS) as manager:
+        expect(_run_tasks(manager, [make(number) for number in range(20)]), list(range(1, 21)), "first tasks")
+        begin_s = time.perf_counter()
+        results = _run_tasks(manager, [make(number) for number in range(size)])
+        wall_s = time.perf_counter() - begin_s
+        expect(results, list(range(1, size + 1)), "Python tasks")
+    return {"tasks_per_s": size / wall_s}
+
+
+def shell_tasks(system: str, size: int) -> Figures:
+    """The command ``true``: as tasks, or through ``subprocess`` from two threads."""
+    if system == SUBPROCESS:
+        with ThreadPoolExecutor(SLOTS) as pool:
+            begin_s = time.perf_counter()
+            codes = list(pool.map(lambda _: subprocess.run(["sh", "-c", "true"], check=False).returncode, range(size)))
+            wall_s = time.perf_counter() - begin_s
+        expect(codes, [0] * size, "exit codes")
+        return {"tasks_per_s": size / wall_s}
+    from vinecore import Manager, Task
+
+    with Manager(local_cores=SLOTS) as manager:
+        _run_tasks(manager, [Task("true", cores=1) for _ in range(20)])
+        tasks = [Task("true", cores=1) for _ in range(size)]
+        begin_s = time.perf_counter()
+        _run_tasks(manager, tasks)
+        wall_s = time.perf_counter() - begin_s
+        expect({(task.result, task.exit_code) for task in tasks}, {("success", 0)}, "results")
+    return {"tasks_per_s": size / wall_s}
+
+
 WORKLOADS: dict[str, Callable[[str, int], Figures]] = {
     "noop-calls": noop_calls,
+    "fork-calls": fork_calls,
+    "python-tasks": python_tasks,
+    "shell-tasks": shell_tasks,
     "latency": latency,
     "startup": startup,
     "memory": memory,

@@ -188,6 +188,23 @@ def test_function_call(tmp_path: Path) -> None:
     assert out.splitlines() == expected
 
 
+def test_commands(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("commands_example", EXAMPLES / "commands.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write_text(tmp_path / "text", module.TEXT_BYTES)
+    text = (tmp_path / "text").read_text()
+    assert 5_000_000 <= len(text) < 5_001_000
+    expected = set()
+    for word in module.SEARCHED:
+        hits = text.count(word)
+        expected.add(f"{word}: {sum(word in line for line in text.splitlines())} lines, {hits} hits, {hits * len(word)} bytes")
+    out, _ = run("commands.py", cwd=tmp_path)
+    assert len(out.splitlines()) == 3
+    assert set(out.splitlines()) == expected
+
+
 def test_functional(tmp_path: Path) -> None:
     out, _ = run("functional.py", cwd=tmp_path)
     expected = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from tests.kit.calls import LIMIT_S, eventually
 from vinecore import Manager, Task
 
 BIG_BYTES = 2_000_000
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -290,7 +293,7 @@ def test_what_is_no_file_or_no_name_is_refused(m: Manager) -> None:
 
 @pytest.mark.parametrize(
     ("command", "code"),
-    [("exit 3", 3), ("kill -9 $$", 9), ("kill -TERM $$", 15), ("kill -SEGV $$", 11), ("no-such-command-at-all", 127), ("true", 0)],
+    [("exit 3", 3), ("kill -9 $$", 9), ("kill -TERM $$", 15), ("kill -SEGV $$", 11), ("no-such-command", 127), ("true", 0)],
 )
 def test_exit_codes(m: Manager, command: str, code: int) -> None:
     task = run(m, small(command))[0]
@@ -364,7 +367,7 @@ def test_environment(m: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_display_is_removed(leaves_no_process: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":99")
     with Manager(local_cores=1) as manager:
-        task = run(manager, small("echo \"<$DISPLAY>\" $CORES"))[0]
+        task = run(manager, small('echo "<$DISPLAY>" $CORES'))[0]
         assert task.output == "<> 1\n"
 
 
@@ -563,8 +566,92 @@ def test_a_task_can_be_submitted_again(m: Manager) -> None:
 # ------------------------------------------------------------ more than one worker, lost workers
 
 
+@pytest.fixture
+def pair(leaves_no_process: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Manager, list[Any]]]:
+    """A manager with two workers of one core, each a process of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    workers = []
+    with Manager(port=0) as manager:
+        try:
+            for number in range(2):
+                folder = tmp_path / f"worker-{number}"
+                folder.mkdir()
+                words = [sys.executable, "-m", "vinecore.cli.worker", "--cores", "1", "localhost", str(manager.port)]
+                environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+                workers.append(subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, cwd=folder))
+            state = manager.engine.machine.state
+            assert eventually(lambda: len(state.workers) == 2)
+            yield manager, workers
+        finally:
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                try:
+                    worker.wait(LIMIT_S)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    worker.wait()
+
+
+def _on_both(manager: Manager, tmp_path: Path, make: Any) -> list[Task]:
+    """Run ``make(number)`` twice at the same time: each worker has one core."""
+    tasks = [make(number) for number in range(2)]
+    for number, task in enumerate(tasks):
+        other = tmp_path / f"here-{1 - number}"
+        task.set_command(f"touch {tmp_path}/here-{number}; while ! test -e {other}; do sleep 0.02; done; {task.command}")
+        manager.submit(task)
+    for _ in tasks:
+        assert manager.wait(LIMIT_S) is not None
+    for number in range(2):
+        (tmp_path / f"here-{number}").unlink()
+    return tasks
+
+
+@pytest.mark.parametrize("size", [5, BIG_BYTES])
+def test_a_file_made_on_one_worker_is_used_on_the_other(pair: tuple[Manager, list[Any]], tmp_path: Path, size: int) -> None:
+    manager, _ = pair
+    temp = manager.declare_temp()
+    made = run(manager, small(f"head -c {size} /dev/zero > out; echo $WORKER_TMPDIR", outputs={temp: "out"}))[0]
+    readers = _on_both(manager, tmp_path, lambda _: small("wc -c < in; echo $WORKER_TMPDIR", inputs={temp: "in"}))
+    assert [reader.output.split()[0] for reader in readers] == [str(size)] * 2
+    homes = {reader.output.split()[1] for reader in readers}
+    assert len(homes) == 2 and made.output.strip() in homes
+
+
+def test_a_file_of_a_lost_worker_is_made_again(pair: tuple[Manager, list[Any]], tmp_path: Path) -> None:
+    manager, workers = pair
+    (tmp_path / "marks").mkdir()
+    temp, target = manager.declare_temp(), manager.declare_file(tmp_path / "result")
+    maker = small(f"mktemp {tmp_path}/marks/XXXXXX > /dev/null; head -c {BIG_BYTES} /dev/zero > out; pwd", outputs={temp: "out"})
+    home = run(manager, maker)[0].output
+    lost = next(n for n in range(2) if str(tmp_path / f"worker-{n}") in home)
+    workers[lost].kill()
+    reader = small("wc -c < in > out", inputs={temp: "in"}, outputs={target: "out"})
+    run(manager, reader)
+    assert ended(reader) == ("success", 0)
+    assert (tmp_path / "result").read_text().strip() == str(BIG_BYTES)
+    assert len(list((tmp_path / "marks").iterdir())) == 2
+
+
+def test_a_running_task_of_a_lost_worker_runs_elsewhere(pair: tuple[Manager, list[Any]], tmp_path: Path) -> None:
+    manager, workers = pair
+    say = f"pwd > {tmp_path}/where.part; mv {tmp_path}/where.part {tmp_path}/where-$$"
+    task = small(f"{say}; while ! test -e {tmp_path}/go; do sleep 0.02; done; pwd")
+    manager.submit(task)
+    assert eventually(lambda: list(tmp_path.glob("where-*")))
+    first = next(tmp_path.glob("where-*")).read_text()
+    lost = next(n for n in range(2) if str(tmp_path / f"worker-{n}") in first)
+    workers[lost].kill()
+    assert eventually(lambda: len(list(tmp_path.glob("where-*"))) == 2)
+    (tmp_path / "go").touch()
+    found = manager.wait(LIMIT_S)
+    assert ended(found) == ("success", 0)
+    assert str(tmp_path / f"worker-{1 - lost}") in found.output
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_worker_that_is_killed_takes_shells_and_their_children_along(leaves_no_process: str, tmp_path: Path, number: int) -> None:
+def test_a_killed_worker_takes_shells_and_their_children_along(leaves_no_process: str, tmp_path: Path, number: int) -> None:
     with Manager(local_cores=1) as manager:
         task = small(f"pwd > {tmp_path}/cwd; sleep 300 & sleep 300; true")
         manager.submit(task)

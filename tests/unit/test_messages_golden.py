@@ -21,7 +21,7 @@ PLAIN_CALL = m.Call(8, 1, 4, 6, b"", [], 0, False, True)
 
 GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
     "decode_from_manager": [
-        (m.Welcome(4, "r1", 5.0, 20.0), "97a777656c636f6d6504a27231cb4014000000000000cb4034000000000000ce00010000c400"),
+        (m.Welcome(4, "r1", 5.0, 20.0), "99a777656c636f6d6504a27231cb4014000000000000cb4034000000000000ce00010000c400c400c400"),
         (
             m.StartLibrary(1, "lib", 2, "fork", b"code", ["numpy"], 3, 60.0),
             "9aa873746172746c696201a36c696202a4666f726bc404636f646591a56e756d707903cb404e000000000000a0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def store(tmp_path: Path) -> Path:
     return path
 
 
-def box_of(store: Path, *mounts: Mount, products: tuple[Product, ...] = (), **options: int) -> Box:
+def box_of(store: Path, *mounts: Mount, products: tuple[Product, ...] = (), **options: Any) -> Box:
     spec = Sandbox(list(mounts), list(products), [("MINE", "1"), ("GONE", None), ("TMP", "mine")], **options)
     return Box(store.parent / "sandboxes", "task.1.1", spec, store)
 
@@ -56,10 +57,10 @@ def test_an_object_that_is_not_there(store: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../b", "a/..", ""])
 def test_names_that_lead_out(store: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="leads out"):
-        box_of(store, Mount(1, name)).build({1: b""})
-    with pytest.raises(UsageError, match="leads out"):
-        box_of(store, products=(Product(name, "out"),)).build({})
+    for box in (box_of(store, Mount(1, name)), box_of(store, products=(Product(name, "out"),))):
+        with pytest.raises(UsageError, match="leads out"):
+            box.build({1: b""})
+        box.remove()
 
 
 def test_an_input_through_another_inputs_link(store: Path) -> None:
@@ -140,9 +141,16 @@ def test_an_output_with_another_name_elsewhere_is_copied(store: Path) -> None:
 
 def test_environment(store: Path) -> None:
     box = box_of(store, cores=3, memory_mb=100)
-    found = box.environment({"DISPLAY": ":0", "GONE": "x", "CORES": "99", "GPUS": "9", "KEPT": "yes", "OMP_NUM_THREADS": "1"})
+    base = {"DISPLAY": ":0", "GONE": "x", "CORES": "99", "GPUS": "9", "KEPT": "yes", "OMP_NUM_THREADS": "1"}
+    found = box.environment(base)
     assert "DISPLAY" not in found and "GONE" not in found and "GPUS" not in found and "DISK" not in found
-    assert (found["CORES"], found["MEMORY"], found["OMP_NUM_THREADS"], found["KEPT"], found["MINE"]) == ("3", "100", "3", "yes", "1")
+    assert (found["CORES"], found["MEMORY"], found["OMP_NUM_THREADS"], found["KEPT"], found["MINE"]) == (
+        "3",
+        "100",
+        "3",
+        "yes",
+        "1",
+    )
     assert found["VINE_SANDBOX"] == str(box.path)
     assert found["TMP"] == found["TEMP"] == found["TMPDIR"] and found["TMP"].startswith(str(box.path))
 

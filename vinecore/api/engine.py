@@ -13,10 +13,12 @@ import itertools
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vinecore.errors import LoopDied, UsageError, WorkerLost
@@ -47,6 +49,7 @@ class Engine:
         auth: "secret" (default) or None, which switches authentication off.
         password_file: file with a secret or password; default: the user's own secret file.
         slots: slots of the default library per worker; 0: the worker's cores.
+        ssl: encrypt every link: (key file, certificate file) in PEM, or True for a self-signed certificate; None or False: plain.
         say: prints one line for the user.
     """
 
@@ -58,6 +61,7 @@ class Engine:
         password_file: str | None = None,
         slots: int = 0,
         say: Callable[[str], None] | None = None,
+        ssl: bool | tuple[str, str] | None = None,
     ) -> None:
         self.pid = os.getpid()
         self.closed = False
@@ -69,15 +73,16 @@ class Engine:
         cores = _core_count(local_cores)
         listener, only_embedded = _listen(port, cores)
         self._only_embedded = only_embedded
-        self._worker_flags = _worker_flags(auth, password_file)
+        self._worker_flags = _worker_flags(auth, password_file) + (" --ssl" if ssl else "")
+        self.using_ssl = bool(ssl)
         try:
             self.port: int = listener.getsockname()[1]
             self.secret = _secret(auth, password_file, only_embedded)
             if cores:
                 from vinecore.api.embedded import EmbeddedWorker
 
-                self.embedded = EmbeddedWorker(self.port, self.secret, cores)
-            self._start(listener, slots, say or _print_line)
+                self.embedded = EmbeddedWorker(self.port, self.secret, cores, ("--ssl",) if ssl else ())
+            self._start(listener, slots, say or _print_line, ssl)
         except BaseException:
             listener.close()
             if self.embedded is not None:
@@ -86,7 +91,7 @@ class Engine:
         _engines.add(self)
         _ensure_exit_hook()
 
-    def _start(self, listener: socket.socket, slots: int, say: Callable[[str], None]) -> None:
+    def _start(self, listener: socket.socket, slots: int, say: Callable[[str], None], ssl: bool | tuple[str, str] | None) -> None:
         # Imported late: the embedded worker boots on another core meanwhile.
         from vinecore.manager import state
         from vinecore.model.config import Tunables
@@ -97,6 +102,8 @@ class Engine:
         self.tunables = Tunables()
         self.loop: ManagerLoop = ManagerLoop(f"r{os.urandom(6).hex()}", self.tunables, listener, self.secret, say)
         self.machine = self.loop.machine
+        if ssl:
+            self._encrypt(ssl)
         self.machine.state.machine = machine_id()
         # Empty where nobody else can join: no command is told then.
         self.machine.state.address = "" if self._only_embedded else f"{socket.gethostname()} {self.port}{self._worker_flags}"
@@ -119,6 +126,23 @@ class Engine:
         self.default_shape = state.Shape(self.python)
         self._shapes: dict[tuple[int, Resources], Shape] = {}
         self.install(self.python)
+
+    def _encrypt(self, ssl: bool | tuple[str, str]) -> None:
+        """Give the loop its certificate, and the run one of its own for links between workers."""
+        from vinecore.shell.tls import Identity, self_signed
+
+        state = self.machine.state
+        if ssl is True:
+            state.peer_key, state.peer_certificate = self_signed()
+            with tempfile.TemporaryDirectory(prefix="vine-tls-") as directory:
+                self.loop.identity = Identity.of_pem(state.peer_key, state.peer_certificate, Path(directory))
+            return
+        if not isinstance(ssl, tuple | list) or len(ssl) != 2:
+            raise UsageError(f"ssl must be True, None or (key file, certificate file), not {ssl!r}")
+        self.loop.identity = Identity.of_files(str(ssl[0]), str(ssl[1]))
+        # A user's own key is not handed to workers; without the package they exchange objects through the manager.
+        with contextlib.suppress(UsageError):
+            state.peer_key, state.peer_certificate = self_signed()
 
     # ------------------------------------------------------------ posting
 

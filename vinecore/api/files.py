@@ -35,7 +35,7 @@ class File(payloads.Dependency):
         self._entry = entry
         # As bytes to mount: a version of a local file, or a buffer as it is; by its name.
         self._raw: dict[str, FileEntry] = {}
-        # What the local path looked like when the latest output had come home: as long as it does, the cluster's copy is the same.
+        # How the local path looked when the latest output had come home; while it does, the cluster's copy is the same.
         self._home: tuple[int, int, int] | None = None
         self.undeclared = False
 

@@ -57,6 +57,11 @@ class WorkerMethods:
         return self.engine.port
 
     @property
+    def using_ssl(self) -> bool:
+        """Whether links are encrypted."""
+        return self.engine.using_ssl
+
+    @property
     def stats(self) -> Stats:
         """Statistics, computed now."""
         return self.engine.call_in_loop(self._stats)  # type: ignore[no-any-return]
@@ -187,6 +192,8 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
         auth: "secret" (default): workers prove that they know the secret; None switches that off, for anybody who can reach the
             port.
         password_file: file with the secret or a password; default ``$VINE_PASSWORD_FILE``, else the user's own secret file.
+        ssl: encrypt every link: (key file, certificate file) in PEM, or True for a self-signed certificate (package cryptography).
+            Workers then need ``--ssl``.
 
     Raises:
         UsageError: a parameter is wrong, or the port is in use. AuthenticationError: the secret file cannot be used.
@@ -199,13 +206,14 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
         *,
         auth: str | None = "secret",
         password_file: str | None = None,
+        ssl: bool | tuple[str, str] | None = None,
     ) -> None:
         self._done: deque[SubmittableTask] = deque()
         self._tasks: dict[int, SubmittableTask] = {}
         self._arrived = threading.Condition()
         self._libraries: dict[str, InstalledLibrary] = {}
         self._library_lock = threading.Lock()
-        self.engine = Engine(port, local_cores, auth, password_file)
+        self.engine = Engine(port, local_cores, auth, password_file, ssl=ssl)
 
     def close(self) -> None:
         """Release workers, end the embedded one, stop. Safe to call twice."""

@@ -49,6 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="join a manager that was started with auth=None; anybody on the network could be that manager",
     )
+    where.add_argument("--ssl", action="store_true", help="encrypt the link; needed when the manager was started with ssl=")
+    where.add_argument(
+        "--tls-sni",
+        default="",
+        metavar="NAME",
+        help="name of the server told in the TLS handshake, if a proxy asks for it (implies --ssl)",
+    )
     times = parser.add_argument_group("times, in seconds")
     times.add_argument(
         "-t", "--timeout", type=float, default=None, metavar="S", help="sets both --idle-timeout and --connect-timeout"
@@ -187,6 +194,8 @@ def main(argv: list[str] | None = None) -> int:
             single_shot=options.single_shot,
             embedded=embedded,
             lifeline_fd=options.lifeline_fd,
+            tls=options.ssl or bool(options.tls_sni),
+            tls_name=options.tls_sni,
             debug=options.debug is not None,
             quiet=embedded,
         )

@@ -31,6 +31,8 @@ def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str
                 tunables.keepalive_interval,
                 tunables.keepalive_timeout,
                 transfer_key=state.transfer_key,
+                peer_key=state.peer_key,
+                peer_certificate=state.peer_certificate,
             ),
         )
     )

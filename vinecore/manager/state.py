@@ -511,6 +511,9 @@ class ManagerState:
     lost_files: list[FileEntry] = field(default_factory=list)
     # Shared by the workers of this run, for tickets; empty switches transfers between workers off.
     transfer_key: bytes = b""
+    # Key and certificate (PEM) that workers show to each other when links are encrypted.
+    peer_key: bytes = b""
+    peer_certificate: bytes = b""
     # Seconds since the epoch at the machine's time 0: tickets expire by the calendar, which events do not carry.
     epoch_offset_s: float = 0.0
     # Workers that are to leave when nothing runs there and nothing is held there alone.

@@ -4,9 +4,9 @@
     ... with a sandbox ------------> the same, in a private directory, its output in a file
     ... whose sandbox has a command  -> /bin/sh -c, in a private directory (spawned: that copies no page tables)
 
-The slot waits, watches limits (time, disk of the sandbox), reaps and reports. A child of a function that leaves no Result was
-killed or left on its own (``os._exit``): the call counts as lost, unless a limit was the reason. The slot has no threads, since it
-forks all the time; its guard cleans up when it is killed itself.
+The slot waits, watches limits (time, disk of the sandbox), reaps and reports. A child of a function that leaves no Result
+was killed or left on its own (``os._exit``): the call counts as lost, unless a limit was the reason. The slot has no threads,
+since it forks all the time; its guard cleans up when it is killed itself.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from time import perf_counter
 from vinecore.errors import UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.guard import Guard, kill_group
+from vinecore.runtime.lifeline import adopt_orphans
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box
 from vinecore.runtime.slot import MissingInput, Slot
@@ -36,6 +37,10 @@ from vinecore.wire.messages import Call, Report, Result, Sandbox
 _ANSWER = struct.Struct("<QQ")
 # Standard output that rides with a result; far below the limit of a frame, where other results travel too.
 STDOUT_LIMIT_BYTES = 2 << 20
+# A result waits at most this long for the next call to end; higher: fewer messages, later results before a long call.
+HOLD_MS = 4
+# Rounds of ending what a task left behind; bounds a fight with a task that forks all the time.
+_END_ROUNDS = 1000
 # The memory for answers is given back when one was larger.
 _KEEP_BYTES = 1 << 20
 # How often limits are looked at; higher: a task that exceeds one runs on longer.
@@ -97,6 +102,7 @@ class ForkingSlot(Slot):
         super().__init__(sock, claims, store, run, inline_limit_bytes, namespace)
         self.sandboxes = Path(store).parent / f"sandboxes-{os.getpid()}"
         self.guard = Guard(str(self.sandboxes))
+        adopt_orphans()
         self._answers = os.memfd_create("vine-answers", os.MFD_CLOEXEC)
         self._number = 0
         self._sock_fd = sock.fileno()
@@ -107,13 +113,8 @@ class ForkingSlot(Slot):
         # Children never scan what is there now: its pages stay shared.
         gc.freeze()
 
-    def run_call(self, call: Call) -> None:
-        """Run one call and send its Result: the next one may be long."""
-        self.out.append(self.execute(call))
-        self.flush()
-
     def _watch(self) -> None:
-        """No helper thread: a process that forks must not have any, and every result is sent at once."""
+        """No helper thread: a process that forks must not have any. Who waits for a child sends what a long call holds up."""
 
     def execute(self, call: Call) -> Result:
         """Run one call in a process of its own; nothing that user code does gets out of here."""
@@ -158,7 +159,7 @@ class ForkingSlot(Slot):
             self._finish(result, report, spec, box, limits)
             return result
         finally:
-            box.remove()
+            box.recycle()
 
     def _finish(self, result: Result, report: Report, spec: Sandbox, box: Box, limits: Limits) -> None:
         """Outputs, standard output and damage, whatever the end was."""
@@ -178,10 +179,11 @@ class ForkingSlot(Slot):
         outcome = ""
         try:
             self.guard.group[0] = pid
-            outcome = _watch_process(pid, limits)
+            outcome = self._wait_for(pid, limits)
         finally:
             kill_group(pid)
             _, status = os.waitpid(pid, 0)
+            _end_adopted()
             self.guard.group[0] = 0
         code = os.waitstatus_to_exitcode(status)
         exit_code = 9 if outcome else (-code if code < 0 else code)
@@ -228,17 +230,44 @@ class ForkingSlot(Slot):
             self._child(call, box)
         outcome = ""
         try:
-            outcome = _watch_process(pid, limits)
+            outcome = self._wait_for(pid, limits)
         finally:
             if box is not None:
                 kill_group(pid)
                 # It may not have left the slot's group yet.
                 os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
-            self.guard.group[0] = 0
+            if box is not None:
+                _end_adopted()
+                self.guard.group[0] = 0
+            else:
+                _reap_adopted()
         result = None if outcome else self._answer()
         code = os.waitstatus_to_exitcode(status)
         return result, outcome, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def _wait_for(self, pid: int, limits: Limits) -> str:
+        """Wait for a child, without reaping it; returns the limit that it passed, empty when it ended by itself.
+
+        Results of calls before it are sent when this one takes longer.
+        """
+        if limits.wait_ms() is None and not self.out:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            return ""
+        fd = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if poll.poll(HOLD_MS):
+                return ""
+            self.flush()
+            while not poll.poll(limits.wait_ms()):
+                outcome = limits.exceeded()
+                if outcome:
+                    return outcome
+            return ""
+        finally:
+            os.close(fd)
 
     def _answer(self) -> Result | None:
         """What the last child left; None when it did not get that far."""
@@ -300,22 +329,35 @@ def _enter(box: Box) -> None:
     os.close(nothing)
 
 
-def _watch_process(pid: int, limits: Limits) -> str:
-    """Wait for a process; returns the limit that it passed, empty when it ended by itself."""
-    if limits.wait_ms() is None:
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        return ""
-    fd = os.pidfd_open(pid)
+def _end_adopted() -> None:
+    """End whatever a task left behind: orphans of its processes are children of this one."""
+    for _ in range(_END_ROUNDS):
+        if not _reap_adopted():
+            return
+        for pid in _children():
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                continue
+
+
+def _reap_adopted() -> bool:
+    """Take note of the ends of orphans; True when some live."""
     try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        while not poll.poll(limits.wait_ms()):
-            outcome = limits.exceeded()
-            if outcome:
-                return outcome
-        return ""
-    finally:
-        os.close(fd)
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        return []  # a kernel without that list: the group was killed, which is nearly always all
 
 
 def _read_limited(path: Path, limit_bytes: int) -> tuple[bytes, bool]:

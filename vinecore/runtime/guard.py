@@ -4,8 +4,8 @@
     slot killed (with its worker, or to cancel a call) --> guard: kill the task's group and whoever lives in its
                                                            sandbox, remove that, exit
 
-A slot that is killed cannot clean up, and the kernel's wish to die with the parent does not reach grandchildren: without the guard
-``make -j`` of a lost worker would go on. It runs no user code and never speaks to anybody.
+A slot that is killed cannot clean up, and the kernel's wish to die with the parent does not reach grandchildren: without the
+guard ``make -j`` of a lost worker would go on. It runs no user code and never speaks to anybody.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ class Guard:
         self.group = memoryview(self._map).cast("Q")
         receive, self._alive = os.pipe()
         slot = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._watch(receive, slot, sandboxes)
+        # Forked twice: the slot takes every child of its own for something that a task left behind.
+        between = os.fork()
+        if between == 0:
+            if os.fork() == 0:
+                self._watch(receive, slot, sandboxes)
+            os._exit(0)
+        os.waitpid(between, 0)
         os.close(receive)
 
     def leave(self) -> None:

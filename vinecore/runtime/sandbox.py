@@ -27,8 +27,11 @@ COPY_BELOW_BYTES = 1 << 20
 # Content of outputs that rides with one result; higher: fewer transfers, larger messages.
 INLINE_TOTAL_BYTES = 1 << 20
 TEMPORARY = ".vine.tmp"
+# An emptied sandbox waits for the next task under this name: making and deleting directories costs as much as starting a shell.
+_SPARE = "spare"
 STDOUT = ".vine.stdout"
 _SEND_BYTES = 1 << 30
+_PRIVATE = stat.S_IFDIR | 0o700
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -57,10 +60,10 @@ class Box:
             UsageError: a path would leave the sandbox, or an input stands where a directory has to be.
         """
         try:
-            self.path.mkdir(mode=0o700)
+            os.rename(self.path.parent / _SPARE, self.path)  # noqa: PTH104
         except FileNotFoundError:
-            self.path.mkdir(mode=0o700, parents=True)
-        (self.path / TEMPORARY).mkdir(mode=0o700)
+            (self.path / TEMPORARY).mkdir(mode=0o700, parents=True)
+            self.path.chmod(0o700)
         for mount in self.spec.mounts:
             target = self._free_place(mount.path)
             if isinstance(mount.source, int):
@@ -207,6 +210,24 @@ class Box:
     def remove(self) -> None:
         """Delete the directory, read-only parts too."""
         remove_tree(str(self.path))
+
+    def recycle(self) -> None:
+        """Empty the directory for another task; only legal when no process of this one is left."""
+        path = str(self.path)
+        try:
+            if os.lstat(path).st_mode != _PRIVATE or os.lstat(f"{path}/{TEMPORARY}").st_mode != _PRIVATE:
+                raise PermissionError
+            for entry in list(os.scandir(path)):
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name != TEMPORARY:
+                        remove_tree(entry.path)
+                else:
+                    os.unlink(entry.path)  # noqa: PTH108
+            if os.listdir(path) != [TEMPORARY] or os.listdir(f"{path}/{TEMPORARY}"):  # noqa: PTH208
+                raise PermissionError
+            os.rename(path, self.path.parent / _SPARE)  # noqa: PTH104
+        except OSError:
+            remove_tree(path)
 
 
 def copy_file(source: Path, target: Path) -> None:

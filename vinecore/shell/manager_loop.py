@@ -30,12 +30,16 @@ from vinecore.manager.state import FileEntry, TaskEntry
 from vinecore.model.config import Tunables
 from vinecore.shell import transfer
 from vinecore.shell.stream import Link
+from vinecore.shell.tls import Identity
+from vinecore.shell.tls_gate import TlsGate
 from vinecore.wire import messages
 from vinecore.wire.handshake import PENDING_PER_ADDRESS, Listener
 
 # No machine has more; slots are counted in them, so a wrong number would be taken at its word.
 MOST_CORES = 1 << 16
 # How often the loop looks at its deadlines when the machine names none.
+# Connections that have not begun TLS; higher: more descriptors for strangers.
+PENDING_GATES = 256
 IDLE_TICK_S = 0.25
 
 
@@ -73,6 +77,9 @@ class ManagerLoop:
         self.listener = listener
         self.secret = secret
         self.say = say
+        # Key and certificate when links are encrypted; set before ``start``.
+        self.identity: Identity | None = None
+        self._gates: set[TlsGate] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread: threading.Thread | None = None
         self.inbox: deque[object] = deque()
@@ -169,6 +176,8 @@ class ManagerLoop:
         ending = [*self.links.values(), *self.joining]
         for link in ending:
             link.close()
+        for gate in list(self._gates):
+            gate.close()
         for data_link in list(self._transfers):
             data_link.interrupt()
         if self._timer is not None:
@@ -332,8 +341,24 @@ class ManagerLoop:
 
     # ------------------------------------------------------------ links
 
-    def _accept(self) -> Link:
-        return _ManagerLink(self)
+    def _accept(self) -> asyncio.BaseProtocol:
+        if self.identity is None:
+            return _ManagerLink(self)
+        gate = TlsGate(self.identity, lambda: _ManagerLink(self), self._serve_tls, self._gates.discard)
+        self._gates.add(gate)
+        if len(self._gates) > PENDING_GATES:
+            # The oldest that has not said a word goes: idle connections keep nobody out.
+            next(iter(self._gates)).close()
+        return gate
+
+    def _serve_tls(self, sock: socket.socket) -> None:
+        """A data link over TLS (a thread of its own)."""
+        identity = self.identity
+        if identity is None:
+            sock.close()
+            return
+        with contextlib.suppress(PeerError, OSError):
+            self._serve_data(transfer.accept_tls(sock, self.secret, identity, "data"))
 
     def link_ready(self, link: Link) -> None:
         """A peer proved itself: a worker's control link, or a data link that goes to a thread."""
@@ -486,7 +511,8 @@ class _ManagerLink(Link):
     """A link that somebody dialled to the manager's port."""
 
     def __init__(self, owner: ManagerLoop) -> None:
-        super().__init__(Listener(owner.secret, os.urandom(32)), owner.link_ready, owner.payloads, owner.link_lost)
+        binding = b"" if owner.identity is None else owner.identity.binding
+        super().__init__(Listener(owner.secret, os.urandom(32), binding), owner.link_ready, owner.payloads, owner.link_lost)
         self.owner = owner
         self.worker_id = 0
         self.pid = 0

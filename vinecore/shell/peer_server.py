@@ -15,6 +15,8 @@ from vinecore.model.ticket import check_ticket
 from vinecore.shell import transfer
 from vinecore.shell.store import Store
 from vinecore.shell.stream import Link
+from vinecore.shell.tls import Identity
+from vinecore.shell.tls_gate import TlsGate
 from vinecore.wire import messages
 from vinecore.wire.handshake import PENDING_PER_ADDRESS, Listener
 
@@ -32,6 +34,10 @@ class PeerServer:
         self.store = store
         self.secret = secret
         self.key = key
+        # Key and certificate for TLS; ``encrypted`` without an identity serves nobody: the manager relays then.
+        self.identity: Identity | None = None
+        self.encrypted = False
+        self._gates: set[TlsGate] = set()
         self.port = 0
         self._server: asyncio.Server | None = None
         self._waiting: set[Link] = set()
@@ -54,7 +60,15 @@ class PeerServer:
         for link in list(self._waiting):
             link.close()
 
-    def _accept(self) -> Link:
+    def _accept(self) -> asyncio.BaseProtocol:
+        if self.encrypted:
+            if self.identity is None:
+                return _Closed()
+            gate = TlsGate(self.identity, None, self._serve_tls, self._gates.discard)
+            self._gates.add(gate)
+            if len(self._gates) > PENDING_PER_ADDRESS:
+                next(iter(self._gates)).close()
+            return gate
         link = Link(Listener(self.secret, os.urandom(32)), self._ready, _nothing, self._lost)
         self._waiting.add(link)
         if len(self._waiting) > PENDING_PER_ADDRESS:
@@ -74,6 +88,15 @@ class PeerServer:
         data_link = transfer.DataLink(sock, link.reader, link.writer, leftover)
         threading.Thread(target=self._serve, args=(data_link,), name="vine-peer", daemon=True).start()
 
+    def _serve_tls(self, sock: socket.socket) -> None:
+        """The same over TLS (a thread of its own)."""
+        identity = self.identity
+        if identity is None:
+            sock.close()
+            return
+        with contextlib.suppress(PeerError, OSError):
+            self._serve(transfer.accept_tls(sock, self.secret, identity, "peer"))
+
     def _serve(self, link: transfer.DataLink) -> None:
         """One object out. Errors end the connection: the other side reports them."""
         with contextlib.closing(link), contextlib.suppress(PeerError, OSError):
@@ -83,7 +106,15 @@ class PeerServer:
                 return
             check_ticket(key, request.name, request.worker_id, request.expires_s, request.ticket, time.time())
             transfer.send_object(link, request.name, transfer.LocalPath(str(self.store.path(request.name))))
-            link.sock.shutdown(socket.SHUT_WR)
+            if not self.encrypted:
+                link.sock.shutdown(socket.SHUT_WR)
+
+
+class _Closed(asyncio.Protocol):
+    """Closes at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
 
 
 def _nothing(link: Link, payloads: list[bytes]) -> None:

@@ -28,7 +28,8 @@ class Link(asyncio.BufferedProtocol):
     """One link of either side; the same class dials and listens.
 
     Parameters:
-        handshake: the sans-IO half of the handshake for this side.
+        handshake: the sans-IO half of the handshake for this side; or what makes it, given the transport (a dialler over TLS knows
+            the certificate only then).
         on_ready: called once when the other side has proved itself.
         on_payloads: called with every list of payloads that arrived together.
         on_lost: called once when the link is gone; the error is None when the other side just closed.
@@ -36,12 +37,17 @@ class Link(asyncio.BufferedProtocol):
 
     def __init__(
         self,
-        handshake: Dialer | Listener,
+        handshake: Dialer | Listener | Callable[[asyncio.Transport], Dialer],
         on_ready: Callable[[Link], None],
         on_payloads: Callable[[Link, list[bytes]], None],
         on_lost: Callable[[Link, Exception | None], None],
     ) -> None:
-        self.handshake = handshake
+        self.handshake: Dialer | Listener
+        self._make_handshake: Callable[[asyncio.Transport], Dialer] | None = None
+        if isinstance(handshake, Dialer | Listener):
+            self.handshake = handshake
+        else:
+            self._make_handshake = handshake
         self.on_ready = on_ready
         self.on_payloads = on_payloads
         self.on_lost = on_lost
@@ -53,6 +59,7 @@ class Link(asyncio.BufferedProtocol):
         self.peer = ""
         self.transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
+        self._early = b""
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._timer: asyncio.TimerHandle | None = None
 
@@ -66,9 +73,14 @@ class Link(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a local socket"
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT_S, self._too_slow)
+        if self._make_handshake is not None:
+            self.handshake = self._make_handshake(transport)
         first = self.handshake.start()
         if first is not None:
             transport.write(self.writer.write(first))
+        if self._early:
+            early, self._early = self._early, b""
+            self._take(early)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
@@ -76,7 +88,13 @@ class Link(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         if self.lost:
             return
-        data = self._buffer[:nbytes]
+        self._take(self._buffer[:nbytes])
+
+    def _take(self, data: memoryview | bytes) -> None:
+        if self.transport is None:
+            # Over TLS the first bytes may be decrypted before the upgrade of the connection has been reported.
+            self._early += data
+            return
         try:
             if self.ready:
                 payloads = self.reader.feed(data)
@@ -123,6 +141,10 @@ class Link(asyncio.BufferedProtocol):
                 self.transport.close()
             else:
                 self.transport.abort()
+        self._report_lost()
+
+    def abandon(self) -> None:
+        """It never got a connection: report it lost."""
         self._report_lost()
 
     def connection_lost(self, exc: Exception | None) -> None:

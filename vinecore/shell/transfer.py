@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 
 import xxhash
 
 from vinecore.errors import FileLost, PeerError, ProtocolError
 from vinecore.shell.store import Store, file_digest
+from vinecore.shell.tls import DATA_PREAMBLE, GO_AHEAD, Identity, binding_of
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
-from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S, Dialer
+from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S, Dialer, Listener
 
 RECEIVE_BYTES = 1 << 20
 # A transfer without a single byte for this long is given up.
@@ -86,8 +88,10 @@ class DataLink:
         self.sock.close()
 
 
-def dial(addresses: Sequence[tuple[str, int]], secret: bytes | None, kind: str = "data") -> DataLink:
-    """Open a data link to the manager, or (kind "peer") to another worker.
+def dial(
+    addresses: Sequence[tuple[str, int]], secret: bytes | None, kind: str = "data", context: ssl.SSLContext | None = None
+) -> DataLink:
+    """Open a data link to the manager, or (kind "peer") to another worker; over TLS when a context is given.
 
     Raises:
         PeerError: the manager refused. OSError: it cannot be reached.
@@ -95,28 +99,60 @@ def dial(addresses: Sequence[tuple[str, int]], secret: bytes | None, kind: str =
     sock = socket.create_connection(addresses[0], timeout=HANDSHAKE_TIMEOUT_S)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handshake = Dialer(secret, os.urandom(32), kind)
-        reader, writer = FrameReader(BEFORE_AUTH_LIMIT_BYTES), FrameWriter()
-        first = handshake.start()
-        assert first is not None
-        sock.sendall(writer.write(first))
-        while not handshake.done:
-            payload = reader.next_frame()
-            if payload is None:
-                data = sock.recv(65536)
-                if not data:
-                    raise PeerError("the manager closed the data link during the handshake")
-                reader.push(data)
-                continue
-            answer = handshake.receive(payload)
-            if answer is not None:
-                sock.sendall(writer.write(answer))
-        reader.rekey(handshake.receive_key, messages.CONTROL_FRAME_LIMIT_BYTES)
-        writer.rekey(handshake.send_key)
-        return DataLink(sock, reader, writer)
+        binding = b""
+        if context is not None:
+            sock.sendall(DATA_PREAMBLE)
+            if sock.recv(1) != GO_AHEAD:
+                raise PeerError("the other side does not speak TLS")
+            sock = context.wrap_socket(sock)
+            binding = binding_of(sock.getpeercert(True))
+        return _shaken(sock, Dialer(secret, os.urandom(32), kind, binding))
     except BaseException:
         sock.close()
         raise
+
+
+def accept_tls(sock: socket.socket, secret: bytes | None, identity: Identity, kind: str) -> DataLink:
+    """The other side of ``dial`` over TLS, after its preamble.
+
+    Raises:
+        PeerError: the dialler could not prove itself, or wants another kind of link. OSError: the connection ended.
+    """
+    try:
+        sock.setblocking(True)
+        sock.settimeout(HANDSHAKE_TIMEOUT_S)
+        sock.sendall(GO_AHEAD)
+        sock = identity.context.wrap_socket(sock, server_side=True)
+        handshake = Listener(secret, os.urandom(32), identity.binding)
+        link = _shaken(sock, handshake)
+        if handshake.kind != kind:
+            raise PeerError(f"a link of kind {handshake.kind!r} where only {kind!r} is served")
+        return link
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _shaken(sock: socket.socket, handshake: Dialer | Listener) -> DataLink:
+    """Go through a handshake with blocking reads."""
+    reader, writer = FrameReader(BEFORE_AUTH_LIMIT_BYTES), FrameWriter()
+    first = handshake.start()
+    if first is not None:
+        sock.sendall(writer.write(first))
+    while not handshake.done:
+        payload = reader.next_frame()
+        if payload is None:
+            data = sock.recv(65536)
+            if not data:
+                raise PeerError("the data link was closed during the handshake")
+            reader.push(data)
+            continue
+        answer = handshake.receive(payload)
+        if answer is not None:
+            sock.sendall(writer.write(answer))
+    reader.rekey(handshake.receive_key, messages.CONTROL_FRAME_LIMIT_BYTES)
+    writer.rekey(handshake.send_key)
+    return DataLink(sock, reader, writer)
 
 
 def fetch(link: DataLink, store: Store, worker_id: int, name: str, ticket: bytes = b"", expires_s: int = 0) -> int:

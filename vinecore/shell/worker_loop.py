@@ -18,9 +18,11 @@ import platform
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -33,8 +35,9 @@ from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts
 from vinecore.shell.secrets import secret_for_worker
 from vinecore.shell.store import Store
 from vinecore.shell.stream import Link
+from vinecore.shell.tls import CONTROL_PREAMBLE, GO_AHEAD, Identity, binding_of, client_context
 from vinecore.wire import messages
-from vinecore.wire.handshake import Dialer
+from vinecore.wire.handshake import HANDSHAKE_TIMEOUT_S, Dialer
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
 
@@ -70,6 +73,8 @@ class WorkerConfig:
     single_shot: bool = False
     embedded: bool = False
     lifeline_fd: int = -1
+    tls: bool = False
+    tls_name: str = ""
     debug: bool = False
     quiet: bool = False
 
@@ -90,6 +95,8 @@ class WorkerLoop:
         self.spare: HostProcess | None = None
         self.link: Link | None = None
         self.peers = PeerServer(self.store, config.secret, self._transfer_key)
+        self.peers.encrypted = config.tls
+        self.tls = client_context() if config.tls else None
         self.loop: asyncio.AbstractEventLoop
         self.stop: asyncio.Event
         self.disconnected: asyncio.Event
@@ -208,12 +215,20 @@ class WorkerLoop:
                 ready.set_result(error or PeerError("the manager closed the connection during the handshake"))
             self.disconnected.set()
 
+        def handshake(transport: asyncio.Transport) -> Dialer:
+            encrypted = transport.get_extra_info("ssl_object")
+            binding = b"" if encrypted is None else binding_of(encrypted.getpeercert(True))
+            return Dialer(self.config.secret, os.urandom(32), "worker", binding)
+
         def make() -> Link:
-            return Link(Dialer(self.config.secret, os.urandom(32), "worker"), on_ready, self._payloads, on_lost)
+            return Link(handshake, on_ready, self._payloads, on_lost)
 
         try:
-            _, link = await self.loop.create_connection(make, *address)
-        except OSError as error:
+            if self.tls is None:
+                _, link = await self.loop.create_connection(make, *address)
+            else:
+                _, link = await self._dial_tls(make, address, self.tls)
+        except (OSError, TimeoutError, AuthenticationError) as error:
             return error
         outcome = await ready
         if outcome is None:
@@ -224,6 +239,26 @@ class WorkerLoop:
             link.send(messages.encode(self._hello()))
             link.flush()
         return outcome
+
+    async def _dial_tls(
+        self, make: Callable[[], Link], address: tuple[str, int], context: ssl.SSLContext
+    ) -> tuple[asyncio.BaseTransport, Link]:
+        """Connect, say in the clear what this will be, and begin TLS when the manager agrees.
+
+        Raises:
+            OSError: it cannot be reached, or TLS failed. AuthenticationError: it does not speak TLS.
+        """
+        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        try:
+            sock.setblocking(False)
+            await self.loop.sock_connect(sock, address)
+            await self.loop.sock_sendall(sock, CONTROL_PREAMBLE)
+            if await asyncio.wait_for(self.loop.sock_recv(sock, 1), HANDSHAKE_TIMEOUT_S) != GO_AHEAD:
+                raise AuthenticationError("the manager does not speak TLS: start vine_worker without --ssl")
+            return await self.loop.create_connection(make, sock=sock, ssl=context, server_hostname=self.config.tls_name)
+        except BaseException:
+            sock.close()
+            raise
 
     def _hello(self) -> messages.Hello:
         config = self.config
@@ -341,6 +376,8 @@ class WorkerLoop:
             else:
                 together.append(message)
         for message in together:
+            if type(message) is messages.Welcome and message.peer_key:
+                self.peers.identity = Identity.of_pem(message.peer_key, message.peer_certificate, self.store.objects)
             self._handle(events.ManagerSaid(now, message))
             if type(message) is not messages.Ping:
                 self.last_work = now
@@ -558,12 +595,14 @@ class WorkerLoop:
             OSError, VineError: of the last one that was asked.
         """
         if not order.sources:
-            with contextlib.closing(transfer.dial([self.address], self.config.secret)) as link:
+            with contextlib.closing(transfer.dial([self.address], self.config.secret, context=self.tls)) as link:
                 return transfer.fetch(link, self.store, worker_id, order.name)
         failure: Exception = PeerError("no peer was named")
         for host, port in order.sources:
             try:
-                with contextlib.closing(transfer.dial([(host or self.address[0], port)], self.config.secret, "peer")) as link:
+                with contextlib.closing(
+                    transfer.dial([(host or self.address[0], port)], self.config.secret, "peer", self.tls)
+                ) as link:
                     return transfer.fetch(link, self.store, worker_id, order.name, order.ticket, order.expires_s)
             except (OSError, VineError) as error:
                 failure = error
@@ -572,7 +611,7 @@ class WorkerLoop:
     def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
         reason = ""
         try:
-            link = transfer.dial([self.address], self.config.secret)
+            link = transfer.dial([self.address], self.config.secret, context=self.tls)
             with contextlib.closing(link):
                 transfer.upload(link, self.store, worker_id, order.transfer_id, order.name)
         except (OSError, VineError) as error:

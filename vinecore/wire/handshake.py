@@ -39,6 +39,7 @@ NO_SECRET_HERE = "no-secret-here"
 WRONG_PROOF = "wrong-proof"
 OTHER_VERSION = "other-version"
 MALFORMED = "malformed"
+NEEDS_TLS = "needs-tls"
 
 _DIALER_LABEL = b"daskvine dialler proves"
 _LISTENER_LABEL = b"daskvine listener proves"
@@ -55,6 +56,11 @@ def refusal_of(error: PeerError) -> bytes:
     """Return the payload to send before closing the link on ``error``; empty when there is none."""
     payload = vars(error).get("refusal", b"")
     return payload if isinstance(payload, bytes) else b""
+
+
+def needs_tls() -> bytes:
+    """The payload that refuses a dialler which began without TLS."""
+    return hello.encode(hello.Refuse(NEEDS_TLS))
 
 
 class _Secret:
@@ -201,6 +207,8 @@ class Dialer:
             )
         if reason == NO_SECRET_HERE:
             return AuthenticationError("the manager uses no secret and refused a worker that wants one")
+        if reason == NEEDS_TLS:
+            return AuthenticationError("the manager wants TLS: start vine_worker with --ssl")
         if reason == MALFORMED:
             return ProtocolError("the manager could not read this worker's handshake: install the same daskvine on both")
         return ProtocolError("the manager refused this worker for a reason that this version of daskvine does not know")

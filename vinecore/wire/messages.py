@@ -153,7 +153,8 @@ class Result(Struct, array_like=True, gc=False):
 class Welcome(Struct, array_like=True, tag="welcome", frozen=True):
     """First message of the manager. ``run`` prefixes the names of this run's temps; keepalive in seconds.
 
-    ``transfer_key`` makes and checks the tickets with which peers get objects from each other.
+    ``transfer_key`` makes and checks the tickets with which peers get objects from each other; with TLS, ``peer_key`` and
+    ``peer_certificate`` (PEM, of this run only) are what workers show to each other.
     """
 
     worker_id: int
@@ -162,6 +163,8 @@ class Welcome(Struct, array_like=True, tag="welcome", frozen=True):
     keepalive_timeout_s: float
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
     transfer_key: bytes = b""
+    peer_key: bytes = b""
+    peer_certificate: bytes = b""
 
 
 class StartLibrary(Struct, array_like=True, tag="startlib", frozen=True):
