@@ -1,4 +1,4 @@
-"""Encrypted links: control, data and peers; a certificate of the user's; both sides must agree; somebody in the middle is found out."""
+"""Encrypted links of every kind; certificates of the user; both sides must agree; somebody in the middle is found out."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
         auth: "secret" (default): workers prove that they know the secret; None switches that off, for anybody who can reach the
             port.
         password_file: file with the secret or a password; default ``$VINE_PASSWORD_FILE``, else the user's own secret file.
-        ssl: encrypt every link: (key file, certificate file) in PEM, or True for a self-signed certificate (package cryptography).
+        ssl: encrypt every link: (key file, certificate file) in PEM, or True for a self-signed certificate (extra tls).
             Workers then need ``--ssl``.
 
     Raises:

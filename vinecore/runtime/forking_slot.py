@@ -105,6 +105,8 @@ class ForkingSlot(Slot):
         adopt_orphans()
         self._answers = os.memfd_create("vine-answers", os.MFD_CLOEXEC)
         self._number = 0
+        # Read once: it does not change here, and reading it takes a tenth of a spawn.
+        self._environment = dict(os.environ)
         self._sock_fd = sock.fileno()
 
     def learn(self, message: messages.SlotCode) -> None:
@@ -197,7 +199,7 @@ class ForkingSlot(Slot):
             return os.posix_spawn(
                 "/bin/sh",
                 ["/bin/sh", "-c", command],
-                box.environment(dict(os.environ)),
+                box.environment(self._environment),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_OPEN, 1, STDOUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
@@ -317,9 +319,15 @@ class ForkingSlot(Slot):
 def _enter(box: Box) -> None:
     """Make this process live in a sandbox: directory, environment, output."""
     os.chdir(box.path)
-    environment = box.environment(dict(os.environ))
-    os.environ.clear()
-    os.environ.update(environment)
+    # Only what differs is touched: setting every variable again takes as long as the fork.
+    environment = os.environ
+    for name, value in box.variables().items():
+        if environment.get(name) == value:
+            continue
+        if value is None:
+            del environment[name]
+        else:
+            environment[name] = value
     output = os.open(STDOUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

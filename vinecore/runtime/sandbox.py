@@ -124,24 +124,22 @@ class Box:
         os.link(source, target)
         self._linked.append((source.name, info.st_size, info.st_mtime_ns))
 
-    def environment(self, base: dict[str, str]) -> dict[str, str]:
-        """Variables of the task: the worker's, the allocation, the sandbox, then the task's own."""
+    def variables(self) -> dict[str, str | None]:
+        """What differs in the task's environment from the worker's (None: unset): allocation, sandbox, then the task's own."""
         spec = self.spec
-        variables = {**base, "VINE_SANDBOX": str(self.path), "WORKER_TMPDIR": str(self.path.parent)}
-        variables.pop("DISPLAY", None)
+        out: dict[str, str | None] = {"DISPLAY": None, "VINE_SANDBOX": str(self.path), "WORKER_TMPDIR": str(self.path.parent)}
         for name, amount in (("CORES", spec.cores), ("MEMORY", spec.memory_mb), ("DISK", spec.disk_mb), ("GPUS", spec.gpus)):
-            variables.pop(name, None)
-            if amount > 0:
-                variables[name] = str(amount)
+            out[name] = str(amount) if amount > 0 else None
         if spec.cores > 0:
-            variables.update(dict.fromkeys(_THREAD_VARIABLES, str(spec.cores)))
-        for key, value in spec.environment:
-            if value is None:
-                variables.pop(key, None)
-            else:
-                variables[key] = value
-        variables.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self.path / TEMPORARY)))
-        return variables
+            out.update(dict.fromkeys(_THREAD_VARIABLES, str(spec.cores)))
+        out.update(spec.environment)
+        out.update(dict.fromkeys(("TMPDIR", "TEMP", "TMP"), f"{self.path}/{TEMPORARY}"))
+        return out
+
+    def environment(self, base: dict[str, str]) -> dict[str, str]:
+        """All variables of the task."""
+        merged: dict[str, str | None] = {**base, **self.variables()}
+        return {name: value for name, value in merged.items() if value is not None}
 
     def collect(self, succeeded: bool, inline_limit_bytes: int) -> tuple[list[tuple[str, int, bytes]], list[str]]:
         """Outputs go into the store: (name, size, content when small and wanted home) of each, and the paths that are missing."""

@@ -28,8 +28,8 @@ class Link(asyncio.BufferedProtocol):
     """One link of either side; the same class dials and listens.
 
     Parameters:
-        handshake: the sans-IO half of the handshake for this side; or what makes it, given the transport (a dialler over TLS knows
-            the certificate only then).
+        handshake: the sans-IO half of the handshake for this side; or what makes it, given the transport (a dialler over TLS
+            knows the certificate only then).
         on_ready: called once when the other side has proved itself.
         on_payloads: called with every list of payloads that arrived together.
         on_lost: called once when the link is gone; the error is None when the other side just closed.
