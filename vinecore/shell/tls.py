@@ -1,8 +1,8 @@
 """TLS for every link: contexts, self-signed certificates, and the four bytes that come before it.
 
-A dialler first says in the clear what kind of link this will be (PREAMBLE), the listener answers one byte, then TLS begins: so data
-links can go to blocking threads before anything is encrypted for the loop. Certificates are not verified against authorities: their
-hash is bound into the mutual proof of the secret (``wire/handshake.py``), which no one in the middle can make.
+A dialler first says in the clear what kind of link this will be (PREAMBLE), the listener answers one byte, then TLS begins: so
+data links can go to blocking threads before anything is encrypted for the loop. Certificates are not verified against
+authorities: their hash is bound into the mutual proof of the secret (``wire/handshake.py``), which no one in the middle can make.
 """
 
 from __future__ import annotations

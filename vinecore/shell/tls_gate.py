@@ -1,4 +1,4 @@
-"""What stands before TLS on a listening port: reads the preamble, then upgrades a control link or hands a data link to a thread."""
+"""What stands before TLS on a port: reads the preamble, then upgrades a control link or hands a data link to a thread."""
 
 from __future__ import annotations
 
