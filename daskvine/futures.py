@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import threading
 import time
 import weakref
@@ -288,6 +289,8 @@ class FuturesExecutor(Executor):
             raise UsageError(f"max_workers must be a number, not {max_workers!r}")
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
+        if manager is not None and not hasattr(manager, "engine"):
+            raise UsageError(f"manager must be a Manager or DaskVine, not {manager!r}")
         self.manager = manager
         if manager is not None:
             self.engine: Engine = manager.engine
@@ -370,6 +373,22 @@ class FuturesExecutor(Executor):
         if self.manager is None:
             engine.close()
 
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Wait for pending calls; after Ctrl-C give them up, those that run included."""
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._interrupt()
+        self.shutdown(wait=True)
+
+    def _interrupt(self) -> None:
+        """Cancel everything of this executor, also what runs."""
+
+        def give_up() -> None:
+            entries = list(self.engine.machine.state.tasks.values())
+            self._cancel([entry for entry in entries if isinstance(entry.handle, VineFuture) and entry.handle._owner is self])
+
+        with contextlib.suppress(LoopDied):
+            self.engine.post(give_up)
+
     def _count(self, cancel_futures: bool = False) -> None:
         """Count what has no outcome yet (loop's thread, so that everything submitted before is seen)."""
         entries = self.engine.machine.state.tasks.values()
@@ -438,7 +457,10 @@ def _ensure_finish_at_exit() -> None:
 
 
 def _finish_all() -> None:
-    """The interpreter ends: pending work is done first."""
+    """The interpreter ends: pending work is done first, unless Ctrl-C is what ended it."""
+    interrupted = issubclass(getattr(sys, "last_type", None) or Exception, KeyboardInterrupt)
     for executor in list(_executors):
         if not executor.engine.closed:
+            if interrupted:
+                executor._interrupt()
             executor.shutdown(wait=True)

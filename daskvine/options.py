@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from types import ModuleType
 from typing import Any
 
 from vinecore import Resources
@@ -52,6 +54,7 @@ class GetOptions:
             real = _ALIASES.get(name, name)
             if real not in known:
                 raise UsageError(_unknown(name, known))
+            _refuse_bad(name, real, value)
             if real == "worker_transfers" and values.get(real) is False:
                 continue  # either spelling False means False
             values[real] = value
@@ -62,6 +65,27 @@ def _unknown(name: str, known: set[str]) -> str:
     close = difflib.get_close_matches(name, [*known, *_ALIASES], 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return f"get has no option {name!r}{hint} It takes: {', '.join(sorted(known))}"
+
+
+def _refuse_bad(name: str, real: str, value: Any) -> None:
+    """Raise a UsageError, with the name as it was spelled, for a value of the wrong kind."""
+    if real in ("worker_transfers", "reuse", "progress_disable"):
+        if not isinstance(value, bool):
+            raise UsageError(f"{name} must be True or False, not {value!r}")
+    elif real == "priority":
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise UsageError(f"priority must be a number, larger runs earlier, not {value!r}")
+    elif real == "progress_label":
+        if not isinstance(value, str):
+            raise UsageError(f"progress_label must be a str, the words beside the progress bar, not {value!r}")
+    elif real == "lib_modules" and value is not None:
+        if isinstance(value, str):
+            raise UsageError(f"{name} must be a list of modules or of their names: write [{value!r}], not {value!r}")
+        if not isinstance(value, list | tuple | set | frozenset):
+            raise UsageError(f"{name} must be a list of modules or of their names, such as ['numpy'], not {value!r}")
+        for module in value:
+            if not isinstance(module, str | ModuleType):
+                raise UsageError(f"{name} must be a list of modules or of their names, and {module!r} in it is neither")
 
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:

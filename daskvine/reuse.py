@@ -3,7 +3,7 @@
 Two gets are of the same graph when they ask for the same keys, the vertices have the same keys, and every packed piece
 (functions as interned, literals as pickled, structure) has the same bytes. So an array that was changed in place, or a
 function that captures something mutable, computes anew. A graph with a requested value of None is never remembered: it may
-have been run for what it does.
+have been run for what it does, nor is one that calls the clock or a source of chance itself (``time.time``, ``random.random``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ KEEP_BYTES = 256 * 1024 * 1024
 Signature = tuple[tuple[Any, ...], bytes]
 
 
+# A function that is pickled by its name is this short; a name of one of these modules gives another value each time.
+_NAMED_BYTES = 160
+_CHANCE = tuple(bytes((0x8C, len(name))) + name.encode() + b"\x94" for name in ("time", "random", "secrets", "uuid"))
+
+
+def _is_chance(payload: bytes) -> bool:
+    """Whether a pickled function is the clock's or a source of chance, by its name."""
+    return len(payload) <= _NAMED_BYTES and any(name in payload for name in _CHANCE)
+
+
 class Results:
     """A bounded memory of results, by signature; for any threads."""
 
@@ -45,16 +55,18 @@ class Results:
         if requested not in self._requested:
             return self._watched(plan, plan_digest, pieces), None
         packed = list(self._watched(plan, plan_digest, pieces))
-        return iter(packed), (requested, plan_digest.digest())
+        return iter(packed), None if plan.digest is None else (requested, plan.digest)
 
     def _watched(self, plan: Plan, digest: Any, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        is_sure = True
         for piece in pieces:
+            is_sure = is_sure and not any(_is_chance(code.payload) for code in piece.functions)
             digest.update(len(piece.payload).to_bytes(8, "little"))
             digest.update(piece.payload)
             digest.update(_canonical([plan.inputs[number] for number in piece.numbers]))
             yield piece
         digest.update(_canonical(plan.all_keys))
-        plan.digest = digest.digest()
+        plan.digest = digest.digest() if is_sure else None
 
     def values(self, signature: Signature) -> dict[int, Any] | None:
         """The remembered values, decoded afresh; None when there are none or a worker took them along."""

@@ -9,6 +9,7 @@ so several threads may call ``get`` at once.
 
 from __future__ import annotations
 
+import importlib
 import pickle
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from daskvine.progress import Progress
 from daskvine.reuse import Results
 from vinecore.api.engine import Engine
 from vinecore.api.graphs import GraphSubmission, Piece, VertexPlan
-from vinecore.errors import UnpicklableError
+from vinecore.errors import UnpicklableError, UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.vertex import Program, is_plain, pack_vertex
 
@@ -38,12 +39,17 @@ AT_ONCE_COUNT = 2000
 class DaskVine(Manager):
     """A Manager for Dask: ``x.compute(scheduler=m.get)``, ``dask.config.set(scheduler=m.get)``.
 
-    Parameters: those of Manager; ``DaskVine(local_cores=4)`` needs nothing else, ``DaskVine(port=9123)`` waits for
+    Parameters: those of Manager, and ``reuse``: whether a second get of one graph is answered from remembered results, unless
+    the get says otherwise. ``DaskVine(local_cores=4)`` needs nothing else, ``DaskVine(port=9123)`` waits for
     ``vine_worker HOST 9123``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, reuse: bool = True, **kwargs: Any) -> None:
+        if not isinstance(reuse, bool):
+            raise UsageError(f"reuse must be True or False, not {reuse!r}")
         super().__init__(*args, **kwargs)
+        self._reuse = reuse
+        self._modules: set[str] = set()
         self._results = Results(self.engine)
 
     def get(self, dsk: Any, keys: Any, **options: Any) -> Any:
@@ -61,8 +67,9 @@ class DaskVine(Manager):
             MissingKeyError, UsageError: a key that is not there, a cycle, an unknown option.
             Exception: what a vertex raised, as itself, with the remote traceback as its cause.
         """
-        chosen = GetOptions.parse(options)
+        chosen = GetOptions.parse({"reuse": self._reuse, **options})
         self.engine.refuse_in_loop("get")
+        self._check_modules(chosen.lib_modules)
         plan = Plan(dsk, keys)
         notes = annotations_of(dsk)
         pieces = pack(self.engine, plan, chosen)
@@ -83,7 +90,23 @@ class DaskVine(Manager):
         graph.end(keep)
         return plan.pack(values)
 
+    def _check_modules(self, names: tuple[str, ...]) -> None:
+        """Modules that the user named must exist where vertices run; each is asked for once.
+
+        Raises:
+            ModuleNotFoundError: one does not.
+        """
+        new = [name for name in names if name not in self._modules]
+        if new:
+            self._executor.submit(_import_all, new).result()
+            self._modules.update(new)
+
     __call__ = get
+
+
+def _import_all(names: list[str]) -> None:
+    for name in names:
+        importlib.import_module(name)
 
 
 def _run(graph: GraphSubmission, plan: Plan, pieces: Iterator[Piece], planner: _Planner) -> dict[int, Any]:

@@ -40,10 +40,14 @@ def count_task(word: str) -> Task:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", type=int, default=2, help="cores of the embedded worker (default: 2)")
     parser.add_argument("--port", type=int, help="listen here for external workers instead of starting one")
     options = parser.parse_args(argv)
+    if options.cores < 1:
+        parser.error("--cores must be at least 1")
+    if options.port is not None and not 0 <= options.port <= 65535:
+        parser.error("--port must be between 0 and 65535")
 
     with tempfile.TemporaryDirectory(prefix="commands-") as directory:
         path = Path(directory) / "text"

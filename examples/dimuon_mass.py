@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import struct
 import tempfile
 import time
@@ -248,21 +249,41 @@ def report(total: Partial, out: Path) -> None:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="FILE", help="NanoAOD files; without one, a file is generated")
     parser.add_argument("--cores", type=int, default=2, help="cores of the embedded worker (default: 2)")
     parser.add_argument("--port", type=int, help="listen here for external workers instead of starting one")
     parser.add_argument("--partitions", type=int, help="ranges of events, one task each (default: 50, fewer if files are small)")
     parser.add_argument("--events", type=int, default=1_500_000, help="events to generate without a FILE (default: 1500000)")
-    parser.add_argument("--out", type=Path, default=Path("dimuon_mass.png"), help="picture to write (default: dimuon_mass.png)")
+    parser.add_argument("--out", type=Path, default=Path("dimuon_mass.png"), help="PNG to write (default: dimuon_mass.png)")
     options = parser.parse_args(argv)
-    if options.partitions is None and not options.files:
-        options.partitions = PARTITION_COUNT
+    if options.cores < 1:
+        parser.error("--cores must be at least 1")
+    if options.port is not None and not 0 <= options.port <= 65535:
+        parser.error("--port must be between 0 and 65535")
     if options.partitions is not None and options.partitions < 1:
         parser.error("--partitions must be at least 1")
-    if not options.files and options.events < options.partitions:
-        parser.error("--events must be at least the number of partitions")
+    if options.events < 1:
+        parser.error("--events must be at least 1")
+    if not options.files:
+        options.partitions = min(options.partitions or PARTITION_COUNT, options.events)
+    problem = problem_with_picture(options.out)
+    if problem:
+        parser.error(f"--out {options.out}: {problem}")
     return options
+
+
+def problem_with_picture(path: Path) -> str:
+    """Why no picture can be written there; found before the work, not after it. Empty when it can."""
+    if path.suffix.lower() != ".png":
+        return "the picture is a PNG, so its name must end in .png"
+    if not path.parent.is_dir():
+        return f"there is no directory {path.parent}; make it first"
+    if path.is_dir():
+        return "this is a directory; name a file in it"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return "you may not write there"
+    return ""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,11 +21,17 @@ def mean_of_symmetric_sum(size: int, chunk: int) -> da.Array:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", type=int, default=2, help="cores of the embedded worker (default: 2)")
     parser.add_argument("--port", type=int, help="listen here for external workers instead of starting one")
     parser.add_argument("--size", type=int, default=2000, help="rows and columns (default: 2000)")
     options = parser.parse_args(argv)
+    if options.cores < 1:
+        parser.error("--cores must be at least 1")
+    if options.port is not None and not 0 <= options.port <= 65535:
+        parser.error("--port must be between 0 and 65535")
+    if options.size < 1:
+        parser.error("--size must be at least 1")
 
     lazy = mean_of_symmetric_sum(options.size, chunk=500)
     with DaskVine(port=options.port) if options.port is not None else DaskVine(local_cores=options.cores) as m:

@@ -315,3 +315,21 @@ class TestDataFrames:
             assert back.npartitions == 6
             assert back.compute().equals(frame.compute())
         self.check(m, back.groupby("key").value.sum())
+
+
+def test_bag_groupby_through_the_disk(m: DaskVine) -> None:
+    """The value between its stages deletes its directory when it ends: only copies of it may be alive when others use it."""
+    import dask.bag as db
+
+    for number in range(3):
+        bag = db.from_sequence(range(1000 + number), npartitions=10).groupby(lambda x: x % 3)
+        assert sum(len(values) for _, values in bag.compute(scheduler=m.get)) == 1000 + number
+
+
+def test_the_clock_and_chance_are_asked_again(m: DaskVine) -> None:
+    import random
+    import time
+
+    for function in (time.time, random.random):
+        value = dask.delayed(function)()
+        assert value.compute(scheduler=m.get) != value.compute(scheduler=m.get)

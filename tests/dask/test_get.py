@@ -329,10 +329,22 @@ def test_large_requested_value_travels_once(m: DaskVine, arrivals: list[str], mo
 
 
 @pytest.mark.parametrize("option", ["worker_transfers", "lazy_transfers"])
-def test_values_come_home_when_asked(m: DaskVine, arrivals: list[str], option: str) -> None:
-    assert m.get(large_graph(), "mean", reuse=False, **{option: False}) == 56.0
-    assert arrivals.count("UploadArrived") > 0
+def test_values_come_home_when_asked(m: DaskVine, arrivals: list[str], tmp_path: Path, option: str) -> None:
+    """Both readers keep the value needed until it has been seen here; three vertices on two slots never share a bundle."""
+    seen = tmp_path / "seen"
+    graph: Graph = {"x": (np.ones, (512, 512)), **{name: (sum_when, str(seen), "x") for name in "ab"}}
+    with ThreadPoolExecutor(1) as pool:
+        sums = pool.submit(m.get, graph, ["a", "b"], reuse=False, **{option: False})
+        came_home = eventually(lambda: "UploadArrived" in arrivals)
+        seen.touch()
+        assert sums.result(LIMIT_S) == (512 * 512, 512 * 512)
+    assert came_home
     assert eventually(lambda: not m.engine.loop.objects), "the manager keeps no value of a graph that is over"
+
+
+def sum_when(path: str, array: Any) -> int:
+    wait_for(path)
+    return int(array.sum())
 
 
 def test_nothing_is_left_in_the_store(runs: Runs) -> None:
@@ -539,11 +551,28 @@ def test_cycles(m: DaskVine) -> None:
         ({"task_mode": "tasks"}, "task_mode must be 'function-calls'"),
         ({"resources": 3}, "resources must be a dict"),
         ({"resources": {"coers": 3}}, "coers"),
+        ({"priority": "x"}, "priority must be a number, larger runs earlier, not 'x'"),
+        ({"priority": True}, "priority must be a number"),
+        ({"priority": float("nan")}, "priority must be a number"),
+        ({"reuse": "no"}, "reuse must be True or False, not 'no'"),
+        ({"worker_transfers": "x"}, "worker_transfers must be True or False, not 'x'"),
+        ({"worker_transfers": False, "lazy_transfers": 0}, "lazy_transfers must be True or False, not 0"),
+        ({"progress_disable": 1}, "progress_disable must be True or False, not 1"),
+        ({"progress_label": 4}, "progress_label must be a str, the words beside the progress bar, not 4"),
+        ({"lib_modules": "json"}, r"lib_modules must be a list .*: write \['json'\], not 'json'"),
+        ({"import_modules": 5}, r"import_modules must be a list .*, such as \['numpy'\], not 5"),
+        ({"hoisting_modules": ["json", 5]}, "hoisting_modules must be a list .*, and 5 in it is neither"),
     ],
 )
 def test_bad_options(m: DaskVine, options: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
         m.get({"x": (inc, 1)}, "x", **options)
+
+
+def test_good_options(m: DaskVine) -> None:
+    options = {"priority": -2.5, "reuse": False, "lazy_transfers": True, "progress_disable": True, "progress_label": "mine"}
+    assert m.get({"x": (inc, 1)}, "x", lib_modules=(operator, "json"), **options) == 2
+    assert m.get({"x": (inc, 1)}, "x", lib_modules=None, priority=3) == 2
 
 
 def test_what_is_no_graph(m: DaskVine) -> None:

@@ -6,6 +6,7 @@ from the project's root); tests that need them are skipped with that reason. No 
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import math
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ TIMEOUT_S = 90
 
 needs_physics = pytest.mark.skipif(
     importlib.util.find_spec("uproot") is None or importlib.util.find_spec("awkward") is None,
-    reason="needs uproot and awkward: pip install 'daskvine[examples]'",
+    reason='needs uproot and awkward: pip install -e ".[examples]"',
 )
 has_dask_awkward = importlib.util.find_spec("dask_awkward") is not None
 
@@ -215,14 +217,93 @@ def test_functional(tmp_path: Path) -> None:
     assert out.splitlines() == [*expected, "equal to the local computation: True"]
 
 
-@pytest.mark.skipif(not has_dask_awkward, reason="needs dask-awkward: pip install 'daskvine[awkward]' 'dask==2025.3.*'")
+@pytest.mark.skipif(
+    not has_dask_awkward,
+    reason='needs dask-awkward: pip install -e ".[awkward]" "dask==2025.3.*" from a clone, in another environment',
+)
 def test_points_awkward(tmp_path: Path) -> None:
     out, _ = run("points_awkward.py", cwd=tmp_path)
     assert out == "[5.0, 1.0]\n[]\n[0.0]\n[12.0, 10.0, 1.0]\n"
 
 
 @pytest.mark.skipif(has_dask_awkward, reason="dask-awkward is installed, so nothing is missing")
-@needs_physics
 def test_points_awkward_says_what_is_missing(tmp_path: Path) -> None:
     _, err = run("points_awkward.py", cwd=tmp_path, expected_code=1)
-    assert "needs dask-awkward" in err and "pip install" in err
+    assert "needs dask-awkward" in err and 'pip install -e ".[awkward]" "dask==2025.3.*"' in err
+
+
+ALL = sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def needs(name: str) -> Any:
+    """The example's name, with its reason to be skipped."""
+    return pytest.param(name, marks=needs_physics if name == "dimuon_mass.py" else ())
+
+
+@pytest.mark.parametrize("name", map(needs, ALL))
+def test_impossible_options_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    for arguments, text in (
+        (("--cores", "0"), "--cores must be at least 1"),
+        (("--port", "99999"), "--port must be between 0 and 65535"),
+    ):
+        assert refusal(name, *arguments, cwd=tmp_path) == text
+
+
+def refusal(name: str, *arguments: str, cwd: Path) -> str:
+    """The error of an example that refused its arguments and did nothing."""
+    out, err = run(name, *arguments, cwd=cwd, expected_code=2)
+    *usage, last = err.splitlines()
+    assert out == "" and usage[0].startswith("usage: ") and "Traceback" not in err
+    assert list(cwd.glob("*.png")) == []
+    return last.removeprefix(f"{name}: error: ")
+
+
+@pytest.mark.parametrize("name", map(needs, ALL))
+def test_help_is_the_whole_docstring(name: str, tmp_path: Path) -> None:
+    out, _ = run(name, "--help", cwd=tmp_path)
+    docstring = ast.get_docstring(ast.parse((EXAMPLES / name).read_text()), clean=False)
+    assert docstring is not None and docstring.strip() in out
+
+
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_quickstart_dask_refuses_a_size(size: str, tmp_path: Path) -> None:
+    assert refusal("quickstart_dask.py", "--size", size, cwd=tmp_path) == "--size must be at least 1"
+
+
+@needs_physics
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--out", "nowhere/x.png"), "--out nowhere/x.png: there is no directory nowhere; make it first"),
+        (("--out", "x.xyz"), "--out x.xyz: the picture is a PNG, so its name must end in .png"),
+        (("--events", "0"), "--events must be at least 1"),
+        (("--partitions", "0"), "--partitions must be at least 1"),
+    ],
+)
+def test_dimuon_mass_refuses(arguments: tuple[str, ...], text: str, tmp_path: Path) -> None:
+    assert refusal("dimuon_mass.py", *arguments, cwd=tmp_path) == text
+
+
+@needs_physics
+@pytest.mark.parametrize(("event_count", "partition_count"), [(10, 10), (1, 1)])
+def test_dimuon_mass_of_few_events(event_count: int, partition_count: int, tmp_path: Path) -> None:
+    out, _ = run("dimuon_mass.py", "--events", str(event_count), cwd=tmp_path)
+    assert f"\n{partition_count} partitions in " in out and f"\n{event_count} events, " in out
+
+
+BLOCKS = [
+    pytest.param(block, id=f"{page}-{number}")
+    for page in ("docs/quickstart.md", "README.md")
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_programs_on_the_first_pages_run_as_written(block: str, tmp_path: Path) -> None:
+    """What a comment beside a print says (up to a colon) is what it prints; every program prints something."""
+    program = tmp_path / "program.py"
+    program.write_text(block)
+    out, _ = run(str(program), cwd=tmp_path)
+    promised = [comment.split(":")[0].strip() for comment in re.findall(r"\bprint\(.*\)  # (.*)", block)]
+    printed = out.splitlines()
+    assert printed and [line for line in printed if line in promised] == promised

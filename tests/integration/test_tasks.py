@@ -514,6 +514,21 @@ def test_large_requests_wait_for_room_and_small_ones_come_after(m: Manager, tmp_
     assert _most_at_once(tmp_path) <= 2
 
 
+@pytest.mark.parametrize(("share", "expected"), [(0.6, 1), (0.4, 2)])
+def test_short_tasks_that_wait_at_the_worker_do_not_run_beside_too_many(
+    m: Manager, tmp_path: Path, share: float, expected: int
+) -> None:
+    """Short tasks are sent ahead of room: two slots must not run two that do not fit together."""
+    worker = next(iter(m.engine.machine.state.workers.values()))
+    memory = int((worker.total.memory or 0) * share)
+    say = f"b=$(date +%s.%N); sleep 0.002; echo $b $(date +%s.%N) > {tmp_path}/$$"
+    run(m, *[small(say, memory=memory) for _ in range(60)])
+    assert _most_at_once(tmp_path) == expected
+    mixed = [small(say, memory=memory if number % 3 else 10) for number in range(60)]
+    run(m, *mixed)
+    assert _most_at_once(tmp_path) <= 2
+
+
 def test_fractions_of_cores_leave_a_whole_worker_behind(m: Manager) -> None:
     run(m, *[small("true", cores=0.1) for _ in range(30)])
     assert run(m, Task("echo $CORES"))[0].output == "2\n"
@@ -543,7 +558,7 @@ def test_higher_priority_runs_first(m: Manager, tmp_path: Path) -> None:
     holder = Task(f"while ! test -e {tmp_path}/go; do sleep 0.02; done")
     m.submit(holder)
     assert eventually(lambda: holder.state == "RUNNING")
-    tasks = []
+    tasks: list[Task] = []
     for priority in (1, 5, 3, 5):
         task = Task(f"echo {priority}.{len(tasks)} >> {tmp_path}/order", priority=priority)
         tasks.append(task)

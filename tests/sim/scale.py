@@ -32,9 +32,9 @@ from vinecore.model.ticket import check_ticket
 from vinecore.wire import messages
 
 RATE_PER_S = 10_000.0
-SLOTS = 4
+SLOTS = 1
 # One block: so many calls of their own, and one graph of so many vertices.
-BLOCK_CALLS, BLOCK_LEAVES, BLOCK_INNER = 501, 250, 248
+BLOCK_CALLS, BLOCK_LEAVES, BLOCK_INNER, FAN_IN = 499, 376, 124, 4
 BLOCK = BLOCK_CALLS + BLOCK_LEAVES + BLOCK_INNER + 1
 TEMP_BYTES = 1_000_000
 COMMON_BYTES = 50_000_000
@@ -52,6 +52,7 @@ class Spent:
     """Seconds of the manager."""
 
     handle_s: float = 0.0
+    gc_s: float = 0.0
     wire_s: float = 0.0
     tick_s: float = 0.0
     event_count: int = 0
@@ -104,7 +105,7 @@ class ModelWorker:
 
     def answer(self, message: object) -> None:
         if self.alive:
-            self.world.later(LATENCY_S, self.world.worker_said, self.worker_id, messages.encode(message))
+            self.world.later(LATENCY_S, World.worker_said, self.world, self.worker_id, messages.encode(message))
 
     def _take(self, group: list[messages.Call]) -> None:
         for call in group:
@@ -121,7 +122,7 @@ class ModelWorker:
         while self.free and self.queue:
             group = self.queue.popleft()
             self.free -= 1
-            self.world.later(self.world.duration() * len(group), self._ended, group)
+            self.world.later(self.world.duration() * len(group), ModelWorker._ended, self, group)
 
     def _ended(self, group: list[messages.Call]) -> None:
         if not self.alive:
@@ -216,6 +217,7 @@ class World:
         self.losses = losses
         self.parts = parts
         self.spent = Spent()
+        self.joining = Spent()
         self.machine = ManagerMachine(RUN, Tunables(pipeline_ms=0.0, bundle_ms=0.0, bundle_large_ms=0.0, max_losses=50))
         self.machine.state.tunables.bundle_unknown_count = 1
         self.machine.state.transfer_key = TRANSFER_KEY
@@ -237,6 +239,7 @@ class World:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._pushed = 0
         self._tick_at = float("inf")
+        self._collect_started = self._collecting_s = 0.0
         self.library = LibraryEntry(1, "model", slots=SLOTS)
         self.library.eager = True
         self.kind = Kind("f", Shape(self.library))
@@ -261,6 +264,7 @@ class World:
             self._join()
         while self._heap and self._heap[0][0] <= self.now + 0.1:
             self._step()  # the libraries come up
+        self.joining, self.spent = self.spent, Spent()
         self._feed()
         while self.unfinished:
             self._step()
@@ -296,9 +300,11 @@ class World:
     def handle(self, event: events.Event) -> None:
         spent = self.spent
         started = perf_counter()
+        self._collecting_s = 0.0
         out = self.machine.handle(event)
-        took = perf_counter() - started
+        took = perf_counter() - started - self._collecting_s
         spent.handle_s += took
+        spent.gc_s += self._collecting_s
         spent.event_count += 1
         name = type(event).__name__
         spent.note(name if name != "WorkerSaid" else type(event.message).__name__, took)  # type: ignore[union-attr]
@@ -320,6 +326,13 @@ class World:
                 raise AssertionError(f"worker {order.worker_id} was closed: {order.reason}")
         if self._tick_at == float("inf"):
             self._tick_at = self.now + 0.1
+
+    def collected(self, phase: str, _: dict[str, int]) -> None:
+        """Called by the garbage collector: its time is told apart from that of the event in which it came up."""
+        if phase == "start":
+            self._collect_started = perf_counter()
+        else:
+            self._collecting_s += perf_counter() - self._collect_started
 
     def worker_said(self, worker_id: int, data: bytes) -> None:
         if worker_id not in self.workers:
@@ -401,7 +414,7 @@ class World:
             self.handle(events.VerticesSubmitted(self.now, graph, entries))
 
     def _vertices(self, piece: CodeEntry, common: FileEntry) -> Iterator[TaskEntry]:
-        """Leaves make temps, the rest is a tree that reads two each; the last one is asked for."""
+        """Leaves make temps, the rest is a tree that reads FAN_IN each; the last one is asked for."""
         rng = self.rng
         outputs: deque[FileEntry] = deque()
         for number in range(BLOCK_LEAVES + BLOCK_INNER + 1):
@@ -410,13 +423,13 @@ class World:
             if is_leaf and number % 100 == 0:
                 inputs = (common,)
             elif not is_leaf:
-                inputs = (outputs.popleft(), outputs.popleft())
+                inputs = tuple(outputs.popleft() for _ in range(FAN_IN))
             entry = self._entry(piece, None, inputs)
             entry.index = number
             entry.output = FileEntry(entry.task_id)
             entry.output.producer = entry
             outputs.append(entry.output)
-            if number < BLOCK_LEAVES + BLOCK_INNER // 2 and rng.random() < 0.8:
+            if number < BLOCK_LEAVES + BLOCK_INNER // 2 and rng.random() < 0.8:  # so some values travel inline
                 self.sizes[entry.task_id] = TEMP_BYTES
             yield entry
 
@@ -481,49 +494,36 @@ class Row:
     tick_us: float
     gc_us: float
     message_count: float
+    joining_us: float
     fetch_count: int
     crash_count: int
     rerun_count: int
 
     @property
     def total_us(self) -> float:
-        return self.handle_us + self.wire_us
+        return self.handle_us + self.gc_us + self.wire_us
 
     def text(self) -> str:
         return (
-            f"| {self.workers:,} | {self.waiting:,} | {self.tasks:,} | {self.handle_us:.1f} | {self.wire_us:.1f} | {self.total_us:.1f} "
-            f"| {self.tick_us:.2f} | {self.gc_us:.2f} | {self.message_count:.2f} | {self.fetch_count:,} | {self.crash_count:,} |"
+            f"| {self.workers:,} | {self.waiting:,} | {self.tasks:,} | {self.handle_us:.1f} | {self.wire_us:.1f} | {self.gc_us:.1f} "
+            f"| {self.total_us:.1f} | {self.tick_us:.2f} | {self.message_count:.2f} | {self.joining_us:.1f} | {self.fetch_count:,} | {self.crash_count:,} |"
         )
 
 
 HEAD = (
-    "| workers | waiting | tasks | handle us | wire us | sum us | of which ticks | of which gc | messages a task | fetches | crashes |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|"
+    "| workers | waiting | tasks | handle us | wire us | gc us | sum us | of which ticks us | messages a task | us for a worker to join | fetches | crashes |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
-
-
-class _Collections:
-    """Seconds of the garbage collector."""
-
-    def __init__(self) -> None:
-        self.seconds = self._started = 0.0
-
-    def __call__(self, phase: str, _: dict[str, int]) -> None:
-        if phase == "start":
-            self._started = perf_counter()
-        else:
-            self.seconds += perf_counter() - self._started
 
 
 def measure(workers: int, tasks: int, waiting: int, losses: float, seed: int, parts: str, verbose: bool = False) -> Row:
     """One life, measured and checked."""
     world = World(workers, tasks, waiting, losses, seed, parts)
-    collections = _Collections()
-    gc.callbacks.append(collections)
+    gc.callbacks.append(world.collected)
     try:
         world.run()
     finally:
-        gc.callbacks.remove(collections)
+        gc.callbacks.remove(world.collected)
     world.check()
     spent, count = world.spent, world.task_count
     if verbose:
@@ -536,8 +536,9 @@ def measure(workers: int, tasks: int, waiting: int, losses: float, seed: int, pa
         spent.handle_s / count * 1e6,
         spent.wire_s / count * 1e6,
         spent.tick_s / count * 1e6,
-        collections.seconds / count * 1e6,
+        spent.gc_s / count * 1e6,
         spent.message_count / count,
+        (world.joining.handle_s + world.joining.wire_s) / workers * 1e6,
         world.fetch_count,
         world.crash_count,
         world.machine.state.counters.rerun,

@@ -30,6 +30,10 @@ class EmbeddedWorker:
 
     def __init__(self, port: int, secret: bytes | None, cores: int, extra: tuple[str, ...] = ()) -> None:
         self.cores = cores
+        self.extra = extra
+        # Chosen here, so that it can be removed when the worker was killed and could not do so.
+        base = os.environ.get("TMPDIR") or "/tmp"
+        self._workspace = os.path.join(base, f"vine-worker-{os.getuid()}-{os.urandom(6).hex()}")
         secret_read, secret_write = os.pipe()
         lifeline_read, self._lifeline = os.pipe()
         os.write(secret_write, secret or b"")
@@ -49,6 +53,7 @@ class EmbeddedWorker:
                     *("--secret-fd", str(secret_read), "--lifeline-fd", str(lifeline_read)),
                     *("--cores", str(cores), "--gpus", "0", "--single-shot", "--idle-timeout", "1e9"),
                     *("--min-backoff", "0.05", "--connect-timeout", "60"),
+                    *("--workspace", self._workspace),
                     *extra,
                 ],
                 pass_fds=(secret_read, lifeline_read),
@@ -80,6 +85,11 @@ class EmbeddedWorker:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        if os.path.isdir(self._workspace):
+            # It was killed: an orderly end removes its own.
+            import shutil
+
+            shutil.rmtree(self._workspace, ignore_errors=True)
         self.close_lifeline()
 
     def close_lifeline(self) -> None:

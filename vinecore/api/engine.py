@@ -483,7 +483,7 @@ class Engine:
             self._revivals = [at for at in self._revivals if now - at < EMBEDDED_WINDOW_S] + [now]
             if len(self._revivals) <= EMBEDDED_STARTS:
                 embedded.stop()
-                self.embedded = EmbeddedWorker(self.port, self.secret, embedded.cores)
+                self.embedded = EmbeddedWorker(self.port, self.secret, embedded.cores, embedded.extra)
                 return
         text = f"the worker of this machine ended {len(self._revivals)} times within {EMBEDDED_WINDOW_S:g} s, the last time {how}"
         if self._only_embedded:

@@ -162,7 +162,20 @@ class File(payloads.Dependency):
         return True
 
     def __repr__(self) -> str:
-        return f"<File {self.source()} {self._entry if self._entry is not None else ''}>"
+        if self._kind == FILE:
+            return f"<File {self._path}>"
+        entry = self._entry
+        if self._data is not None:
+            state = f"{len(self._data)} bytes"
+        elif entry is not None and entry.is_available():
+            state = f"{entry.size_bytes} bytes"
+        elif entry is not None and entry.producer is not None and entry.producer.error is not None:
+            state = "whose task failed"
+        elif entry is not None and entry.size_bytes:
+            state = "of which no copy is left"
+        else:
+            state = "not made yet"
+        return f"<File {self.source()} {state}>"
 
 
 class FileMethods:

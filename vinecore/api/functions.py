@@ -28,6 +28,8 @@ class LibraryTask:
         self.functions = functions
         self.exec_mode = exec_mode
         self.modules: tuple[str, ...] = ()
+        # Those that the user named: a library whose worker lacks one does not start.
+        self.required: tuple[str, ...] = ()
         self.context: Sequence[Any] | None = None
         self.slots = 0
         self.cores = 0
@@ -183,7 +185,7 @@ class LibraryMethods:
             if name != "add_env" and value:
                 raise UsageError(f"{name}={value!r} is not supported in this version: calls use the worker's own Python")
         task = LibraryTask(library_name, functions, checked_mode(exec_mode))
-        task.modules = _hoisted(hoisting_modules)
+        task.modules = task.required = _hoisted(hoisting_modules)
         task.context = _checked_context(library_context_info)
         return task
 
@@ -285,7 +287,7 @@ def _library_payload(task: LibraryTask, code_ids: dict[str, int]) -> bytes:
     functions = {code_ids[name]: function for name, function in task.functions.items()}
     context, args, kwargs = task.context or (None, [], {})
     try:
-        return payloads.dump((functions, context, args, kwargs))
+        return payloads.dump((task.required, payloads.dump((functions, context, args, kwargs))))
     except Exception as error:
         for name, function in task.functions.items():
             if payloads.failure_of(function) is not None:

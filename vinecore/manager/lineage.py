@@ -12,6 +12,9 @@ from vinecore.manager import orders
 from vinecore.manager import transitions as t
 from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry, outputs_of
 
+# An input with more copies than this draws nobody: it can be had from many workers, and looking at each would cost more.
+NEAR_COPIES = 8
+
 
 def attach(state: ManagerState, entry: TaskEntry) -> None:
     """Count a new entry as user of its inputs; one input lost meanwhile is made again."""
@@ -45,7 +48,8 @@ def make_ready(state: ManagerState, entry: TaskEntry) -> None:
         instance = _nearest(entry)
         if instance is not None:
             instance.local.push(entry)
-            shape.library.hungry[instance.worker.worker_id] = instance
+            shape.library.stocked[instance.worker.worker_id] = instance
+            shape.library.offer(instance)
             state.activate(shape)
             return
     shape.ready.push(entry)
@@ -61,7 +65,7 @@ def _nearest(entry: TaskEntry) -> Instance | None:
         return None
     held: dict[int, int] = {}
     for file in entry.inputs:
-        if file.data is None and file.on_workers:
+        if file.data is None and file.on_workers and len(file.on_workers) <= NEAR_COPIES:
             for worker_id in file.on_workers:
                 held[worker_id] = held.get(worker_id, 0) + file.size_bytes
     for worker_id, size in held.items():
@@ -229,7 +233,9 @@ def _forget_object(state: ManagerState, file: FileEntry) -> None:
 def drop_copies(state: ManagerState, file: FileEntry) -> None:
     """Unlink a file on every worker that has it or was told to fetch it."""
     for worker_id in (file.on_workers or set()) | (file.coming or set()):
-        if worker_id in state.workers:
+        worker = state.workers.get(worker_id)
+        if worker is not None:
+            worker.held.pop(file.name, None)
             state.unlinks.setdefault(worker_id, []).append(file.name)
     file.on_workers = None
     file.coming = None

@@ -129,7 +129,7 @@ class ManagerMachine:
         due: list[float] = []
         interval = state.tunables.keepalive_interval
         if interval > 0 and state.workers:
-            due.append(min(max(w.last_heard, w.pinged_at) for w in state.workers.values()) + interval)
+            due.append(on_workers.keepalive_due(state))
         if state.stuck_since and not state.stuck_told:
             due.append(state.stuck_since + state.tunables.no_worker_notice)
         elif state.active:

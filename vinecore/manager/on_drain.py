@@ -19,8 +19,9 @@ def drain(state: ManagerState, worker: WorkerEntry, on: bool) -> None:
     worker.draining = on
     if not on:
         state.drains.pop(worker.worker_id, None)
+        state.fleet += 1
         for instance in worker.instances.values():
-            instance.library.hungry[worker.worker_id] = instance
+            instance.library.offer(instance)
             for shape in instance.library.shapes:
                 if len(shape.ready):
                     state.activate(shape)
@@ -47,7 +48,7 @@ def settle(state: ManagerState) -> None:
     for worker in list(state.drains.values()):
         if worker.running:
             continue
-        sole = [file for file in state.held.values() if _is_sole(file, worker.worker_id)]
+        sole = [file for file in worker.held.values() if _is_sole(file, worker.worker_id)]
         for file in sole:
             _hand_over(state, file, worker)
         if not sole:
@@ -69,6 +70,7 @@ def _hand_over(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> Non
         peers = transfers.peers_with(state, file, other)
         if transfers.has_room(state, peers):
             file.coming = {other.worker_id}
+            other.held[file.name] = file
             transfers.fetch(state, file, other, peers)
             return
         if peers:

@@ -132,6 +132,8 @@ def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.Fet
         return
     if file.coming is not None:
         file.coming.discard(worker.worker_id)
+    if not file.on_workers or worker.worker_id not in file.on_workers:
+        worker.held.pop(file.name, None)
     if not file.on_workers and not file.coming:
         state.held.pop(file.name, None)
     # If it was code: whatever needs it next must send it again.

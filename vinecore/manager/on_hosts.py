@@ -34,8 +34,9 @@ def mark(state: ManagerState, worker: WorkerEntry) -> None:
     """Note whether a worker's host is blocked; one that is not any more is offered work."""
     was, worker.blocked = worker.blocked, worker.hello.hostname in state.blocked_hosts
     if was and not worker.blocked:
+        state.fleet += 1
         for instance in worker.instances.values():
-            instance.library.hungry[worker.worker_id] = instance
+            instance.library.offer(instance)
             for shape in instance.library.shapes:
                 if len(shape.ready):
                     state.activate(shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vinecore.errors import LibraryFailed
 from vinecore.manager import lineage, on_tasks, orders, placement
 from vinecore.manager import transitions as t
-from vinecore.manager.state import RAISED, CodeEntry, GraphEntry, LibraryEntry, ManagerState, TaskEntry, WorkerEntry
+from vinecore.manager.state import RAISED, CodeEntry, GraphEntry, Instance, LibraryEntry, ManagerState, TaskEntry, WorkerEntry
 from vinecore.model.notes import LibraryMoved
 from vinecore.wire import messages
 
@@ -34,20 +34,28 @@ def forget_codes(state: ManagerState, graph: GraphEntry, codes: list[CodeEntry])
     if len(state.forgotten) < FORGET_COUNT and state.forgotten_bytes < FORGET_BYTES:
         return
     gone, state.forgotten, state.forgotten_bytes = state.forgotten, [], 0
-    for library in state.libraries.values():
-        for instance in library.instances.values():
-            ids = [code.code_id for code in gone if code.code_id in instance.codes]
-            if ids:
-                instance.codes.difference_update(ids)
-                worker_id = instance.worker.worker_id
-                state.orders.append(orders.SendTo(worker_id, messages.ForgetCode(library.library_id, ids)))
+    told: dict[Instance, list[int]] = {}
+    for code in gone:
+        for instance in code.holders:
+            if instance.state is not t.GONE and code.code_id in instance.codes:
+                instance.codes.discard(code.code_id)
+                told.setdefault(instance, []).append(code.code_id)
+        code.holders = []
+    for instance, ids in told.items():
+        message = messages.ForgetCode(instance.library.library_id, ids)
+        state.orders.append(orders.SendTo(instance.worker.worker_id, message))
 
 
 def start_wanted(state: ManagerState, worker: WorkerEntry) -> None:
     """A worker joined: start what has work, and what every worker gets at once."""
+    state.fleet += 1
     for library in state.libraries.values():
         if library.eager or any(len(shape.ready) for shape in library.shapes):
-            placement.ensure_started(state, library)
+            if library.fleet == state.fleet - 1:
+                placement.start_on(state, library, worker)  # all others have it
+                library.fleet = state.fleet
+            else:
+                placement.ensure_started(state, library)
 
 
 def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryReady) -> None:
@@ -55,9 +63,9 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
     instance = worker.instances.get(message.library_id)
     if instance is None or instance.state is not t.STARTING:
         return
-    instance.state = t.INSTANCE[instance.state, "ready"]
     instance.slots = message.slots
-    instance.library.hungry[worker.worker_id] = instance
+    instance.move(t.INSTANCE[instance.state, "ready"])
+    instance.library.offer(instance)
     for shape in instance.library.shapes:
         if len(shape.ready):
             state.activate(shape)
@@ -70,8 +78,7 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
     if instance is None or instance.state is t.GONE:
         return
     library = instance.library
-    instance.state = t.GONE
-    library.hungry.pop(worker.worker_id, None)
+    instance.move(t.GONE)
     placement.abandon_local(state, instance)
     _note(state, library, worker, instance.state, message.error)
     if not message.error:
@@ -88,7 +95,9 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
 def _is_gone_everywhere(state: ManagerState, library: LibraryEntry) -> bool:
     """True when it failed on each connected worker, and there is one."""
     instances = library.instances
-    return bool(instances) and all(i.state is t.GONE for i in instances.values()) and len(instances) == len(state.workers)
+    if not instances or library.slots_up or len(instances) != len(state.workers):
+        return False
+    return all(i.state is t.GONE for i in instances.values())
 
 
 def fail_hopeless(state: ManagerState) -> None:
@@ -130,10 +139,9 @@ def removed(state: ManagerState, library: LibraryEntry) -> None:
     for worker_id, instance in library.instances.items():
         instance.worker.instances.pop(library.library_id, None)
         if instance.state is not t.GONE:
-            instance.state = t.GONE
+            instance.move(t.GONE)
             state.orders.append(orders.SendTo(worker_id, messages.StopLibrary(library.library_id)))
     library.instances.clear()
-    library.hungry.clear()
 
 
 def _note(state: ManagerState, library: LibraryEntry, worker: WorkerEntry, now_is: str, text: str) -> None:

@@ -116,10 +116,10 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
             _bundle_ended(state, bundle.entries)
     for instance in freed:
         instance.progress_at = state.now
-        instance.library.hungry[worker.worker_id] = instance
-        if len(instance.local):
-            for shape in instance.local.shapes():
-                state.activate(shape)
+        library = instance.library
+        library.offer(instance)
+        if library.near:
+            state.activate(library.shapes[0])  # any of them: instances take what is near them whatever its shape
 
 
 def _drop_late(state: ManagerState, worker: WorkerEntry, result: Result) -> None:
@@ -172,7 +172,7 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
         output.name = f"{state.run}-{entry.task_id}.{entry.attempt}"
         output.size_bytes = result.size_bytes
         output.on_workers = {worker.worker_id}
-        state.held[output.name] = output
+        state.held[output.name] = worker.held[output.name] = output
     elif output is not None:
         output.kept = True
     finish(state, entry)
@@ -197,7 +197,7 @@ def _reported(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, report
         else:
             file.name = name
             file.on_workers = {worker.worker_id}
-            state.held[name] = file
+            state.held[name] = worker.held[name] = file
         lineage.became_available(state, file)
     for name in report.damaged:
         damaged = state.held.get(name)
@@ -297,6 +297,9 @@ def _forget_missing(state: ManagerState, entry: TaskEntry, name: str) -> bool:
 
 def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
     """A worker does not hold a file any more."""
+    worker = state.workers.get(worker_id)
+    if worker is not None:
+        worker.held.pop(file.name, None)
     if file.coming is not None:
         file.coming.discard(worker_id)
     if file.on_workers and worker_id in file.on_workers:
@@ -366,7 +369,7 @@ def _revoke(state: ManagerState, entry: TaskEntry, ended: list[Bundle]) -> None:
     worker = instance.worker
     worker.running.pop(entry.task_id, None)
     placement.unplace(entry)
-    instance.library.hungry[worker.worker_id] = instance
+    instance.library.offer(instance)
     state.cancels.setdefault(worker.worker_id, []).append((entry.task_id, entry.attempt))
     if entry.bundle is not None and entry.bundle.remaining == 0:
         ended.append(entry.bundle)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from vinecore.errors import ProtocolError
+from itertools import islice
+
+from vinecore.errors import ProtocolError, UsageError
 from vinecore.manager import on_drain, on_files, on_hosts, on_libraries, on_tasks, orders, placement, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.state import ManagerState, WorkerEntry
+from vinecore.manager.state import ManagerState, Shape, WorkerEntry
 from vinecore.model.notes import WorkerJoined, WorkerRemoved
 from vinecore.wire import messages
+
+# Seconds between two looks at the silence of all workers, for each worker; higher: pings are later in a large fleet.
+KEEPALIVE_PAUSE_S = 5e-5
 
 
 def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str = "") -> None:
@@ -19,6 +24,8 @@ def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str
     worker = WorkerEntry(worker_id, hello, state.now, host)
     if not state.workers:
         state.stuck_since, state.stuck_told = 0.0, False
+    if not state.workers:
+        state.keepalive_due = 0.0
     state.workers[worker_id] = worker
     on_hosts.mark(state, worker)
     state.counters.workers_joined += 1
@@ -87,17 +94,16 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
     if worker.running:
         state.counters.workers_lost += 1
     for library_id, instance in worker.instances.items():
-        instance.state = t.GONE
+        instance.move(t.GONE)
         library = state.libraries.get(library_id)
         if library is not None:
             library.instances.pop(worker_id, None)
-            library.hungry.pop(worker_id, None)
         placement.abandon_local(state, instance)
     lost = list(worker.running.values())
     worker.running = {}
     state.drains.pop(worker_id, None)
     # Copies first: entries that wait again must see what is gone.
-    for file in list(state.held.values()):
+    for file in worker.held.values():
         on_tasks.lose_copy(state, file, worker_id)
     on_tasks.worker_lost(state, worker, lost)
     on_files.relays_lost(state, worker_id)
@@ -106,25 +112,48 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
         state.notes.append(WorkerRemoved(state.now, worker_id, reason, len(lost)))
 
 
+def keepalive_due(state: ManagerState) -> float:
+    """When the silence of a worker may need an answer, at the earliest: it holds on, since they only speak later."""
+    span = min(state.tunables.keepalive_interval, state.tunables.keepalive_timeout)
+    if state.keepalive_for != span or not state.keepalive_due:
+        state.keepalive_for = span
+        state.keepalive_due = _first_silence(state)
+    return state.keepalive_due
+
+
+def _first_silence(state: ManagerState) -> float:
+    heard = min((max(w.last_heard, w.pinged_at) for w in state.workers.values()), default=state.now)
+    return heard + state.keepalive_for
+
+
 def tick(state: ManagerState) -> None:
     """Keepalive, and the one line about work that has no place to run."""
     tunables = state.tunables
     state.ticked_at = state.now
     interval, timeout = tunables.keepalive_interval, tunables.keepalive_timeout
-    if interval > 0:
+    if interval > 0 and state.workers and state.now >= keepalive_due(state):
+        first = state.now
         for worker in list(state.workers.values()):
             silent = state.now - worker.last_heard
             if silent > timeout:
                 why = f"nothing was heard of it for {silent:.0f} s"
                 state.orders.append(orders.CloseWorker(worker.worker_id, why))
                 left(state, worker.worker_id, why)
-            elif silent >= interval and state.now - worker.pinged_at >= interval:
+                continue
+            if silent >= interval and state.now - worker.pinged_at >= interval:
                 worker.pinged_at = state.now
                 state.orders.append(orders.SendTo(worker.worker_id, messages.Ping()))
+            first = min(first, max(worker.last_heard, worker.pinged_at))
+        pause = KEEPALIVE_PAUSE_S * len(state.workers)
+        state.keepalive_due = max(first + state.keepalive_for, state.now + pause)
     if state.blocked_hosts:
         on_hosts.look(state)
     state.even_out_at = placement.even_out(state)
     notice(state)
+
+
+# Tasks looked at for the reason of a stall; bounds a tick.
+LOOKED_AT = 1000
 
 
 def notice(state: ManagerState) -> None:
@@ -137,6 +166,8 @@ def notice(state: ManagerState) -> None:
     elif not state.stuck_told and state.now - state.stuck_since >= state.tunables.no_worker_notice:
         state.stuck_told = True
         state.orders.append(orders.Say(why))
+        if state.workers and not state.address:
+            _fail_impossible(state)
 
 
 def stuck_reason(state: ManagerState) -> str:
@@ -149,10 +180,42 @@ def stuck_reason(state: ManagerState) -> str:
         return f"{len(state.tasks)} tasks wait and no worker is connected; start one with:  vine_worker {state.address}"
     for shape in state.active:
         if shape.constrained and len(shape.ready):
-            lacks = [shape.request.missing_in(worker.total) for worker in state.workers.values()]
-            if all(lacks):
-                return (
-                    f"{len(shape.ready)} tasks ask for more than any of the {len(lacks)} workers has: {lacks[0]}; "
-                    "ask for less, or start a larger worker"
-                )
+            lacks = _lacking_everywhere(state, shape)
+            if lacks:
+                who = "the worker of this machine" if not state.address else f"any of the {len(state.workers)} workers"
+                return f"{len(shape.ready)} tasks ask for more than {who} has: {lacks}; ask for less, or use a larger worker"
+    if not any(worker.running for worker in state.workers.values()):
+        return _unmade_reason(state)
     return ""
+
+
+def _lacking_everywhere(state: ManagerState, shape: Shape) -> str:
+    """What the first worker lacks for this shape, if every worker lacks something; else empty."""
+    lacks = ""
+    for worker in state.workers.values():
+        lacking = shape.request.missing_in(worker.total)
+        if not lacking:
+            return ""
+        lacks = lacks or lacking
+    return lacks
+
+
+def _unmade_reason(state: ManagerState) -> str:
+    """Said when nothing runs and tasks wait for temps that no submitted task makes."""
+    for entry in islice(state.tasks.values(), LOOKED_AT):
+        if entry.state is t.WAITING and any(f.promised and f.producer is None and not f.is_available() for f in entry.inputs):
+            who = f"task {entry.task_id} ({entry.kind.name})"
+            return f"{who} waits for a temp that no submitted task makes: submit that task, or cancel this one"
+    return ""
+
+
+def _fail_impossible(state: ManagerState) -> None:
+    """No other worker can join this manager: tasks that do not fit its only one never will."""
+    for shape in state.active:
+        lacks = _lacking_everywhere(state, shape) if shape.constrained else ""
+        if lacks:
+            for entry in shape.ready.drain():
+                why = f"task {entry.task_id} ({entry.kind.name}) asks for more than the worker of this machine has: {lacks}"
+                on_tasks.fail(
+                    state, entry, UsageError(f"{why}; ask for less, or give the manager more local_cores or a port"), b""
+                )

@@ -7,6 +7,9 @@ one call more at least.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from itertools import islice
+
 from vinecore.manager import bundles, orders, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.state import (
@@ -19,6 +22,7 @@ from vinecore.manager.state import (
     Relay,
     Shape,
     TaskEntry,
+    WorkerEntry,
 )
 from vinecore.wire import messages
 from vinecore.wire.messages import Call
@@ -30,6 +34,11 @@ RUN_CALLS = 512
 # Work behind a call that has run this long without an answer goes to idle instances; lower: more messages for nothing.
 STUCK_S = 0.03
 ASK_AGAIN_S = 0.1
+# Busy instances looked at, and calls moved, at one time at most; and seconds between two looks for each instance of a library.
+EVEN_OUT_LOOKS = 256
+EVEN_OUT_PAUSE_S = 1e-5
+# Idle instances, and those with entries of their own, looked at for each event; higher: sooner a balance, more work for nothing.
+TAKE_OVER_LOOKS = 4
 # And when so many bytes of arguments and inline inputs have gathered.
 RUN_BYTES = messages.BATCH_LIMIT_BYTES
 
@@ -41,58 +50,105 @@ def place(state: ManagerState) -> None:
     if len(state.workers) < state.tunables.wait_for_workers:
         return
     still: list[Shape] = []
-    touched: list[Instance] = []
     for shape in state.active:
         library = shape.library
-        ensure_started(state, library)
-        hungry = list(library.hungry.values())
-        # Two rounds: first every slot of every instance gets something, then the instances are topped up.
-        for fill_deep in (False, True):
-            for instance in hungry:
-                if _fill(state, shape, instance, fill_deep) and instance.groups:
-                    touched.append(instance)
-                    send_run(state, instance)
-        for instance in hungry:
-            if not _has_room(state, instance, 0.0, True):
-                library.hungry.pop(instance.worker.worker_id, None)
-        if len(shape.ready) or any(len(instance.local) for instance in library.instances.values()):
+        if library.fleet != state.fleet:
+            ensure_started(state, library)
+        # Two rounds: first every slot of every instance gets something, then the instances are topped up. Each ends with the
+        # last ready entry, so that the many who then get nothing are not asked.
+        if library.near:
+            _serve_near(state, shape, False)
+        _serve(state, shape, library.idle, False)
+        if library.stocked and library.idle:
+            _take_over(state, shape)
+        if library.near:
+            _serve_near(state, shape, True)
+        _serve(state, shape, library.hungry, True)
+        if len(shape.ready) or library.stocked:
             still.append(shape)
         else:
             shape.queued = False
     state.active = still
 
 
+def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance], deep: bool) -> None:
+    """Fill instances in the order in which they were offered, while entries are ready; those found full are dropped."""
+    kept: list[Instance] = []
+    while offered and len(shape.ready):
+        _, instance = offered.popitem(last=False)
+        was_refused = _fill(state, shape, instance, deep)
+        # Refused and busy: something will end there, and offer it again.
+        if not (was_refused and instance.groups_out >= instance.slots) and _has_room(state, instance, 0.0, deep):
+            kept.append(instance)
+    for instance in reversed(kept):
+        worker_id = instance.worker.worker_id
+        offered[worker_id] = instance
+        offered.move_to_end(worker_id, last=False)
+
+
+def _serve_near(state: ManagerState, shape: Shape, deep: bool) -> None:
+    """Fill instances that have entries of their own."""
+    library = shape.library
+    for worker_id, instance in list(library.near.items()):
+        if _has_room(state, instance, 0.0, deep):
+            _fill(state, shape, instance, deep)
+        if not len(instance.local):
+            library.stocked.pop(worker_id, None)
+            library.near.pop(worker_id, None)
+        elif not _has_room(state, instance, 0.0, True):
+            library.near.pop(worker_id, None)
+
+
+def _take_over(state: ManagerState, shape: Shape) -> None:
+    """Idle instances take entries that were meant for busy ones; a few are looked at for each event."""
+    library = shape.library
+    for _ in range(min(TAKE_OVER_LOOKS, len(library.idle))):
+        worker_id, instance = next(iter(library.idle.items()))
+        if not _has_room(state, instance, 0.0, False):
+            del library.idle[worker_id]
+            continue
+        library.idle.move_to_end(worker_id)
+        entry = _steal(library, instance)
+        if entry is not None:
+            entry.dequeued = False
+            entry.kind.shape.ready.push(entry)
+            state.activate(entry.kind.shape)
+            _fill(state, entry.kind.shape, instance, False)
+
+
 def ensure_started(state: ManagerState, library: LibraryEntry) -> None:
     """Start the library on workers that do not have it."""
-    if library.removed or len(library.instances) == len(state.workers):
+    if library.removed:
         return
+    library.fleet = state.fleet
     for worker in state.workers.values():
-        if library.library_id in worker.instances or not worker.takes_work():
-            continue
-        slots = library.slots or max(1, worker.hello.cores)
-        instance = Instance(library, worker, slots)
-        worker.instances[library.library_id] = library.instances[worker.worker_id] = instance
-        tunables = state.tunables
-        name = ""
-        if library.file is not None:
-            name = library.file.name
-            _fetch_to(state, library.file, instance)
-        state.orders.append(
-            orders.SendTo(
-                worker.worker_id,
-                messages.StartLibrary(
-                    library.library_id,
-                    library.name,
-                    slots,
-                    library.exec_mode,
-                    library.payload,
-                    list(library.modules),
-                    int(tunables.max_library_retries),
-                    tunables.library_restart_window,
-                    name,
-                ),
-            )
-        )
+        start_on(state, library, worker)
+
+
+def start_on(state: ManagerState, library: LibraryEntry, worker: WorkerEntry) -> None:
+    """Start the library on a worker that takes work, unless it is there."""
+    if library.library_id in worker.instances or not worker.takes_work() or library.removed:
+        return
+    slots = library.slots or max(1, worker.hello.cores)
+    instance = Instance(library, worker, slots)
+    worker.instances[library.library_id] = library.instances[worker.worker_id] = instance
+    tunables = state.tunables
+    name = ""
+    if library.file is not None:
+        name = library.file.name
+        _fetch_to(state, library.file, instance)
+    message = messages.StartLibrary(
+        library.library_id,
+        library.name,
+        slots,
+        library.exec_mode,
+        library.payload,
+        list(library.modules),
+        int(tunables.max_library_retries),
+        tunables.library_restart_window,
+        name,
+    )
+    state.orders.append(orders.SendTo(worker.worker_id, message))
 
 
 def _has_room(state: ManagerState, instance: Instance, next_us: float, deep: bool) -> bool:
@@ -114,11 +170,11 @@ def _has_room(state: ManagerState, instance: Instance, next_us: float, deep: boo
 
 
 def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> bool:
-    """Place entries of a shape at an instance while there is room; True when any was placed."""
-    placed = False
+    """Place entries of a shape at an instance while there is room; True when one did not fit and was put back."""
+    was_refused = False
     library = shape.library
     waiting = len(shape.ready)
-    several = max(1, len(library.hungry))
+    several = len(library.hungry) + (instance.worker.worker_id not in library.hungry)
     # The second round shares what is ready, so that one instance does not drain it before the next is asked.
     share = max(instance.slots, -(-waiting // several)) if deep else instance.slots
     taken = 0
@@ -127,16 +183,15 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             break
         entry = instance.local.pop() or shape.ready.pop()
         if entry is None:
-            entry = _steal(library, instance) if not deep else None
-            if entry is None:
-                break
+            break
         own = entry.kind.shape  # entries near their inputs may be of another shape of this library
-        full = own.constrained and not _fits(instance, entry)
+        full = own.constrained and not _fits(state, instance, entry)
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
             entry.dequeued = False
             own.ready.push(entry)
             state.activate(own)
+            was_refused = True
             break
         if entry.inputs and not _reachable(state, entry, instance):
             continue
@@ -144,14 +199,14 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             _place_one(state, entry, instance)
             taken += 1
         else:
-            slots = sum(i.slots for i in library.instances.values() if i.state is t.UP)
-            chosen = bundles.bundle_for(entry, slots, instance.worker.worker_id, state.tunables)
+            chosen = bundles.bundle_for(entry, library.slots_up, instance.worker.worker_id, state.tunables)
             _place_bundle(state, chosen, instance)
             taken += len(chosen)
-        placed = True
         if instance.calls >= RUN_CALLS or instance.bytes >= RUN_BYTES:
             send_run(state, instance)
-    return placed
+    if instance.groups:
+        send_run(state, instance)
+    return was_refused
 
 
 def _expected_us(state: ManagerState, entry: TaskEntry) -> float:
@@ -161,20 +216,33 @@ def _expected_us(state: ManagerState, entry: TaskEntry) -> float:
 
 def _steal(library: LibraryEntry, instance: Instance) -> TaskEntry | None:
     """An idle instance takes an entry that was meant for a busier one."""
-    if len(library.instances) < 2 or instance.outstanding:
+    if instance.outstanding:
         return None
-    for other in library.instances.values():
-        if other is not instance and other.outstanding >= other.slots and len(other.local):
+    for worker_id, other in list(islice(library.stocked.items(), TAKE_OVER_LOOKS)):
+        if not len(other.local):
+            del library.stocked[worker_id]
+        elif other is not instance and other.outstanding >= other.slots:
             entry = other.local.pop()
             if entry is not None:
                 return entry
     return None
 
 
-def _fits(instance: Instance, entry: TaskEntry) -> bool:
-    """Whether the request fits what the worker has left."""
+def _fits(state: ManagerState, instance: Instance, entry: TaskEntry) -> bool:
+    """Whether the request fits what the worker has left, or may wait there behind its like."""
     worker = instance.worker
-    return not worker.amount_of(entry.kind.shape).missing_in(worker.total.minus(worker.committed))
+    amount = worker.amount_of(entry.kind.shape)
+    if not amount.missing_in(worker.total.minus(worker.committed)):
+        return True
+    short_us = state.tunables.pipeline_ms * 1000.0
+    if not entry.kind.shape.allocates or not 0 < entry.kind.mean_us < short_us or instance.groups_out > 2 * instance.slots:
+        return False
+    # One shape alone, of which every slot can run one at once: whatever waits there never runs beside too many others.
+    return (
+        len(worker.running) == instance.outstanding
+        and worker.committed == amount.times(instance.groups_out)
+        and not amount.times(instance.slots).missing_in(worker.total)
+    )
 
 
 def _reachable(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
@@ -194,7 +262,7 @@ def _reachable(state: ManagerState, entry: TaskEntry, instance: Instance) -> boo
         if transfers.has_room(state, peers):
             continue
         if peers:
-            transfers.wait_for_room(state, entry)
+            transfers.wait_for_room(state, entry, peers[0])
             return False
         bring_here(state, file)
         state.parked.setdefault(file.name, []).append(entry)
@@ -222,7 +290,7 @@ def _fetch_to(state: ManagerState, file: FileEntry, instance: Instance) -> None:
         file.coming = set()
     if worker_id not in file.coming and not (file.on_workers and worker_id in file.on_workers):
         file.coming.add(worker_id)
-        state.held[file.name] = file
+        state.held[file.name] = worker.held[file.name] = file
         peers = transfers.peers_with(state, file, worker)
         if peers and (transfers.has_room(state, peers) or not file.at_manager):
             transfers.fetch(state, file, worker, peers)
@@ -253,6 +321,8 @@ def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, insid
 def _know_code(state: ManagerState, code: CodeEntry, instance: Instance) -> None:
     """Send code the first time an instance needs it, what it names first."""
     instance.codes.add(code.code_id)
+    if code.is_piece:
+        code.holders.append(instance)
     for required in code.requires:
         if required.code_id not in instance.codes:
             _know_code(state, required, instance)
@@ -293,22 +363,42 @@ def even_out(state: ManagerState) -> float | None:
         return None
     again: float | None = None
     for library in state.libraries.values():
-        instances = [i for i in library.instances.values() if i.state is t.UP and i.worker.takes_work()]
-        room = sum(max(0, i.slots - i.groups_out) for i in instances)
+        if not library.piled or not library.idle:
+            continue
+        room = _free_slots(library)
         if room == 0:
             continue
-        for instance in instances:
+        # The next look would otherwise follow at once, where many answer at any time.
+        soonest = state.now + EVEN_OUT_PAUSE_S * len(library.instances)
+        for instance in list(islice(library.piled.values(), EVEN_OUT_LOOKS)):
+            library.piled.move_to_end(instance.worker.worker_id)
             extra = instance.groups_out - instance.slots
-            if extra <= 0:
+            if not instance.worker.takes_work():
                 continue
             due = max(instance.progress_at + STUCK_S, instance.asked_at + ASK_AGAIN_S)
             if state.now < due:
+                due = max(due, soonest)
                 again = due if again is None else min(again, due)
                 continue
+            if room <= 0:
+                break  # asking more of them would only move work to and fro
             instance.asked_at = state.now
-            state.orders.append(orders.SendTo(instance.worker.worker_id, messages.HandBack(min(extra, room), library.library_id)))
+            asked = min(extra, room)
+            room -= asked
+            state.orders.append(orders.SendTo(instance.worker.worker_id, messages.HandBack(asked, library.library_id)))
             again = state.now + ASK_AGAIN_S if again is None else min(again, state.now + ASK_AGAIN_S)
     return again
+
+
+def _free_slots(library: LibraryEntry) -> int:
+    """Slots that nothing runs in, counted until there are enough of them."""
+    room = 0
+    for instance in library.idle.values():
+        if instance.state is t.UP and instance.worker.takes_work():
+            room += max(0, instance.slots - instance.groups_out)
+            if room >= EVEN_OUT_LOOKS:
+                break
+    return room
 
 
 def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
@@ -316,6 +406,8 @@ def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
     if instance.groups_out == 0:
         instance.progress_at = state.now
     instance.groups_out += 1
+    if instance.groups_out == instance.slots + 1:
+        instance.library.piled[instance.worker.worker_id] = instance
     if shape.constrained:
         worker = instance.worker
         worker.committed = worker.committed.plus(worker.amount_of(shape))
@@ -400,6 +492,8 @@ def unplace(entry: TaskEntry) -> Instance:
         bundle.remaining -= 1
         if bundle.remaining:
             return instance
+    if instance.groups_out == instance.slots + 1:
+        instance.library.piled.pop(instance.worker.worker_id, None)
     instance.groups_out -= 1
     shape = entry.kind.shape
     if shape.constrained:
@@ -410,6 +504,9 @@ def unplace(entry: TaskEntry) -> Instance:
 
 def abandon_local(state: ManagerState, instance: Instance) -> None:
     """An instance ended: entries that waited for it are as good elsewhere."""
+    worker_id = instance.worker.worker_id
+    instance.library.stocked.pop(worker_id, None)
+    instance.library.near.pop(worker_id, None)
     for entry in instance.local.drain():
         entry.dequeued = False
         entry.kind.shape.ready.push(entry)

@@ -6,7 +6,7 @@ Entries are slotted and changed in place: purity is kept at the border of the ma
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Protocol
@@ -90,7 +90,7 @@ class FileEntry:
 class CodeEntry:
     """A pickled function, or a piece of a graph."""
 
-    __slots__ = ("code_id", "file", "is_piece", "library_id", "modules", "payload", "requires")
+    __slots__ = ("code_id", "file", "holders", "is_piece", "library_id", "modules", "payload", "requires")
 
     def __init__(
         self,
@@ -109,6 +109,8 @@ class CodeEntry:
         self.requires = requires
         self.is_piece = is_piece
         self.file = file  # holds the payload when it is large
+        # Of a piece: instances that were sent it; those that forgot it or are gone are skipped, not removed.
+        self.holders: list[Instance] = []
 
 
 class Kind:
@@ -166,10 +168,6 @@ class ReadyQueue:
             out.append(entry)
         return out
 
-    def shapes(self) -> set[Shape]:
-        """Shapes of what is queued."""
-        return {entry.kind.shape for entry in self._line} | {item[3].kind.shape for item in self._heap}
-
     def __len__(self) -> int:
         """Upper bound: stale entries are counted until they are met."""
         return len(self._line) + len(self._heap)
@@ -198,16 +196,22 @@ class LibraryEntry:
         "eager",
         "exec_mode",
         "file",
+        "fleet",
         "functions",
         "hungry",
+        "idle",
         "instances",
         "library_id",
         "modules",
         "name",
+        "near",
         "payload",
+        "piled",
         "removed",
         "shapes",
         "slots",
+        "slots_up",
+        "stocked",
     )
 
     def __init__(
@@ -230,9 +234,34 @@ class LibraryEntry:
         self.shapes: list[Shape] = []
         self.eager = False  # started on every worker at once, before there is work
         self.instances: dict[int, Instance] = {}
-        # Instances that may have room; insertion order. Those found full are dropped until something ends there.
-        self.hungry: dict[int, Instance] = {}
+        # Instances that may have room, by worker id, in the order in which they were offered (ordered dicts, because they are
+        # taken from the front). Those found full are dropped until something ends there. ``idle``: those with a free slot.
+        self.hungry: OrderedDict[int, Instance] = OrderedDict()
+        self.idle: OrderedDict[int, Instance] = OrderedDict()
+        # Instances with ready entries of their own, and those of them that may have room.
+        self.stocked: dict[int, Instance] = {}
+        self.near: dict[int, Instance] = {}
+        # Instances with more groups than slots.
+        self.piled: OrderedDict[int, Instance] = OrderedDict()
+        # Slots of all instances that are up.
+        self.slots_up = 0
+        # ManagerState.fleet when every worker that takes work had an instance.
+        self.fleet = -1
         self.removed = False
+
+    def offer(self, instance: Instance) -> None:
+        """An instance may have room: it is looked at when there is something to place."""
+        worker_id = instance.worker.worker_id
+        self.hungry[worker_id] = instance
+        if instance.groups_out < instance.slots:
+            self.idle[worker_id] = instance
+        if self.stocked and worker_id in self.stocked:
+            self.near[worker_id] = instance
+
+    def withdraw(self, worker_id: int) -> None:
+        """An instance takes nothing any more."""
+        for table in (self.hungry, self.idle, self.stocked, self.near, self.piled):
+            table.pop(worker_id, None)
 
 
 class Instance:
@@ -282,6 +311,16 @@ class Instance:
         self.progress_at = 0.0
         self.asked_at = 0.0
 
+    def move(self, state: str) -> None:
+        """Change the state, and what the library counts of it."""
+        if self.state is t.UP:
+            self.library.slots_up -= self.slots
+        self.state = state
+        if state is t.UP:
+            self.library.slots_up += self.slots
+        elif state is t.GONE:
+            self.library.withdraw(self.worker.worker_id)
+
     def __repr__(self) -> str:
         return f"<Instance of {self.library.name} on worker {self.worker.worker_id} {self.state} {self.outstanding} outstanding>"
 
@@ -294,6 +333,7 @@ class WorkerEntry:
         "blocked",
         "committed",
         "draining",
+        "held",
         "hello",
         "host",
         "instances",
@@ -323,6 +363,8 @@ class WorkerEntry:
         self.amounts: dict[Shape, Resources] = {}
         # Placed entries by task id, all libraries.
         self.running: dict[int, TaskEntry] = {}
+        # Files that are here or were told to come, by cache name: the part of ManagerState.held that names this worker.
+        self.held: dict[str, FileEntry] = {}
         self.last_heard = now
         self.pinged_at = now
         self.draining = False
@@ -493,6 +535,11 @@ class ManagerState:
     # Unfinished entries by id.
     tasks: dict[int, TaskEntry] = field(default_factory=dict)
     workers: dict[int, WorkerEntry] = field(default_factory=dict)
+    # Grows when a worker comes that may lack libraries, or takes work again.
+    fleet: int = 0
+    # When the silence of workers is looked at next, and the interval for which that was computed.
+    keepalive_due: float = 0.0
+    keepalive_for: float = 0.0
     libraries: dict[int, LibraryEntry] = field(default_factory=dict)
     # Shapes that may have ready entries.
     active: list[Shape] = field(default_factory=list)
@@ -524,8 +571,8 @@ class ManagerState:
     even_out_at: float | None = None
     # (object, destination) of transfers between workers under way, with the worker that was named first.
     peer_fetches: dict[tuple[str, int], int] = field(default_factory=dict)
-    # Ready entries that wait until a source has a transfer to spare.
-    crowded: list[TaskEntry] = field(default_factory=list)
+    # Ready entries that wait until a source has a transfer to spare, by that worker; it has transfers under way.
+    crowded: dict[int, deque[TaskEntry]] = field(default_factory=dict)
     # Ready entries that wait for an object to come to the manager first, by its name.
     parked: dict[str, list[TaskEntry]] = field(default_factory=dict)
     # Pieces of finished graphs that workers have not been told of yet, and their size.
@@ -589,8 +636,32 @@ class ManagerState:
                     raise InvariantError(f"{file} is on a worker and not in the table of copies")
                 if worker_id not in self.workers:
                     raise InvariantError(f"{file} is said to be on worker {worker_id}, which is gone")
+            for worker_id in (file.on_workers or set()) | (file.coming or set()):
+                if worker_id in self.workers and self.workers[worker_id].held.get(file.name) is not file:
+                    raise InvariantError(f"{file} is not in the table of worker {worker_id}, which has it")
+        for source_id in self.crowded:
+            if source_id not in self.workers or self.workers[source_id].outgoing < 1:
+                raise InvariantError(f"entries wait for a transfer of worker {source_id}, which has none under way")
+        for library in self.libraries.values():
+            self._check_library(library)
+
+    def _check_library(self, library: LibraryEntry) -> None:
+        up = [instance for instance in library.instances.values() if instance.state is t.UP]
+        if library.slots_up != sum(instance.slots for instance in up):
+            raise InvariantError(f"library {library.name!r} counts {library.slots_up} slots")
+        for instance in up:
+            worker_id = instance.worker.worker_id
+            if instance.worker.takes_work() and instance.groups_out < instance.slots and worker_id not in library.idle:
+                raise InvariantError(f"{instance} has a free slot and is not offered")
+            if (instance.groups_out > instance.slots) != (worker_id in library.piled):
+                raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots")
+            if len(instance.local) and worker_id not in library.stocked:
+                raise InvariantError(f"{instance} has entries of its own that nobody looks at")
 
     def _check_worker(self, worker: WorkerEntry) -> None:
+        for file in worker.held.values():
+            if worker.worker_id not in (file.on_workers or ()) and worker.worker_id not in (file.coming or ()):
+                raise InvariantError(f"{file} is in the table of {worker}, which does not have it")
         counted: dict[int, int] = {}
         for task_id, entry in worker.running.items():
             if entry.state is not t.PLACED or entry.task_id != task_id or entry.instance is None:
@@ -610,5 +681,10 @@ class ManagerState:
             committed = committed.plus(worker.amount_of(entry.kind.shape))
         if committed != worker.committed:
             raise InvariantError(f"{worker}: {committed} are asked for, {worker.committed} committed")
+        # Of one shape more may wait there, if every slot can run one of it at once.
+        alike = {entry.kind.shape for entry in asking.values()}
+        together = max((entry.instance.slots for entry in asking.values() if entry.instance is not None), default=0)
+        if len(alike) == 1 and (shape := alike.pop()).allocates:
+            committed = worker.amount_of(shape).times(min(together, len(asking)))
         if committed.missing_in(worker.total):
             raise InvariantError(f"{worker} is over-committed: it lacks {committed.missing_in(worker.total)}")

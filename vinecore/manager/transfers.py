@@ -6,6 +6,8 @@ manager. A peer that does not have the object any more has lost a copy, which is
 
 from __future__ import annotations
 
+from collections import deque
+
 from vinecore.manager import orders
 from vinecore.manager import transitions as t
 from vinecore.manager.state import FileEntry, ManagerState, TaskEntry, WorkerEntry
@@ -14,6 +16,8 @@ from vinecore.wire import messages
 
 # Peers named for one fetch: when the first cannot give it, the worker asks the next by itself.
 NAMED_PEERS = 3
+# Entries looked at again for each transfer that ends: it has room for one, and those that find a copy where they run need none.
+WOKEN = 16
 
 
 def peers_with(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> list[WorkerEntry]:
@@ -21,10 +25,14 @@ def peers_with(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> lis
     if not state.transfer_key or not file.on_workers:
         return []
     found = []
+    unused = 0
     for worker_id in file.on_workers:
         peer = state.workers.get(worker_id)
         if peer is not None and peer is not worker and peer.hello.peer_port and worker_id not in worker.unreachable:
             found.append(peer)
+            unused += peer.outgoing == 0
+            if unused == NAMED_PEERS:
+                break  # of a file that thousands have, the rest is no better
     found.sort(key=lambda peer: (peer.outgoing, peer.worker_id))
     return found
 
@@ -53,27 +61,32 @@ def ended(state: ManagerState, name: str, worker_id: int) -> int | None:
     source = state.workers.get(source_id)
     if source is not None:
         source.outgoing -= 1
-    _look_again(state)
+        _look_again(state, source_id, WOKEN if source.outgoing else None)
     return source_id
 
 
-def wait_for_room(state: ManagerState, entry: TaskEntry) -> None:
-    """Every source of an input is busy: look again when a transfer ends."""
-    state.crowded.append(entry)
+def wait_for_room(state: ManagerState, entry: TaskEntry, source: WorkerEntry) -> None:
+    """Every source of an input is busy, this one least: look again when a transfer of it ends."""
+    state.crowded.setdefault(source.worker_id, deque()).append(entry)
 
 
-def _look_again(state: ManagerState) -> None:
-    waiting, state.crowded = state.crowded, []
-    for entry in waiting:
+def _look_again(state: ManagerState, source_id: int, most: int | None) -> None:
+    """Queue the first entries that wait for a source; all of them when nothing is under way that would call again."""
+    waiting = state.crowded.get(source_id)
+    if waiting is None:
+        return
+    for _ in range(len(waiting) if most is None else min(most, len(waiting))):
+        entry = waiting.popleft()
         if entry.state is t.READY and entry.dequeued:
             entry.dequeued = False
             entry.kind.shape.ready.push(entry)
             state.activate(entry.kind.shape)
+    if not waiting:
+        del state.crowded[source_id]
 
 
 def worker_left(state: ManagerState, worker_id: int) -> None:
     """Fetches of a worker that is gone do not end any more; those from it are reported by their other side."""
     for name, destination in [key for key in state.peer_fetches if key[1] == worker_id]:
         ended(state, name, destination)
-    if state.crowded:
-        _look_again(state)
+    _look_again(state, worker_id, None)

@@ -62,6 +62,15 @@ class Resources:
             round((self.gpus or 0) + (other.gpus or 0), _DIGITS),
         )
 
+    def times(self, count: int) -> Resources:
+        """That many of it, unset counted as nothing."""
+        return Resources(
+            round((self.cores or 0) * count, _DIGITS),
+            round((self.memory or 0) * count, _DIGITS),
+            round((self.disk or 0) * count, _DIGITS),
+            round((self.gpus or 0) * count, _DIGITS),
+        )
+
     def minus(self, other: Resources) -> Resources:
         """The difference, unset counted as nothing."""
         return Resources(

@@ -227,9 +227,14 @@ class ForkingSlot(Slot):
         self._number += 1
         sys.stdout.flush()
         sys.stderr.flush()
+        changes: list[tuple[str, str | None]] = []
+        if box is not None:
+            # Only what differs: setting every variable again in the child takes as long as the fork.
+            have = self._environment
+            changes = [(name, value) for name, value in box.variables().items() if have.get(name) != value]
         pid = os.fork()
         if pid == 0:
-            self._child(call, box)
+            self._child(call, box, changes)
         outcome = ""
         try:
             outcome = self._wait_for(pid, limits)
@@ -289,7 +294,7 @@ class ForkingSlot(Slot):
         assert isinstance(done, messages.Done)
         return done.results[0]
 
-    def _child(self, call: Call, box: Box | None) -> None:
+    def _child(self, call: Call, box: Box | None, changes: list[tuple[str, str | None]]) -> None:
         """Run the call, leave its Result, end without the slot's clean-up."""
         code = 1
         try:
@@ -300,7 +305,7 @@ class ForkingSlot(Slot):
             if box is not None:
                 os.setpgid(0, 0)
                 self.guard.group[0] = os.getpid()
-                _enter(box)
+                _enter(box, changes)
             result = super().execute(call)
             data = messages.encode(messages.Done([result]))
             sys.stdout.flush()
@@ -316,18 +321,14 @@ class ForkingSlot(Slot):
             os._exit(code)
 
 
-def _enter(box: Box) -> None:
+def _enter(box: Box, changes: list[tuple[str, str | None]]) -> None:
     """Make this process live in a sandbox: directory, environment, output."""
     os.chdir(box.path)
-    # Only what differs is touched: setting every variable again takes as long as the fork.
-    environment = os.environ
-    for name, value in box.variables().items():
-        if environment.get(name) == value:
-            continue
+    for name, value in changes:
         if value is None:
-            del environment[name]
+            del os.environ[name]
         else:
-            environment[name] = value
+            os.environ[name] = value
     output = os.open(STDOUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -98,8 +98,11 @@ class Host:
                 with open(message.payload_path, "rb") as file:
                     data = file.read()
             if data:
-                # (code id -> function, context function or None, its args, its kwargs)
-                functions, make_context, args, kwargs = pickle.loads(data)
+                # (modules that must be there, pickled: code id -> function, context function or None, its args, its kwargs)
+                required, body = pickle.loads(data)
+                for name in required:
+                    importlib.import_module(name)
+                functions, make_context, args, kwargs = pickle.loads(body)
                 self.functions = dict(functions)
                 if make_context is not None:
                     context.fill(make_context(*args, **kwargs), message.name)

@@ -60,7 +60,7 @@ class Box:
             UsageError: a path would leave the sandbox, or an input stands where a directory has to be.
         """
         try:
-            os.rename(self.path.parent / _SPARE, self.path)  # noqa: PTH104
+            os.rename(self.path.parent / _SPARE, self.path)
         except FileNotFoundError:
             (self.path / TEMPORARY).mkdir(mode=0o700, parents=True)
             self.path.chmod(0o700)
@@ -220,10 +220,10 @@ class Box:
                     if entry.name != TEMPORARY:
                         remove_tree(entry.path)
                 else:
-                    os.unlink(entry.path)  # noqa: PTH108
-            if os.listdir(path) != [TEMPORARY] or os.listdir(f"{path}/{TEMPORARY}"):  # noqa: PTH208
+                    os.unlink(entry.path)
+            if os.listdir(path) != [TEMPORARY] or os.listdir(f"{path}/{TEMPORARY}"):
                 raise PermissionError
-            os.rename(path, self.path.parent / _SPARE)  # noqa: PTH104
+            os.rename(path, self.path.parent / _SPARE)
         except OSError:
             remove_tree(path)
 

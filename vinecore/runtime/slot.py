@@ -84,6 +84,14 @@ class MissingInput(Exception):
     """An input of a call is not here (its producer failed, or its object was lost)."""
 
 
+def _is_inert(value: object) -> bool:
+    """Whether nothing can happen when this object ends: plain values, and arrays of numbers (numpy is not imported here)."""
+    kind = type(value)
+    if kind in payloads.ATOMIC:
+        return True
+    return kind.__name__ == "ndarray" and kind.__module__ == "numpy" and not value.dtype.hasobject  # type: ignore[attr-defined]
+
+
 class Slot:
     """The state of one slot process; ``serve`` runs until the worker's end of the socket closes."""
 
@@ -109,6 +117,8 @@ class Slot:
         self.uses_left: dict[int, int] = {}
         self.inline: dict[int, bytes] = {}
         self.decoded: dict[int, object] = {}
+        # Values of the running batch that went into the store, by task id.
+        self.stored: dict[int, str] = {}
         self.out: list[Result] = []
         self.out_lock = threading.Lock()
         self.last_flush = 0.0
@@ -180,6 +190,7 @@ class Slot:
                 self.uses_left.clear()
         self.inline.clear()
         self.decoded.clear()
+        self.stored.clear()
         self.batch_running.clear()
         self.flush()
 
@@ -204,14 +215,27 @@ class Slot:
             else:
                 result = Result(call.task_id, call.attempt, messages.OK_KEPT, 0)
             if call.uses:
-                self.kept[call.task_id] = value
-                self.uses_left[call.task_id] = call.uses
+                self.keep(call, value, result)
         except MissingInput as error:
             result = Result(call.task_id, call.attempt, messages.NO_INPUT, 0, str(error).encode())
         except BaseException as error:
             result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
         result.duration_us = int((perf_counter() - started) * 1e6)
         return result
+
+    def keep(self, call: Call, value: object, result: Result) -> None:
+        """Have a value ready for later calls of the group.
+
+        One that was published is read back instead: others hold copies of it then, and the end of the original must not pull
+        something away from under these (an object that deletes its directory, say), so it ends here and now.
+        """
+        if result.status == messages.OK_KEPT or _is_inert(value):
+            self.kept[call.task_id] = value
+            self.uses_left[call.task_id] = call.uses
+        elif result.status == messages.OK_INLINE:
+            self.inline[call.task_id] = result.value
+        else:
+            self.stored[call.task_id] = f"{self.run_name}-{call.task_id}.{call.attempt}"
 
     def encode(self, call: Call, value: object) -> bytes | payloads.Encoded:
         """A value as it travels: a payload, or what a sandboxed task asked for."""
@@ -270,6 +294,8 @@ class Slot:
             return value
         if ref in self.decoded:
             return self.decoded[ref]
+        if ref in self.stored:
+            return self.vertex_input(self.stored[ref])
         data = self.inline.get(ref)
         if data is None:
             raise MissingInput(str(ref))
@@ -310,7 +336,7 @@ class Slot:
             except FileNotFoundError:
                 pass
             raise
-        if call.index >= 0:
+        if call.index >= 0 and _is_inert(value):
             self.recent.put(name, value, size)
         return Result(call.task_id, call.attempt, messages.OK_STORED, 0, b"", size)
 

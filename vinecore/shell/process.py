@@ -27,12 +27,16 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THR
 
 
 class HostProcess:
-    """An exec'd interpreter that becomes the parent of a library's slots."""
+    """An exec'd interpreter that becomes the parent of a library's slots.
 
-    def __init__(self) -> None:
+    Parameters:
+        temporary: directory for temporary files of user code.
+    """
+
+    def __init__(self, temporary: str) -> None:
         ours, theirs = socket.socketpair()
         # Set before any import of user code: numerical libraries read them once.
-        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1")}
+        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1"), "TMPDIR": temporary}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _HOST_CODE, str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(),),

@@ -131,7 +131,15 @@ def secret_for_manager(password_file: str | None) -> bytes:
         AuthenticationError: that file is refused, or a named one is missing; the text names it.
     """
     named = _named_file(password_file)
-    return load_or_create_secret() if named is None else secret_from_password_file(named)
+    if named is None:
+        return load_or_create_secret()
+    if not os.path.lexists(Path(named).expanduser()):
+        leave_out = f"unset {PASSWORD_FILE_VARIABLE}" if password_file is None else "leave password_file out"
+        raise AuthenticationError(
+            f"there is no password file {named}: create it with a password in it, or {leave_out} and the user's own secret file "
+            "is used"
+        )
+    return secret_from_password_file(named)
 
 
 def _named_file(password_file: str | None) -> str | None:

@@ -6,6 +6,7 @@ same rule.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -18,6 +19,9 @@ from vinecore.errors import ProtocolError, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}")
 READ_BYTES = 1 << 20
+# Locked for as long as a worker uses the workspace.
+LOCK = ".lock"
+_PREFIX = "vine-worker-{}-"
 
 
 def checked_name(name: str) -> str:
@@ -56,7 +60,7 @@ class Store:
 
     def __init__(self, workspace: str | None, keep: bool = False) -> None:
         if workspace is None:
-            self.workspace = Path(tempfile.mkdtemp(prefix=f"vine-worker-{os.getuid()}-"))
+            self.workspace = Path(tempfile.mkdtemp(prefix=_PREFIX.format(os.getuid())))
             self._made = True
         else:
             self.workspace = Path(workspace).absolute()
@@ -68,6 +72,12 @@ class Store:
             # One of a dead process with our number, in a workspace that was kept.
             shutil.rmtree(self.objects, ignore_errors=True)
             self.objects.mkdir(mode=0o700)
+            # What user code makes there ends with the worker, also when its slots are killed.
+            self.temporary = self.workspace / f"tmp-{os.getpid()}"
+            self.temporary.mkdir(mode=0o700, exist_ok=True)
+            self._lock = open(self.workspace / LOCK, "a")  # noqa: SIM115 - held for the worker's life
+            # Of several workers in one workspace the last one's lock says that somebody lives there.
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
         except OSError as error:
             raise UsageError(
                 f"cannot use {self.workspace} as the workspace ({error.strerror}): name another directory"
@@ -94,5 +104,20 @@ class Store:
     def remove(self) -> None:
         """Remove what this worker put there; the workspace too if it made it."""
         shutil.rmtree(self.objects, ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        self._lock.close()
         if self._made and not self.keep:
             shutil.rmtree(self.workspace, ignore_errors=True)
+        elif not self.keep:
+            (self.workspace / LOCK).unlink(missing_ok=True)
+
+
+def sweep_dead_workspaces() -> None:
+    """Remove private workspaces of this user's workers that were killed: nobody holds their lock any more."""
+    for place in Path(tempfile.gettempdir()).glob(_PREFIX.format(os.getuid()) + "*"):
+        try:
+            with open(place / LOCK, "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(place, ignore_errors=True)
+        except OSError:
+            continue  # somebody lives there, or it is just being made

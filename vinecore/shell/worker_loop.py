@@ -33,7 +33,7 @@ from vinecore.shell.machine_id import machine_id
 from vinecore.shell.peer_server import PeerServer
 from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, end_opened, kill_group, open_descendants
 from vinecore.shell.secrets import secret_for_worker
-from vinecore.shell.store import Store
+from vinecore.shell.store import Store, sweep_dead_workspaces
 from vinecore.shell.stream import Link
 from vinecore.shell.tls import CONTROL_PREAMBLE, GO_AHEAD, Identity, binding_of, client_context
 from vinecore.wire import messages
@@ -115,7 +115,7 @@ class WorkerLoop:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code (0: well, 1: refused or no manager)."""
         try:
-            self.spare = HostProcess()
+            self.spare = HostProcess(str(self.store.temporary))
             asyncio.run(self._guarded())
         finally:
             self._end_tree()
@@ -142,6 +142,7 @@ class WorkerLoop:
             self.loop.add_reader(self.config.lifeline_fd, self._lifeline_cut)
         self._say(f"workspace {self.store.workspace}")
         if not self.config.embedded:
+            self._submit(sweep_dead_workspaces)
             await self.peers.start()
         give_up = time.monotonic() + self.config.connect_timeout_s
         backoff = self.config.min_backoff_s
@@ -163,13 +164,15 @@ class WorkerLoop:
             if isinstance(error, AuthenticationError | VersionError):
                 self._fail(str(error))
                 return
-            if time.monotonic() + backoff > give_up:
+            left = give_up - time.monotonic()
+            if left <= 0:
                 if not self.served:
                     where = ", ".join(f"{host}:{port}" for host, port in self.config.managers)
                     self._fail(f"no manager answered at {where} within {self.config.connect_timeout_s:g} s: {error}")
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stop.wait(), backoff)
+                # The last try is at the deadline, not a pause before it.
+                await asyncio.wait_for(self.stop.wait(), min(backoff, left))
             backoff = min(backoff * 2, self.config.max_backoff_s)
 
     async def _connect_in_time(self, give_up: float) -> Exception | None:
@@ -462,7 +465,7 @@ class WorkerLoop:
             self._handle(event)
 
     def _start_host(self, order: orders.StartHost) -> None:
-        host = self.spare or HostProcess()
+        host = self.spare or HostProcess(str(self.store.temporary))
         self.spare = None
         self.hosts[order.library_id] = host
         library_id = order.library_id

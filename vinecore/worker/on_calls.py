@@ -350,7 +350,7 @@ def cancel(state: WorkerState, tasks: list[tuple[int, int]]) -> None:
 
 
 def hand_back(state: WorkerState, library_id: int, count: int) -> None:
-    """Return about ``count`` calls that have not started, newest first; what slots hold is revoked first, which takes a moment."""
+    """Return about ``count`` calls that have not started, newest first; what slots hold must be revoked before."""
     library = state.libraries.get(library_id)
     if library is None:
         return
