@@ -560,7 +560,7 @@ def test_secret_that_others_can_read_is_refused(tmp_path: Path, monkeypatch: pyt
     secret.write_text("vine-secret-1 abc\n")
     with pytest.raises(AuthenticationError, match="is a damaged secret file"):
         Manager(port=0)
-    with pytest.raises(AuthenticationError, match=f"there is no secret at {tmp_path}/nothing"):
+    with pytest.raises(AuthenticationError, match=f"there is no password file {tmp_path}/nothing: create it"):
         Manager(port=0, password_file=str(tmp_path / "nothing"))
 
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -232,15 +231,13 @@ def test_points_awkward_says_what_is_missing(tmp_path: Path) -> None:
     assert "needs dask-awkward" in err and 'pip install -e ".[awkward]" "dask==2025.3.*"' in err
 
 
-ALL = sorted(path.name for path in EXAMPLES.glob("*.py"))
+ALL = [
+    pytest.param(path.name, marks=needs_physics if path.name == "dimuon_mass.py" else ())
+    for path in sorted(EXAMPLES.glob("*.py"))
+]
 
 
-def needs(name: str) -> Any:
-    """The example's name, with its reason to be skipped."""
-    return pytest.param(name, marks=needs_physics if name == "dimuon_mass.py" else ())
-
-
-@pytest.mark.parametrize("name", map(needs, ALL))
+@pytest.mark.parametrize("name", ALL)
 def test_impossible_options_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
     for arguments, text in (
         (("--cores", "0"), "--cores must be at least 1"),
@@ -258,7 +255,7 @@ def refusal(name: str, *arguments: str, cwd: Path) -> str:
     return last.removeprefix(f"{name}: error: ")
 
 
-@pytest.mark.parametrize("name", map(needs, ALL))
+@pytest.mark.parametrize("name", ALL)
 def test_help_is_the_whole_docstring(name: str, tmp_path: Path) -> None:
     out, _ = run(name, "--help", cwd=tmp_path)
     docstring = ast.get_docstring(ast.parse((EXAMPLES / name).read_text()), clean=False)

@@ -40,6 +40,7 @@ TEMP_BYTES = 1_000_000
 COMMON_BYTES = 50_000_000
 BANDWIDTH_BYTES_PER_S = 1e9
 LATENCY_S = 0.0005
+POLL_S = 0.005
 FETCH_FAILS = 0.01
 # Of the calls that are lost, this share takes the whole worker along; the rest lose their slot.
 CRASH_SHARE = 0.1
@@ -239,6 +240,9 @@ class World:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._pushed = 0
         self._tick_at = float("inf")
+        self._inbox: list[tuple[int, bytes]] = []
+        # Worker and encoded message, or 0 and another order.
+        self._out: list[tuple[int, object]] = []
         self._collect_started = self._collecting_s = 0.0
         self.library = LibraryEntry(1, "model", slots=SLOTS)
         self.library.eager = True
@@ -298,10 +302,15 @@ class World:
     # ------------------------------------------------------------ the manager, timed
 
     def handle(self, event: events.Event) -> None:
-        spent = self.spent
-        started = perf_counter()
+        self._ask(event)
+        self._perform()
+
+    def _ask(self, event: events.Event) -> None:
+        """The manager's part: what it orders is encoded, and waits in ``_out``."""
+        spent, out = self.spent, self._out
         self._collecting_s = 0.0
-        out = self.machine.handle(event)
+        started = perf_counter()
+        wanted = self.machine.handle(event)
         took = perf_counter() - started - self._collecting_s
         spent.handle_s += took
         spent.gc_s += self._collecting_s
@@ -310,20 +319,27 @@ class World:
         spent.note(name if name != "WorkerSaid" else type(event.message).__name__, took)  # type: ignore[union-attr]
         if type(event) is events.Tick:
             spent.tick_s += took
-        encode, decode, workers = messages.encode, messages.decode_from_manager, self.workers
-        for order in out:
+        started = perf_counter()
+        for order in wanted:
             if type(order) is orders.SendTo:
-                worker = workers.get(order.worker_id)
+                out.append((order.worker_id, messages.encode(order.message)))
+            else:
+                out.append((0, order))
+        spent.wire_s += perf_counter() - started
+
+    def _perform(self) -> None:
+        """The world's part: workers get their messages, handles their outcomes."""
+        out, self._out = self._out, []
+        for worker_id, what in out:
+            if worker_id:
+                self.spent.message_count += 1
+                worker = self.workers.get(worker_id)
                 if worker is not None:
-                    started = perf_counter()
-                    data = encode(order.message)
-                    spent.wire_s += perf_counter() - started
-                    spent.message_count += 1
-                    worker.said(decode(data))
-            elif type(order) is orders.Deliver:
-                self._delivered(order.entries)
-            elif type(order) is orders.CloseWorker:
-                raise AssertionError(f"worker {order.worker_id} was closed: {order.reason}")
+                    worker.said(messages.decode_from_manager(what))  # type: ignore[arg-type]
+            elif type(what) is orders.Deliver:
+                self._delivered(what.entries)
+            elif type(what) is orders.CloseWorker:
+                raise AssertionError(f"worker {what.worker_id} was closed: {what.reason}")
         if self._tick_at == float("inf"):
             self._tick_at = self.now + 0.1
 
@@ -335,13 +351,20 @@ class World:
             self._collecting_s += perf_counter() - self._collect_started
 
     def worker_said(self, worker_id: int, data: bytes) -> None:
-        if worker_id not in self.workers:
-            return
-        started = perf_counter()
-        message = messages.decode_from_worker(data)
-        self.spent.wire_s += perf_counter() - started
-        self.spent.message_count += 1
-        self.handle(events.WorkerSaid(self.now, worker_id, message))
+        """Messages that come within a moment are taken together, as the shell does after one poll."""
+        if not self._inbox:
+            self.later(POLL_S, World._read_all, self)
+        self._inbox.append((worker_id, data))
+
+    def _read_all(self) -> None:
+        inbox, self._inbox = self._inbox, []
+        for worker_id, data in inbox:
+            started = perf_counter()
+            message = messages.decode_from_worker(data)
+            self.spent.wire_s += perf_counter() - started
+            self.spent.message_count += 1
+            self._ask(events.WorkerSaid(self.now, worker_id, message))
+        self._perform()
 
     def uploaded(self, transfer_id: int) -> None:
         self.handle(events.UploadArrived(self.now, transfer_id, TEMP_BYTES))

@@ -236,7 +236,9 @@ class FileMethods:
             from vinecore.api.waiting import FileWaiter
 
             try:
-                file._data = FileWaiter(self.engine, file.entry).raw(timeout)
+                data = FileWaiter(self.engine, file.entry).raw(timeout)
+                # A value with buffers beside its pickle: what is promised is one pickle.
+                file._data = payloads.dump(payloads.decode(data)) if data.startswith(payloads.MAGIC) else data
             except (FileLost, LostError):
                 return None
         return file._data.decode("utf-8", "surrogateescape")

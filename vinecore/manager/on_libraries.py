@@ -106,7 +106,7 @@ def fail_hopeless(state: ManagerState) -> None:
         library = shape.library
         if library.removed:
             _fail_removed(state, library)
-        elif not library.hungry and _is_gone_everywhere(state, library):
+        elif not library.hungry and library.latest is None and _is_gone_everywhere(state, library):
             last = next(iter(library.instances.values()))
             _fail_calls(state, library, last.error, last.error_data)
 

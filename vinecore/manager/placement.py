@@ -54,6 +54,18 @@ def place(state: ManagerState) -> None:
         library = shape.library
         if library.fleet != state.fleet:
             ensure_started(state, library)
+        latest = library.latest
+        if latest is not None and not library.hungry and not library.near and len(shape.ready):
+            # Nobody else may take anything: both rounds in one.
+            _fill(state, shape, latest, True)
+            if not _has_room(state, latest, 0.0, True):
+                library.latest = None
+            if not len(shape.ready) and not library.stocked:
+                shape.queued = False
+            else:
+                still.append(shape)
+            continue
+        library.line_up()
         # Two rounds: first every slot of every instance gets something, then the instances are topped up. Each ends with the
         # last ready entry, so that the many who then get nothing are not asked.
         if library.near:
@@ -363,8 +375,9 @@ def even_out(state: ManagerState) -> float | None:
         return None
     again: float | None = None
     for library in state.libraries.values():
-        if not library.piled or not library.idle:
+        if not library.piled:
             continue
+        library.line_up()
         room = _free_slots(library)
         if room == 0:
             continue
@@ -474,12 +487,13 @@ def _place_bundle(state: ManagerState, chosen: list[TaskEntry], instance: Instan
 def send_run(state: ManagerState, instance: Instance) -> None:
     """Send what was gathered for an instance."""
     groups, instance.groups = instance.groups, []
-    values, instance.values = instance.values, {}
+    values: list[tuple[int, bytes]] = []
+    if instance.values:
+        values = list(instance.values.items())
+        instance.values = {}
     state.counters.dispatched += instance.calls
     instance.calls = instance.bytes = 0
-    state.orders.append(
-        orders.SendTo(instance.worker.worker_id, messages.Run(instance.library.library_id, groups, list(values.items())))
-    )
+    state.orders.append(orders.SendTo(instance.worker.worker_id, messages.Run(instance.library.library_id, groups, values)))
 
 
 def unplace(entry: TaskEntry) -> Instance:

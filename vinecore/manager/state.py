@@ -201,6 +201,7 @@ class LibraryEntry:
         "hungry",
         "idle",
         "instances",
+        "latest",
         "library_id",
         "modules",
         "name",
@@ -238,6 +239,8 @@ class LibraryEntry:
         # taken from the front). Those found full are dropped until something ends there. ``idle``: those with a free slot.
         self.hungry: OrderedDict[int, Instance] = OrderedDict()
         self.idle: OrderedDict[int, Instance] = OrderedDict()
+        # The one offered last is in neither yet: where work waits it is filled at once, which spares four changes of tables.
+        self.latest: Instance | None = None
         # Instances with ready entries of their own, and those of them that may have room.
         self.stocked: dict[int, Instance] = {}
         self.near: dict[int, Instance] = {}
@@ -251,15 +254,25 @@ class LibraryEntry:
 
     def offer(self, instance: Instance) -> None:
         """An instance may have room: it is looked at when there is something to place."""
-        worker_id = instance.worker.worker_id
-        self.hungry[worker_id] = instance
-        if instance.groups_out < instance.slots:
-            self.idle[worker_id] = instance
-        if self.stocked and worker_id in self.stocked:
-            self.near[worker_id] = instance
+        if self.latest is not instance:
+            self.line_up()
+            self.latest = instance
+        if self.stocked and instance.worker.worker_id in self.stocked:
+            self.near[instance.worker.worker_id] = instance
+
+    def line_up(self) -> None:
+        """The one offered last takes its place behind the others."""
+        instance = self.latest
+        if instance is not None:
+            self.latest = None
+            worker_id = instance.worker.worker_id
+            self.hungry[worker_id] = instance
+            if instance.groups_out < instance.slots:
+                self.idle[worker_id] = instance
 
     def withdraw(self, worker_id: int) -> None:
         """An instance takes nothing any more."""
+        self.line_up()
         for table in (self.hungry, self.idle, self.stocked, self.near, self.piled):
             table.pop(worker_id, None)
 
@@ -651,7 +664,9 @@ class ManagerState:
             raise InvariantError(f"library {library.name!r} counts {library.slots_up} slots")
         for instance in up:
             worker_id = instance.worker.worker_id
-            if instance.worker.takes_work() and instance.groups_out < instance.slots and worker_id not in library.idle:
+            if instance.worker.takes_work() and instance.groups_out < instance.slots:
+                if worker_id in library.idle or instance is library.latest:
+                    continue
                 raise InvariantError(f"{instance} has a free slot and is not offered")
             if (instance.groups_out > instance.slots) != (worker_id in library.piled):
                 raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots")

@@ -108,7 +108,7 @@ class Store:
         self._lock.close()
         if self._made and not self.keep:
             shutil.rmtree(self.workspace, ignore_errors=True)
-        elif not self.keep:
+        else:
             (self.workspace / LOCK).unlink(missing_ok=True)
 
 

@@ -456,7 +456,7 @@ class WorkerLoop:
         elif isinstance(order, orders.UnlinkObjects):
             self.store.unlink(order.names)
         elif isinstance(order, orders.LeaveManager):
-            self.leave_reason = order.reason
+            self.leave_reason = self.leave_reason or order.reason
             self.exit_wanted = self.exit_wanted or order.exit
             self.disconnected.set()
 
