@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daskvine.futures import FuturesExecutor, VineFuture
+    from daskvine.scheduler import DaskVine
 
 __all__ = ["DaskVine", "FuturesExecutor", "VineFuture"]
 

@@ -69,7 +69,7 @@ class Spent:
 class ModelWorker:
     """What the manager can see of a worker."""
 
-    __slots__ = ("alive", "codes", "epoch", "fetching", "free", "objects", "queue", "world", "worker_id")
+    __slots__ = ("alive", "codes", "fetching", "free", "objects", "queue", "worker_id", "world")
 
     def __init__(self, world: World, worker_id: int) -> None:
         self.world, self.worker_id = world, worker_id
@@ -219,6 +219,8 @@ class World:
         self.parts = parts
         self.spent = Spent()
         self.joining = Spent()
+        # Called when the fleet is up and the feed begins.
+        self.on_start: Callable[[], object] = lambda: None
         self.machine = ManagerMachine(RUN, Tunables(pipeline_ms=0.0, bundle_ms=0.0, bundle_large_ms=0.0, max_losses=50))
         self.machine.state.tunables.bundle_unknown_count = 1
         self.machine.state.transfer_key = TRANSFER_KEY
@@ -269,6 +271,7 @@ class World:
         while self._heap and self._heap[0][0] <= self.now + 0.1:
             self._step()  # the libraries come up
         self.joining, self.spent = self.spent, Spent()
+        self.on_start()
         self._feed()
         while self.unfinished:
             self._step()
@@ -313,7 +316,6 @@ class World:
         wanted = self.machine.handle(event)
         took = perf_counter() - started - self._collecting_s
         spent.handle_s += took
-        spent.gc_s += self._collecting_s
         spent.event_count += 1
         name = type(event).__name__
         spent.note(name if name != "WorkerSaid" else type(event.message).__name__, took)  # type: ignore[union-attr]
@@ -344,11 +346,13 @@ class World:
             self._tick_at = self.now + 0.1
 
     def collected(self, phase: str, _: dict[str, int]) -> None:
-        """Called by the garbage collector: its time is told apart from that of the event in which it came up."""
+        """Called by the garbage collector, whose time in the whole process (models included) is told apart."""
         if phase == "start":
             self._collect_started = perf_counter()
         else:
-            self._collecting_s += perf_counter() - self._collect_started
+            took = perf_counter() - self._collect_started
+            self._collecting_s += took
+            self.spent.gc_s += took
 
     def worker_said(self, worker_id: int, data: bytes) -> None:
         """Messages that come within a moment are taken together, as the shell does after one poll."""
@@ -418,7 +422,7 @@ class World:
     def _feed_graph(self, count: int) -> None:
         for _ in range(count):
             size = BLOCK_LEAVES + BLOCK_INNER + 1
-            graph = GraphEntry(self._next_id, self, size)  # type: ignore[arg-type]
+            graph = GraphEntry(self._next_id, self, size)
             piece = CodeEntry(-graph.graph_id, 1, b"a piece of a graph", (), (self.code,), True)
             self._next_id += 1
             self.told.append(0)
@@ -524,19 +528,19 @@ class Row:
 
     @property
     def total_us(self) -> float:
-        return self.handle_us + self.gc_us + self.wire_us
+        return self.handle_us + self.wire_us
 
     def text(self) -> str:
-        return (
-            f"| {self.workers:,} | {self.waiting:,} | {self.tasks:,} | {self.handle_us:.1f} | {self.wire_us:.1f} | {self.gc_us:.1f} "
-            f"| {self.total_us:.1f} | {self.tick_us:.2f} | {self.message_count:.2f} | {self.joining_us:.1f} | {self.fetch_count:,} | {self.crash_count:,} |"
-        )
+        cells = [f"{self.workers:,}", f"{self.waiting:,}", f"{self.tasks:,}"]
+        cells += [f"{us:.1f}" for us in (self.handle_us, self.wire_us, self.total_us, self.gc_us)]
+        cells += [f"{self.tick_us:.2f}", f"{self.message_count:.2f}", f"{self.joining_us:.0f}"]
+        cells += [f"{count:,}" for count in (self.fetch_count, self.crash_count, self.rerun_count)]
+        return "| " + " | ".join(cells) + " |"
 
 
-HEAD = (
-    "| workers | waiting | tasks | handle us | wire us | gc us | sum us | of which ticks us | messages a task | us for a worker to join | fetches | crashes |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|"
-)
+TITLES = ["workers", "waiting", "tasks", "handle us", "wire us", "sum us", "collector us", "ticks us", "messages", "join us"]
+TITLES += ["fetches", "crashes", "reruns"]
+HEAD = "| " + " | ".join(TITLES) + " |\n" + "|---" * len(TITLES) + "|"
 
 
 def measure(workers: int, tasks: int, waiting: int, losses: float, seed: int, parts: str, verbose: bool = False) -> Row:
@@ -568,6 +572,11 @@ def measure(workers: int, tasks: int, waiting: int, losses: float, seed: int, pa
     )
 
 
+def best(repeats: int, *args: object) -> Row:
+    """The fastest of some lives: others on the machine only ever add time."""
+    return min((measure(*args) for _ in range(repeats)), key=lambda row: row.total_us)  # type: ignore[arg-type]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="*", default=[10, 100, 1_000, 10_000])
@@ -576,17 +585,19 @@ def main() -> int:
     parser.add_argument("--losses", type=float, default=0.0, help="share of runs that end with their slot or worker")
     parser.add_argument("--parts", choices=["both", "calls", "graphs"], default="both")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1, help="lives for each row, of which the fastest is shown")
     parser.add_argument("--verbose", action="store_true", help="also by kind of event")
     parser.add_argument("--plot", type=Path, help="write an SVG file")
     args = parser.parse_args()
+    rest = (args.losses, args.seed, args.parts, args.verbose)
     print(HEAD, flush=True)
     by_workers, by_waiting = [], []
     for workers in args.workers:
-        by_workers.append(measure(workers, args.tasks, args.tasks, args.losses, args.seed, args.parts, args.verbose))
+        by_workers.append(best(args.repeats, workers, args.tasks, args.tasks, *rest))
         print(by_workers[-1].text(), flush=True)
     for waiting in args.waiting:
         tasks = max(args.tasks, waiting)
-        by_waiting.append(measure(100, tasks, waiting, args.losses, args.seed, args.parts, args.verbose))
+        by_waiting.append(best(args.repeats, 100, tasks, waiting, *rest))
         print(by_waiting[-1].text(), flush=True)
     if args.plot:
         lines = [

@@ -60,7 +60,7 @@ ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
     "vinecore.manager": (
         ("transitions",),
         ("state",),
-        ("events", "orders"),
+        ("events", "orders", "invariants"),
         ("replicas", "transfers", "lineage"),
         ("bundles", "policy"),
         ("placement",),

@@ -6,6 +6,8 @@ is never forked.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -34,13 +36,15 @@ class EmbeddedWorker:
         # Chosen here, so that it can be removed when the worker was killed and could not do so.
         base = os.environ.get("TMPDIR") or "/tmp"
         self._workspace = os.path.join(base, f"vine-worker-{os.getuid()}-{os.urandom(6).hex()}")
-        secret_read, secret_write = os.pipe()
-        lifeline_read, self._lifeline = os.pipe()
+        secret_read, secret_write = _pipe()
+        lifeline_read, self._lifeline = _pipe()
         os.write(secret_write, secret or b"")
         os.close(secret_write)
         # Where this process finds modules the worker's libraries must find them too.
         paths = [os.path.abspath(path) for path in sys.path if path != "" and os.path.isdir(path)]
-        environment = {**os.environ, "VINE_EXTRA_PATH": os.pathsep.join([os.getcwd(), *paths])}
+        with contextlib.suppress(FileNotFoundError):  # the current directory may have been removed
+            paths.insert(0, os.getcwd())
+        environment = {**os.environ, "VINE_EXTRA_PATH": os.pathsep.join(paths)}
         root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         try:
             self.process = subprocess.Popen(
@@ -58,6 +62,9 @@ class EmbeddedWorker:
                 ],
                 pass_fds=(secret_read, lifeline_read),
                 stdin=subprocess.DEVNULL,
+                # Closed at our start, the number may be a socket's by now.
+                stdout=None if sys.__stdout__ is not None else subprocess.DEVNULL,
+                stderr=None if sys.__stderr__ is not None else subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,
             )
@@ -97,3 +104,12 @@ class EmbeddedWorker:
         if self._lifeline >= 0:
             fd, self._lifeline = self._lifeline, -1
             os.close(fd)
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose numbers are none of the standard ones, which a program may have closed."""
+    ends = []
+    for end in os.pipe():
+        ends.append(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3))
+        os.close(end)
+    return ends[0], ends[1]

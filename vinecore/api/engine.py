@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vinecore.shell.manager_loop import ManagerLoop
 
 DEFAULT_PORT = 9123
+# Functions remembered before those that are gone are looked for; higher: a longer tail of dead ones in memory.
+CODES_LIMIT_COUNT = 128
 STOP_TIMEOUT_S = 5.0
 # An embedded worker that dies is started again, unless it did so this often within this time: then something kills it on purpose.
 EMBEDDED_STARTS = 3
@@ -116,6 +118,7 @@ class Engine:
         self.graph_ids = itertools.count(1)
         self.task_ids: Iterator[int] = itertools.count(1)
         self.codes: dict[FunctionPickle, tuple[CodeEntry, Kind]] = {}
+        self._codes_limit = CODES_LIMIT_COUNT
         self.kinds: dict[tuple[str, Shape], Kind] = {}
         self._process_library: LibraryEntry | None = None
         self._process_codes: dict[FunctionPickle | None, CodeEntry] = {}
@@ -238,7 +241,23 @@ class Engine:
         if found is None:
             code = self.new_code(self.python, pickled.payload, pickled.modules)
             found = self.codes.setdefault(pickled, (code, self.kind_for(pickled.name, self.default_shape)))
+            if len(self.codes) > self._codes_limit:
+                self._drop_orphans()
         return found
+
+    def _drop_orphans(self) -> None:
+        """Forget functions that live no more: a program may make new ones without end."""
+        from vinecore.manager.events import CodesUnused
+
+        with self._lock:
+            orphans = [pickled for pickled in self.codes if pickled.is_orphan]
+            unused = [self.codes.pop(pickled)[0] for pickled in orphans]
+            gone = [pickled for pickled in self._process_codes if pickled is not None and pickled.is_orphan]
+            unused += [self._process_codes.pop(pickled) for pickled in gone]
+            # Those that are left live in the user's program: the next look comes when there are twice as many.
+            self._codes_limit = max(CODES_LIMIT_COUNT, 2 * len(self.codes))
+        if unused:
+            self.post(CodesUnused(0.0, unused))
 
     def new_code(
         self,

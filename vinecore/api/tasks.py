@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -389,9 +390,9 @@ def _seconds(timeout: float | str | None) -> float | None:
     Raises:
         UsageError: it is no timeout.
     """
-    if timeout is None or timeout == "wait_forever" or timeout == -1:
+    if timeout is None or timeout == "wait_forever" or timeout in (-1, math.inf):
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout):
         raise UsageError(f'a timeout is a number of seconds, None or "wait_forever", not {timeout!r}')
     # Other negative numbers have always meant a short wait.
     return float(timeout) if timeout >= 0 else 5.0

@@ -82,8 +82,9 @@ class _Bundle:
         kind = entry.kind
         tunables = self.tunables
         if kind.mean_us == 0.0:
-            # Nobody knows how long these run: only short bundles until one is measured.
-            if len(self.chosen) >= tunables.bundle_unknown_count:
+            # Nobody knows how long these run: only what belongs together, until one is measured. Independent ones go one by one,
+            # since a bundle is not split when some turn out to be long.
+            if len(self.chosen) >= tunables.bundle_unknown_count or entry.state is t.READY:
                 self.full = True
                 return
         else:

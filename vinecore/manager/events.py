@@ -71,6 +71,13 @@ class GraphEnded(Record):
     codes: list[CodeEntry]
 
 
+class CodesUnused(Record):
+    """The user's process holds these functions no more."""
+
+    now: float
+    codes: list[CodeEntry]
+
+
 class FilePruned(Record):
     """Copies of a file on workers are not wanted; it may be made again."""
 
@@ -161,5 +168,6 @@ Event = (
     | WorkerLeft
     | HostsChanged
     | WorkerDrained
+    | CodesUnused
     | Tick
 )

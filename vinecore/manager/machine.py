@@ -12,7 +12,18 @@ simulator). Events and orders carry lists, and settling looks only at what an ev
 from __future__ import annotations
 
 from vinecore.errors import ProtocolError, unreachable
-from vinecore.manager import events, on_drain, on_files, on_hosts, on_libraries, on_tasks, on_workers, orders, placement
+from vinecore.manager import (
+    events,
+    invariants,
+    on_drain,
+    on_files,
+    on_hosts,
+    on_libraries,
+    on_tasks,
+    on_workers,
+    orders,
+    placement,
+)
 from vinecore.manager.state import ManagerState
 from vinecore.model.config import Tunables
 
@@ -80,6 +91,8 @@ class ManagerMachine:
                 on_files.wanted(state, event.file, event.handle)
             case events.UploadArrived():
                 on_files.arrived(state, event.transfer_id)
+            case events.CodesUnused():
+                on_libraries.drop_codes(state, event.codes)
             case events.HostsChanged():
                 on_hosts.changed(state, event)
             case events.WorkerDrained():
@@ -142,7 +155,7 @@ class ManagerMachine:
 
     def check(self) -> None:
         """Raise InvariantError when a promise of the state is broken."""
-        self.state.check()
+        invariants.check(self.state)
 
     def stuck_reason(self) -> str:
         """Why ready work has no place to run, as one line; empty when it has."""

@@ -34,6 +34,23 @@ def forget_codes(state: ManagerState, graph: GraphEntry, codes: list[CodeEntry])
     if len(state.forgotten) < FORGET_COUNT and state.forgotten_bytes < FORGET_BYTES:
         return
     gone, state.forgotten, state.forgotten_bytes = state.forgotten, [], 0
+    _tell_forgotten(state, gone)
+
+
+def drop_codes(state: ManagerState, codes: list[CodeEntry]) -> None:
+    """Functions that no caller holds: workers forget those that no unfinished task calls; the others are looked at later."""
+    candidates = [*state.unused_codes, *codes]
+    used = {entry.code for entry in state.tasks.values()}
+    used.update(required for entry in state.tasks.values() for required in entry.code.requires)
+    state.unused_codes = [code for code in candidates if code in used]
+    gone = [code for code in candidates if code not in used]
+    for code in gone:
+        if code.file is not None:
+            lineage.release(state, code.file)
+    _tell_forgotten(state, gone)
+
+
+def _tell_forgotten(state: ManagerState, gone: list[CodeEntry]) -> None:
     told: dict[Instance, list[int]] = {}
     for code in gone:
         for instance in code.holders:

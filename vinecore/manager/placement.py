@@ -193,7 +193,7 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     while taken < share:
         if not _has_room(state, instance, 0.0, deep):
             break
-        entry = instance.local.pop() or shape.ready.pop()
+        entry = (instance.local.pop() if library.stocked else None) or shape.ready.pop()
         if entry is None:
             break
         own = entry.kind.shape  # entries near their inputs may be of another shape of this library
@@ -333,8 +333,7 @@ def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, insid
 def _know_code(state: ManagerState, code: CodeEntry, instance: Instance) -> None:
     """Send code the first time an instance needs it, what it names first."""
     instance.codes.add(code.code_id)
-    if code.is_piece:
-        code.holders.append(instance)
+    code.holders.append(instance)
     for required in code.requires:
         if required.code_id not in instance.codes:
             _know_code(state, required, instance)
@@ -344,16 +343,17 @@ def _know_code(state: ManagerState, code: CodeEntry, instance: Instance) -> None
     if code.file is not None:
         name = code.file.name
         _fetch_to(state, code.file, instance)
-    message = messages.Code(
-        code.library_id,
-        code.code_id,
-        code.payload if code.file is None else b"",
-        list(code.modules),
-        [required.code_id for required in code.requires],
-        code.is_piece,
-        name,
-    )
-    state.orders.append(orders.SendTo(instance.worker.worker_id, message))
+    if code.message is None or code.message.name != name:
+        code.message = messages.Code(
+            code.library_id,
+            code.code_id,
+            code.payload if code.file is None else b"",
+            list(code.modules),
+            [required.code_id for required in code.requires],
+            code.is_piece,
+            name,
+        )
+    state.orders.append(orders.SendTo(instance.worker.worker_id, code.message))
 
 
 def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:

@@ -17,7 +17,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from vinecore.runtime.lifeline import adopt_orphans
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box
 from vinecore.runtime.slot import MissingInput, Slot
+from vinecore.runtime.streams import flush_streams
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Report, Result, Sandbox
 
@@ -225,8 +225,7 @@ class ForkingSlot(Slot):
     def _fork(self, call: Call, limits: Limits, box: Box | None) -> tuple[Result | None, str, str]:
         """Run the call in a child: its Result or None, the limit that ended it, and how the process ended."""
         self._number += 1
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         changes: list[tuple[str, str | None]] = []
         if box is not None:
             # Only what differs: setting every variable again in the child takes as long as the fork.
@@ -308,8 +307,7 @@ class ForkingSlot(Slot):
                 _enter(box, changes)
             result = super().execute(call)
             data = messages.encode(messages.Done([result]))
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_streams()
             # The head last: an answer that was cut short does not count.
             rest, at = memoryview(data), _ANSWER.size
             while rest:

@@ -76,6 +76,11 @@ class FunctionPickle:
         self._digest: object = _MISSING
 
     @property
+    def is_orphan(self) -> bool:
+        """Whether the function that was pickled is gone; an equal one may live."""
+        return self._reference() is None
+
+    @property
     def digest(self) -> bytes | None:
         """The function's digest, computed at first use; None when it has none, or has changed or gone since it was pickled."""
         if self._digest is _MISSING:

@@ -28,6 +28,7 @@ from vinecore.runtime.forking_slot import ForkingSlot
 from vinecore.runtime.lifeline import die_with_parent
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.slot import Slot
+from vinecore.runtime.streams import flush_streams
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
 
@@ -131,8 +132,7 @@ class Host:
         # after a heavy import than the little garbage of imports is worth.
         gc.freeze()
         parent = os.getpid()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         pid = os.fork()
         if pid == 0:
             self._become_slot(parent, sock_fd, claim_fd)
@@ -171,8 +171,7 @@ class Host:
             sys.excepthook(type(error), error, error.__traceback__)
         finally:
             try:
-                sys.stdout.flush()
-                sys.stderr.flush()
+                flush_streams()
             finally:
                 os._exit(code)
 

@@ -77,7 +77,8 @@ class _Broken:
         self.error = error
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        raise self.error
+        # Without what earlier calls added to its traceback, which would grow with each.
+        raise self.error.with_traceback(None)
 
 
 class MissingInput(Exception):
@@ -105,6 +106,7 @@ class Slot:
         namespace: dict[int, Callable[..., object]] | None = None,
     ) -> None:
         self.sock = sock
+        self.pid = os.getpid()
         self.claims = claims
         self.store = store
         self.run_name = run
@@ -199,6 +201,8 @@ class Slot:
     def run_call(self, call: Call) -> None:
         """Run one call and gather its Result."""
         result = self.execute(call)
+        if os.getpid() != self.pid:
+            os._exit(0)  # a child that the call forked came back here: it must not answer in the slot's name
         with self.out_lock:
             self.out.append(result)
         if perf_counter() - self.last_flush > FLUSH_AFTER_S:

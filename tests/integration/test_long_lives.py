@@ -1,0 +1,100 @@
+"""What a long-lived executor must stand: functions without end, calls that fork, functions that fail to load, closed streams."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daskvine import DaskVine, FuturesExecutor
+from vinecore import Manager
+from vinecore.api.engine import CODES_LIMIT_COUNT
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 30.0
+
+
+class NotThere:
+    """Pickles well, and cannot be unpickled anywhere."""
+
+    def __reduce__(self) -> Any:
+        return __import__, ("a_module_that_is_not_there",)
+
+
+def test_the_error_of_a_function_that_cannot_be_loaded_does_not_grow() -> None:
+    """Each call used to add its frames to the traceback of one exception object: quadratic time, and text up to its limit."""
+    thing = NotThere()
+    with FuturesExecutor(max_workers=1) as ex:
+        failures = [ex.submit(lambda x: (thing, x), i).exception(LIMIT_S) for i in range(40)]
+    texts = {len(str(failure.__cause__)) for failure in failures if failure is not None}
+    assert all(isinstance(failure, ModuleNotFoundError) for failure in failures)
+    assert len(texts) == 1
+
+
+def test_functions_that_are_gone_are_forgotten() -> None:
+    with FuturesExecutor(max_workers=1) as ex:
+        for number in range(3 * CODES_LIMIT_COUNT):
+            ex.submit(lambda n=number: n).result(LIMIT_S)
+        assert len(ex.engine.codes) <= CODES_LIMIT_COUNT + 1
+        known = ex.engine.call_in_loop(lambda: [len(i.codes) for i in ex.engine.python.instances.values()])
+        assert max(known) <= 2 * CODES_LIMIT_COUNT
+
+
+def test_a_dropped_function_that_is_still_called_runs() -> None:
+    with FuturesExecutor(max_workers=1) as ex:
+        slow = [ex.submit(lambda n=number: (time.sleep(0.01), n)[1]) for number in range(3 * CODES_LIMIT_COUNT)]
+        assert [future.result(LIMIT_S) for future in slow] == list(range(3 * CODES_LIMIT_COUNT))
+
+
+def forks() -> bool:
+    return os.fork() == 0
+
+
+def test_a_child_that_returns_from_a_call_does_not_answer_for_the_slot() -> None:
+    with FuturesExecutor(max_workers=2) as ex:
+        assert ex.submit(forks).result(LIMIT_S) is False
+        assert [future.result(LIMIT_S) for future in [ex.submit(lambda x: x + 1, i) for i in range(200)]] == list(range(1, 201))
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", "<&- >&- 2>&-"])
+def test_a_program_with_closed_streams_works(closed: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\nfrom daskvine import FuturesExecutor\nif __name__ == '__main__':\n"
+        "    with FuturesExecutor(1) as ex:\n        open(sys.argv[1], 'w').write(str(ex.submit(abs, -7).result(20)))\n"
+    )
+    out = tmp_path / "out"
+    command = f"{sys.executable} {program} {out} {closed}"
+    subprocess.run(["/bin/sh", "-c", command], env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=LIMIT_S, check=False)
+    assert out.read_text() == "7"
+
+
+def test_waiting_for_infinity_on_an_empty_manager_returns() -> None:
+    with Manager(local_cores=1) as m:
+        assert m.wait(math.inf) is None
+        with pytest.raises(ValueError, match="nan"):
+            m.wait(math.nan)
+
+
+def long_or_short(number: int, directory: str) -> int:
+    """Long ones end when both have begun: in one bundle they would wait for each other for ever."""
+    if number < 2:
+        Path(directory, str(number)).touch()
+        until = time.monotonic() + LIMIT_S
+        while len(list(Path(directory).iterdir())) < 2:
+            if time.monotonic() > until:
+                raise RuntimeError("the other one never began")
+            time.sleep(0.005)
+    return number
+
+
+def test_independent_vertices_of_unknown_length_are_not_queued_behind_each_other(tmp_path: Path) -> None:
+    with DaskVine(local_cores=2) as m:
+        graph = {("unknown", i): (long_or_short, i, str(tmp_path)) for i in range(40)}
+        assert m.get(graph, list(graph)) == tuple(range(40))

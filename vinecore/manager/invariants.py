@@ -1,0 +1,100 @@
+"""The promises of the manager's tables, each with its line: a test or a simulation asks for them after every event."""
+
+from __future__ import annotations
+
+from vinecore.errors import InvariantError
+from vinecore.manager import transitions as t
+from vinecore.manager.state import FileEntry, LibraryEntry, ManagerState, WorkerEntry
+from vinecore.model.resources import Resources
+
+
+def check(state: ManagerState) -> None:
+    """Raise InvariantError when a promise of a field is broken."""
+    for entry in state.tasks.values():
+        if entry.state is t.FINISHED:
+            raise InvariantError(f"{entry} is finished and still in the table")
+        if entry.state in (t.WAITING, t.READY):
+            missing = sum(not file.is_available() for file in entry.inputs)
+            if missing != entry.missing:
+                raise InvariantError(f"{entry}: {missing} inputs are missing")
+            if (entry.state is t.READY) != (missing == 0):
+                raise InvariantError(f"{entry} has {missing} inputs missing")
+        if entry.state is t.PLACED:
+            instance = entry.instance
+            if instance is None or instance.worker.running.get(entry.task_id) is not entry:
+                raise InvariantError(f"{entry} is placed, but no worker runs it")
+            if state.workers.get(instance.worker.worker_id) is not instance.worker:
+                raise InvariantError(f"{entry} is placed on a worker that is gone")
+    for worker in state.workers.values():
+        _check_worker(worker)
+    uses: dict[FileEntry, int] = {}
+    for entry in state.tasks.values():
+        for file in entry.inputs:
+            uses[file] = uses.get(file, 0) + 1
+    for file, count in uses.items():
+        if file.uses != count or file.remakes < 0:
+            raise InvariantError(f"{file} is read by {count} unfinished entries")
+    for file in [*uses, *state.held.values()]:
+        if not (file.on_workers or file.coming) and state.held.get(file.name) is file:
+            raise InvariantError(f"{file} is said to have copies")
+        for worker_id in file.on_workers or ():
+            if state.held.get(file.name) is not file:
+                raise InvariantError(f"{file} is on a worker and not in the table of copies")
+            if worker_id not in state.workers:
+                raise InvariantError(f"{file} is said to be on worker {worker_id}, which is gone")
+        for worker_id in (file.on_workers or set()) | (file.coming or set()):
+            if worker_id in state.workers and state.workers[worker_id].held.get(file.name) is not file:
+                raise InvariantError(f"{file} is not in the table of worker {worker_id}, which has it")
+    for source_id in state.crowded:
+        if source_id not in state.workers or state.workers[source_id].outgoing < 1:
+            raise InvariantError(f"entries wait for a transfer of worker {source_id}, which has none under way")
+    for library in state.libraries.values():
+        _check_library(library)
+
+
+def _check_library(library: LibraryEntry) -> None:
+    up = [instance for instance in library.instances.values() if instance.state is t.UP]
+    if library.slots_up != sum(instance.slots for instance in up):
+        raise InvariantError(f"library {library.name!r} counts {library.slots_up} slots")
+    for instance in up:
+        worker_id = instance.worker.worker_id
+        if instance.worker.takes_work() and instance.groups_out < instance.slots:
+            if worker_id in library.idle or instance is library.latest:
+                continue
+            raise InvariantError(f"{instance} has a free slot and is not offered")
+        if (instance.groups_out > instance.slots) != (worker_id in library.piled):
+            raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots")
+        if len(instance.local) and worker_id not in library.stocked:
+            raise InvariantError(f"{instance} has entries of its own that nobody looks at")
+
+
+def _check_worker(worker: WorkerEntry) -> None:
+    for file in worker.held.values():
+        if worker.worker_id not in (file.on_workers or ()) and worker.worker_id not in (file.coming or ()):
+            raise InvariantError(f"{file} is in the table of {worker}, which does not have it")
+    counted: dict[int, int] = {}
+    for task_id, entry in worker.running.items():
+        if entry.state is not t.PLACED or entry.task_id != task_id or entry.instance is None:
+            raise InvariantError(f"{worker} is said to run {entry}")
+        library_id = entry.instance.library.library_id
+        counted[library_id] = counted.get(library_id, 0) + 1
+    for library_id, instance in worker.instances.items():
+        if instance.outstanding != counted.get(library_id, 0):
+            raise InvariantError(f"{instance}: {counted.get(library_id, 0)} entries are placed there")
+        placed = [entry for entry in worker.running.values() if entry.instance is instance]
+        groups = {entry.bundle or entry for entry in placed}
+        if instance.groups_out != len(groups):
+            raise InvariantError(f"{instance}: {len(groups)} groups are placed there, {instance.groups_out} counted")
+    asking = {entry.bundle or entry: entry for entry in worker.running.values() if entry.kind.shape.constrained}
+    committed = Resources(0, 0, 0, 0)
+    for entry in asking.values():
+        committed = committed.plus(worker.amount_of(entry.kind.shape))
+    if committed != worker.committed:
+        raise InvariantError(f"{worker}: {committed} are asked for, {worker.committed} committed")
+    # Of one shape more may wait there, if every slot can run one of it at once.
+    alike = {entry.kind.shape for entry in asking.values()}
+    together = max((entry.instance.slots for entry in asking.values() if entry.instance is not None), default=0)
+    if len(alike) == 1 and (shape := alike.pop()).allocates:
+        committed = worker.amount_of(shape).times(min(together, len(asking)))
+    if committed.missing_in(worker.total):
+        raise InvariantError(f"{worker} is over-committed: it lacks {committed.missing_in(worker.total)}")

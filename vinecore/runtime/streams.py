@@ -1,0 +1,15 @@
+"""Standard streams of processes that fork: what is buffered must be written before a fork, once."""
+
+from __future__ import annotations
+
+import sys
+
+
+def flush_streams() -> None:
+    """Write what user code has printed; streams that are closed or were never there are no error."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            continue
