@@ -15,7 +15,7 @@ from vinecore.model.config import Tunables
 # Vertices looked at for each one that may join; higher: fuller bundles in graphs with many shared inputs, more work.
 SCAN_FACTOR = 4
 # Calls in one bundle, whatever their time: bounds a frame, and what a lost slot takes along.
-MOST = 1000
+MOST = 256
 # Consumers drawn in for one value: a value that is read by very many is written anyway.
 DRAWN_CONSUMERS = 8
 

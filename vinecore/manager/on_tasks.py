@@ -23,6 +23,8 @@ from vinecore.wire.messages import Result
 
 # Weight of a new measurement in the means of kinds and instances.
 MEAN_WEIGHT = 0.1
+# A measurement counts as at most this many means: one long vertex among thousands must not make all bundles small.
+OUTLIER_FACTOR = 10.0
 
 
 def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
@@ -134,7 +136,7 @@ def _measure(entry: TaskEntry, instance: Instance, result: Result) -> None:
     duration = result.duration_us or 1
     kind = entry.kind
     mean = kind.mean_us
-    kind.mean_us = mean + MEAN_WEIGHT * (duration - mean) if mean else float(duration)
+    kind.mean_us = mean + MEAN_WEIGHT * (min(duration, OUTLIER_FACTOR * mean) - mean) if mean else float(duration)
     size = result.size_bytes
     if size or kind.mean_bytes:
         kind.mean_bytes += MEAN_WEIGHT * (size - kind.mean_bytes)
@@ -142,7 +144,7 @@ def _measure(entry: TaskEntry, instance: Instance, result: Result) -> None:
             # The first large value counts at once: bundles must not wait ten results to learn it.
             kind.mean_bytes = max(kind.mean_bytes, size / 2)
     mean = instance.mean_us
-    instance.mean_us = mean + MEAN_WEIGHT * (duration - mean) if mean else float(duration)
+    instance.mean_us = mean + MEAN_WEIGHT * (min(duration, OUTLIER_FACTOR * mean) - mean) if mean else float(duration)
 
 
 def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, result: Result) -> None:

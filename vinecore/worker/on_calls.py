@@ -26,6 +26,8 @@ STUCK_S = 0.015
 REVOKE_SETTLE_S = 0.005
 # Weight of a new measurement in the mean.
 MEAN_WEIGHT = 0.2
+# A batch's mean counts as at most this many means: one long call does not make all batches small.
+OUTLIER_FACTOR = 10.0
 
 
 def run_came(state: WorkerState, message: messages.Run) -> None:
@@ -137,7 +139,8 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
     # A slot with this many calls or more gets no further batch yet.
     enough = 1 if mean > LONG_CALL_US else count
     if len(slots) > 1:
-        slots.sort(key=lambda s: len(s.outstanding))
+        # Of slots that hold equally much the one that had least so far: work that trickles in spreads over all of them.
+        slots.sort(key=lambda s: (len(s.outstanding), s.sent))
     # Twice, slot by slot: one batch runs while the next waits in the socket, but no slot gets its second before all have one.
     for _ in range(2):
         for slot in slots:
@@ -239,7 +242,8 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
             measured += 1
     if measured:
         mean = total / measured
-        library.mean_us = mean if library.mean_us == 0.0 else library.mean_us + MEAN_WEIGHT * (mean - library.mean_us)
+        known = library.mean_us
+        library.mean_us = known + MEAN_WEIGHT * (min(mean, OUTLIER_FACTOR * known) - known) if known else mean
         if library.mean_us <= 0.0:
             library.mean_us = 0.1
     slot.progress_at = state.now
