@@ -77,8 +77,7 @@ class FunctionPickle:
 
     @property
     def is_orphan(self) -> bool:
-        """Whether the function that was pickled is gone; an equal one may live."""
-        return self._reference() is None
+        return self._reference() is None  # an equal function may live
 
     @property
     def digest(self) -> bytes | None:
@@ -91,9 +90,6 @@ class FunctionPickle:
                 is_unchanged = False
             self._digest = digest_of(function) if is_unchanged else None
         return self._digest  # type: ignore[return-value]
-
-    def __repr__(self) -> str:
-        return f"FunctionPickle({self.name}, {len(self.payload)} bytes, modules={self.modules})"
 
 
 class _Entry:
