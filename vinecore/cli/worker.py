@@ -19,6 +19,20 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line, every flag explained."""
     parser = argparse.ArgumentParser(prog="vine_worker", description=_DESCRIPTION)
     parser.add_argument("manager", nargs="+", metavar="HOST PORT", help="HOST PORT, or HOST:PORT[;HOST:PORT...], or [IPV6]:PORT")
+    _add_size(parser)
+    _add_files(parser)
+    _add_times(parser)
+    parser.add_argument(
+        "-d", "--debug", nargs="?", const="all", default=None, metavar="SUBSYSTEM", help="print every event on standard error"
+    )
+    parser.add_argument("-v", "--version", action="version", version=_version())
+    # Used by an embedded manager only: descriptors it left open for us.
+    parser.add_argument("--secret-fd", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--lifeline-fd", type=int, default=-1, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
     size = parser.add_argument_group("what it offers (default: all of the machine; environment CORES, MEMORY, DISK, GPUS)")
     size.add_argument("--cores", default=None, help="number of cores, or 'all'")
     size.add_argument("--memory", default=None, metavar="MB", help="memory in MB, or 'all'")
@@ -27,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--feature", action="append", default=[], metavar="TEXT", help="a feature that tasks may ask for; repeatable"
     )
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("files and secrets")
     where.add_argument(
         "-s",
@@ -56,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="name of the server told in the TLS handshake, if a proxy asks for it (implies --ssl)",
     )
+
+
+def _add_times(parser: argparse.ArgumentParser) -> None:
     times = parser.add_argument_group("times, in seconds")
     times.add_argument(
         "-t", "--timeout", type=float, default=None, metavar="S", help="sets both --idle-timeout and --connect-timeout"
@@ -80,14 +100,6 @@ def build_parser() -> argparse.ArgumentParser:
         "-b", "--max-backoff", type=float, default=8.0, metavar="S", help="longest pause between tries to connect (default 8)"
     )
     times.add_argument("--single-shot", action="store_true", help="exit after the first disconnection")
-    parser.add_argument(
-        "-d", "--debug", nargs="?", const="all", default=None, metavar="SUBSYSTEM", help="print every event on standard error"
-    )
-    parser.add_argument("-v", "--version", action="version", version=_version())
-    # Used by an embedded manager only: descriptors it left open for us.
-    parser.add_argument("--secret-fd", type=int, default=-1, help=argparse.SUPPRESS)
-    parser.add_argument("--lifeline-fd", type=int, default=-1, help=argparse.SUPPRESS)
-    return parser
 
 
 def _version() -> str:

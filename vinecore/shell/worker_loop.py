@@ -23,11 +23,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from vinecore.errors import AuthenticationError, PeerError, VersionError, VineError
-from vinecore.shell import transfer
+from vinecore.errors import AuthenticationError, PeerError, VersionError
 from vinecore.shell.local_link import LocalLink
 from vinecore.shell.machine_id import machine_id
 from vinecore.shell.peer_server import PeerServer
@@ -36,6 +34,7 @@ from vinecore.shell.secrets import secret_for_worker
 from vinecore.shell.store import Store, sweep_dead_workspaces
 from vinecore.shell.stream import Link
 from vinecore.shell.tls import CONTROL_PREAMBLE, GO_AHEAD, Identity, binding_of, client_context
+from vinecore.shell.transfer_threads import TransferThreads
 from vinecore.wire import messages
 from vinecore.wire.handshake import HANDSHAKE_TIMEOUT_S, Dialer
 from vinecore.worker import events, orders
@@ -43,7 +42,6 @@ from vinecore.worker.machine import WorkerMachine
 
 __all__ = ["WorkerConfig", "WorkerLoop", "count_gpus", "secret_for_worker"]
 
-TRANSFER_THREADS = 4
 # A worker that leaves waits this long for its manager to fetch what only it holds; batch systems kill after about 30 s.
 HANDOVER_S = 5.0
 # However short --connect-timeout is, one try gets this long.
@@ -97,6 +95,7 @@ class WorkerLoop:
         self.peers = PeerServer(self.store, config.secret, self._transfer_key)
         self.peers.encrypted = config.tls
         self.tls = client_context() if config.tls else None
+        self.transfers = TransferThreads(self.store, config.secret, self.tls, self._report)
         self.loop: asyncio.AbstractEventLoop
         self.stop: asyncio.Event
         self.disconnected: asyncio.Event
@@ -104,9 +103,7 @@ class WorkerLoop:
         self.leave_reason = ""
         self.exit_wanted = False
         self.served = False
-        self.address: tuple[str, int] = ("", 0)
         self.last_work = time.monotonic()
-        self.pool: ThreadPoolExecutor | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -119,8 +116,7 @@ class WorkerLoop:
             asyncio.run(self._guarded())
         finally:
             self._end_tree()
-            if self.pool is not None:
-                self.pool.shutdown(wait=False, cancel_futures=True)
+            self.transfers.close()
             self.store.remove()
         return self.exit_code
 
@@ -142,7 +138,7 @@ class WorkerLoop:
             self.loop.add_reader(self.config.lifeline_fd, self._lifeline_cut)
         self._say(f"workspace {self.store.workspace}")
         if not self.config.embedded:
-            self._submit(sweep_dead_workspaces)
+            self.transfers.submit(sweep_dead_workspaces)
             await self.peers.start()
         give_up = time.monotonic() + self.config.connect_timeout_s
         backoff = self.config.min_backoff_s
@@ -235,7 +231,7 @@ class WorkerLoop:
             return error
         outcome = await ready
         if outcome is None:
-            self.link, self.address = link, address
+            self.link, self.transfers.address = link, address
             self.leave_reason = ""
             self.machine = WorkerMachine()
             self.machine.state.last_heard = time.monotonic()
@@ -270,7 +266,7 @@ class WorkerLoop:
         disk = config.disk_mb or shutil.disk_usage(self.store.workspace).free // 2 // 2**20
         self._say(
             f"{cores} cores, {memory} MB memory, {disk} MB disk, {config.gpus} gpus; "
-            f"manager at {self.address[0]}:{self.address[1]}"
+            f"manager at {self.transfers.address[0]}:{self.transfers.address[1]}"
         )
         return messages.Hello(
             socket.gethostname(),
@@ -450,15 +446,24 @@ class WorkerLoop:
         elif isinstance(order, orders.StopHost):
             self._stop_host(order.library_id)
         elif isinstance(order, orders.FetchObject):
-            self._transfer(self._fetch, order)
+            self.transfers.fetch(order, self._worker_id())
         elif isinstance(order, orders.UploadObject):
-            self._transfer(self._upload, order)
+            self.transfers.upload(order, self._worker_id())
         elif isinstance(order, orders.UnlinkObjects):
             self.store.unlink(order.names)
         elif isinstance(order, orders.LeaveManager):
             self.leave_reason = self.leave_reason or order.reason
             self.exit_wanted = self.exit_wanted or order.exit
             self.disconnected.set()
+
+    def _worker_id(self) -> int:
+        welcome = self.machine.state.welcome
+        assert welcome is not None
+        return welcome.worker_id
+
+    def _report(self, event: events.Event) -> None:
+        """An event from another thread."""
+        self.loop.call_soon_threadsafe(self._later, event)
 
     def _later(self, event: events.Event) -> None:
         if self.link is not None:
@@ -565,62 +570,7 @@ class WorkerLoop:
             self._drop_slot(slot_id)
         if host is not None:
             host.ask_end()
-            self._submit(self._reap, host)
-
-    def _reap(self, host: HostProcess) -> None:
-        host.end_text()
-
-    # ------------------------------------------------------------ transfers (in threads)
-
-    def _submit(self, function: object, *args: object) -> None:
-        if self.pool is None:
-            self.pool = ThreadPoolExecutor(TRANSFER_THREADS, "vine-transfer")
-        self.pool.submit(function, *args)  # type: ignore[arg-type]
-
-    def _transfer(self, function: object, order: object) -> None:
-        welcome = self.machine.state.welcome
-        assert welcome is not None
-        self._submit(function, order, welcome.worker_id)
-
-    def _fetch(self, order: orders.FetchObject, worker_id: int) -> None:
-        event: events.Event
-        try:
-            size = self._fetch_from_anywhere(order, worker_id)
-            event = events.ObjectArrived(time.monotonic(), order.name, size)
-        except (OSError, VineError) as error:
-            event = events.ObjectFailed(time.monotonic(), order.name, f"{type(error).__name__}: {error}")
-        self.loop.call_soon_threadsafe(self._later, event)
-
-    def _fetch_from_anywhere(self, order: orders.FetchObject, worker_id: int) -> int:
-        """Ask the peers that were named, one after the other; without any, the manager.
-
-        Raises:
-            OSError, VineError: of the last one that was asked.
-        """
-        if not order.sources:
-            with contextlib.closing(transfer.dial([self.address], self.config.secret, context=self.tls)) as link:
-                return transfer.fetch(link, self.store, worker_id, order.name)
-        failure: Exception = PeerError("no peer was named")
-        for host, port in order.sources:
-            try:
-                with contextlib.closing(
-                    transfer.dial([(host or self.address[0], port)], self.config.secret, "peer", self.tls)
-                ) as link:
-                    return transfer.fetch(link, self.store, worker_id, order.name, order.ticket, order.expires_s)
-            except (OSError, VineError) as error:
-                failure = error
-        raise failure
-
-    def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
-        reason = ""
-        try:
-            link = transfer.dial([self.address], self.config.secret, context=self.tls)
-            with contextlib.closing(link):
-                transfer.upload(link, self.store, worker_id, order.transfer_id, order.name)
-        except (OSError, VineError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        event = events.UploadEnded(time.monotonic(), order.transfer_id, order.name, reason)
-        self.loop.call_soon_threadsafe(self._later, event)
+            self.transfers.submit(host.end_text)
 
 
 def _end_early(number: int, frame: object) -> None:

@@ -1,0 +1,94 @@
+"""What a worker does in threads: its transfers, and other things that block.
+
+WorkerLoop --orders--> TransferThreads --blocking sockets--> manager, peers
+WorkerLoop <--events-- (report, from the thread)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from vinecore.errors import PeerError, VineError
+from vinecore.shell import transfer
+from vinecore.shell.store import Store
+from vinecore.worker import events, orders
+
+TRANSFER_THREADS = 4
+
+
+class TransferThreads:
+    """Fetches and uploads of one worker.
+
+    Parameters:
+        report: takes an event; called from the threads.
+    """
+
+    def __init__(
+        self, store: Store, secret: bytes | None, tls: ssl.SSLContext | None, report: Callable[[events.Event], None]
+    ) -> None:
+        self.store = store
+        self.secret = secret
+        self.tls = tls
+        self.report = report
+        # Of the manager that is served now.
+        self.address: tuple[str, int] = ("", 0)
+        self._pool: ThreadPoolExecutor | None = None
+
+    def submit(self, function: Callable[..., object], *args: object) -> None:
+        """Call ``function`` in a thread; the first call makes them."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(TRANSFER_THREADS, "vine-transfer")
+        self._pool.submit(function, *args)
+
+    def close(self) -> None:
+        """Drop what waits; what runs ends by itself."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def fetch(self, order: orders.FetchObject, worker_id: int) -> None:
+        """Bring one object here; reports ObjectArrived or ObjectFailed."""
+        self.submit(self._fetch, order, worker_id)
+
+    def upload(self, order: orders.UploadObject, worker_id: int) -> None:
+        """Take one object to the manager; reports UploadEnded."""
+        self.submit(self._upload, order, worker_id)
+
+    def _fetch(self, order: orders.FetchObject, worker_id: int) -> None:
+        event: events.Event
+        try:
+            size = self._fetch_from_anywhere(order, worker_id)
+            event = events.ObjectArrived(time.monotonic(), order.name, size)
+        except (OSError, VineError) as error:
+            event = events.ObjectFailed(time.monotonic(), order.name, f"{type(error).__name__}: {error}")
+        self.report(event)
+
+    def _fetch_from_anywhere(self, order: orders.FetchObject, worker_id: int) -> int:
+        """Ask the peers that were named, one after the other; without any, the manager.
+
+        Raises:
+            OSError, VineError: of the last one that was asked.
+        """
+        if not order.sources:
+            with contextlib.closing(transfer.dial([self.address], self.secret, context=self.tls)) as link:
+                return transfer.fetch(link, self.store, worker_id, order.name)
+        failure: Exception = PeerError("no peer was named")
+        for host, port in order.sources:
+            try:
+                with contextlib.closing(transfer.dial([(host or self.address[0], port)], self.secret, "peer", self.tls)) as link:
+                    return transfer.fetch(link, self.store, worker_id, order.name, order.ticket, order.expires_s)
+            except (OSError, VineError) as error:
+                failure = error
+        raise failure
+
+    def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
+        reason = ""
+        try:
+            with contextlib.closing(transfer.dial([self.address], self.secret, context=self.tls)) as link:
+                transfer.upload(link, self.store, worker_id, order.transfer_id, order.name)
+        except (OSError, VineError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        self.report(events.UploadEnded(time.monotonic(), order.transfer_id, order.name, reason))
