@@ -13,14 +13,13 @@ import itertools
 import os
 import socket
 import sys
-import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vinecore.api.startup import core_count, encrypt, listen, secret_of_start, worker_flags
 from vinecore.errors import LoopDied, UsageError, WorkerLost
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from vinecore.runtime.functions import FunctionPickle
     from vinecore.shell.manager_loop import ManagerLoop
 
-DEFAULT_PORT = 9123
 # Functions remembered before those that are gone are looked for; higher: a longer tail of dead ones in memory.
 CODES_LIMIT_COUNT = 128
 STOP_TIMEOUT_S = 5.0
@@ -72,14 +70,14 @@ class Engine:
         self._life_lock = threading.Lock()
         self._revivals: list[float] = []
         self.embedded: EmbeddedWorker | None = None
-        cores = _core_count(local_cores)
-        listener, only_embedded = _listen(port, cores)
+        cores = core_count(local_cores)
+        listener, only_embedded = listen(port, cores)
         self._only_embedded = only_embedded
-        self._worker_flags = _worker_flags(auth, password_file) + (" --ssl" if ssl else "")
+        self._worker_flags = worker_flags(auth, password_file) + (" --ssl" if ssl else "")
         self.using_ssl = bool(ssl)
         try:
             self.port: int = listener.getsockname()[1]
-            self.secret = _secret(auth, password_file, only_embedded)
+            self.secret = secret_of_start(auth, password_file, only_embedded)
             if cores:
                 from vinecore.api.embedded import EmbeddedWorker
 
@@ -105,7 +103,7 @@ class Engine:
         self.loop: ManagerLoop = ManagerLoop(f"r{os.urandom(6).hex()}", self.tunables, listener, self.secret, say)
         self.machine = self.loop.machine
         if ssl:
-            self._encrypt(ssl)
+            encrypt(self.loop, ssl)
         self.machine.state.machine = machine_id()
         # Empty where nobody else can join: no command is told then.
         self.machine.state.address = "" if self._only_embedded else f"{socket.gethostname()} {self.port}{self._worker_flags}"
@@ -129,23 +127,6 @@ class Engine:
         self.default_shape = state.Shape(self.python)
         self._shapes: dict[tuple[int, Resources], Shape] = {}
         self.install(self.python)
-
-    def _encrypt(self, ssl: bool | tuple[str, str]) -> None:
-        """Give the loop its certificate, and the run one of its own for links between workers."""
-        from vinecore.shell.tls import Identity, self_signed
-
-        state = self.machine.state
-        if ssl is True:
-            state.peer_key, state.peer_certificate = self_signed()
-            with tempfile.TemporaryDirectory(prefix="vine-tls-") as directory:
-                self.loop.identity = Identity.of_pem(state.peer_key, state.peer_certificate, Path(directory))
-            return
-        if not isinstance(ssl, tuple | list) or len(ssl) != 2:
-            raise UsageError(f"ssl must be True, None or (key file, certificate file), not {ssl!r}")
-        self.loop.identity = Identity.of_files(str(ssl[0]), str(ssl[1]))
-        # A user's own key is not handed to workers; without the package they exchange objects through the manager.
-        with contextlib.suppress(UsageError):
-            state.peer_key, state.peer_certificate = self_signed()
 
     # ------------------------------------------------------------ posting
 
@@ -210,7 +191,7 @@ class Engine:
 
         self.post(LibraryInstalled(0.0, library))
 
-    def shape_for(self, library: LibraryEntry, request: Resources) -> Shape:
+    def shape_for(self, library: LibraryEntry, request: Resources, allocates: bool = False) -> Shape:
         """The shape of a library and a request, one object for equal ones."""
         if library is self.python and request.is_unset():
             return self.default_shape
@@ -218,7 +199,7 @@ class Engine:
         shape = self._shapes.get(key)
         if shape is None:
             with self._lock:
-                shape = self._shapes.get(key) or self._state.Shape(library, request)
+                shape = self._shapes.get(key) or self._state.Shape(library, request, allocates)
                 self._shapes[key] = shape
         return shape
 
@@ -303,12 +284,7 @@ class Engine:
         if code is None:
             payload, modules = (b"", ()) if pickled is None else (pickled.payload, pickled.modules)
             code = self._process_codes.setdefault(pickled, self.new_code(library, payload, modules))
-        key = (library.library_id, request)
-        shape = self._shapes.get(key)
-        if shape is None:
-            with self._lock:
-                shape = self._shapes.get(key) or self._state.Shape(library, request, True)
-                self._shapes[key] = shape
+        shape = self.shape_for(library, request, True)
         return code, self.kind_for("command" if pickled is None else pickled.name, shape)
 
     def _processes(self) -> LibraryEntry:
@@ -536,87 +512,6 @@ def secret_of_file(path: str) -> bytes | None:
         return secret_from_password_file(path)
     except (AuthenticationError, UsageError):
         return None
-
-
-def _core_count(local_cores: int | bool | None) -> int:
-    if local_cores is None or local_cores is False:
-        return 0
-    if local_cores is True:
-        return len(os.sched_getaffinity(0))
-    if not isinstance(local_cores, int) or local_cores < 1:
-        raise UsageError(f"local_cores must be a number of cores above 0, True or None, not {local_cores!r}")
-    return local_cores
-
-
-def _secret(auth: str | None, password_file: str | None, only_embedded: bool) -> bytes | None:
-    if auth is None:
-        return None
-    if auth != "secret":
-        raise UsageError(f"auth must be 'secret' (the default) or None to switch authentication off, not {auth!r}")
-    if only_embedded and password_file is None:
-        # Nobody else can join: the run has a secret of its own and nothing of HOME is touched.
-        return os.urandom(32).hex().encode()
-    from vinecore.shell.secrets import secret_for_manager
-
-    return secret_for_manager(password_file)
-
-
-def _worker_flags(auth: str | None, password_file: str | None) -> str:
-    """What a worker must be told so that it proves itself as this manager wants it."""
-    if auth is None:
-        return " --no-authentication"
-    named = password_file or os.environ.get("VINE_PASSWORD_FILE")
-    if not named:
-        return ""
-    import shlex
-
-    return f" --password {shlex.quote(os.path.abspath(os.path.expanduser(named)))}"
-
-
-def _listen(port: int | tuple[int, int] | list[int] | None, cores: int) -> tuple[socket.socket, bool]:
-    """A listening socket, and whether only an embedded worker can reach it.
-
-    Raises:
-        UsageError: the port is no port, or is in use.
-    """
-    given = os.environ.get("VINE_PORT")
-    if given:
-        if not (given.isascii() and given.isdigit()):
-            raise UsageError(f"VINE_PORT={given!r} is no port number: set it to a number from 0 to 65535, or unset it")
-        port = int(given)
-    if port is None and cores:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        return listener, True
-    low, high = _port_range(DEFAULT_PORT if port is None else port)
-    for number in range(low, high + 1):
-        try:
-            return _bind(number), False
-        except OSError as error:
-            last = error
-    where = f"port {low} is" if low == high else f"every port from {low} to {high} is"
-    raise UsageError(
-        f"{where} in use or not allowed ({os.strerror(last.errno or 0)}): choose another with port=, or port=0 for any free one"
-    )
-
-
-def _port_range(port: int | tuple[int, int] | list[int]) -> tuple[int, int]:
-    if isinstance(port, tuple | list):
-        if len(port) != 2 or not all(type(p) is int and 0 < p < 65536 for p in port):
-            raise UsageError(f"a range of ports is (low, high) with numbers from 1 to 65535, not {port!r}")
-        if port[0] > port[1]:
-            raise TypeError(f"a range of ports is (low, high): {port[0]} is above {port[1]}")
-        return port[0], port[1]
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536:
-        raise UsageError(f"port must be a number from 0 to 65535 or a range (low, high), not {port!r}")
-    return port, port
-
-
-def _bind(port: int) -> socket.socket:
-    """Listen on all interfaces, IPv6 too where the machine has it."""
-    if socket.has_dualstack_ipv6():
-        with contextlib.suppress(OSError):
-            return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
-    return socket.create_server(("0.0.0.0", port), backlog=1024)
 
 
 # ---------------------------------------------------------------- interpreter exit, forks
