@@ -26,10 +26,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vinecore.errors import AuthenticationError, PeerError, VersionError
-from vinecore.shell.local_link import LocalLink
 from vinecore.shell.machine_id import machine_id
 from vinecore.shell.peer_server import PeerServer
-from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, end_opened, kill_group, open_descendants
+from vinecore.shell.process import HostProcess
+from vinecore.shell.process_tree import ProcessTree
 from vinecore.shell.secrets import secret_for_worker
 from vinecore.shell.store import Store, sweep_dead_workspaces
 from vinecore.shell.stream import Link
@@ -86,16 +86,12 @@ class WorkerLoop:
         signal.signal(signal.SIGTERM, _end_early)
         self.store = Store(config.workspace, config.keep_workspace)
         self.machine = WorkerMachine()
-        self.hosts: dict[int, HostProcess] = {}
-        self.slots: dict[int, SlotProcess] = {}
-        self.slot_ends = SlotEnds(self._slot_ended)
-        # A parent started ahead of need: its imports overlap with connecting.
-        self.spare: HostProcess | None = None
         self.link: Link | None = None
         self.peers = PeerServer(self.store, config.secret, self._transfer_key)
         self.peers.encrypted = config.tls
         self.tls = client_context() if config.tls else None
         self.transfers = TransferThreads(self.store, config.secret, self.tls, self._report)
+        self.tree = ProcessTree(self.store, self._later, self._slot_answered, self.transfers.submit)
         self.loop: asyncio.AbstractEventLoop
         self.stop: asyncio.Event
         self.disconnected: asyncio.Event
@@ -112,17 +108,17 @@ class WorkerLoop:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code (0: well, 1: refused or no manager)."""
         try:
-            self.spare = HostProcess(str(self.store.temporary))
+            self.tree.spare = HostProcess(str(self.store.temporary))
             asyncio.run(self._guarded())
         finally:
-            self._end_tree()
+            self.tree.end()
             self.transfers.close()
             self.store.remove()
         return self.exit_code
 
     async def _guarded(self) -> None:
         """Everything between two ways to take signals; the last one ignores them, so that nothing cuts the clean-up short."""
-        self.loop = asyncio.get_running_loop()
+        self.loop = self.tree.loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()
         for number in END_SIGNALS:
             self.loop.add_signal_handler(number, self._signalled, number)
@@ -233,7 +229,7 @@ class WorkerLoop:
         if outcome is None:
             self.link, self.transfers.address = link, address
             self.leave_reason = ""
-            self.machine = WorkerMachine()
+            self.machine = self.tree.machine = WorkerMachine()
             self.machine.state.last_heard = time.monotonic()
             link.send(messages.encode(self._hello()))
             link.flush()
@@ -318,28 +314,13 @@ class WorkerLoop:
         if link is not None and isinstance(link.error, PeerError):
             self._say(f"the link to the manager was closed: {link.error}")
         self.link = None
-        self._end_tree()
+        self.tree.end()
         self.store.clear()
 
     def _transfer_key(self) -> bytes | None:
         """Key of the run that is served now (any thread)."""
         welcome = self.machine.state.welcome
         return welcome.transfer_key if welcome is not None and welcome.transfer_key else None
-
-    def _end_tree(self) -> None:
-        """End every parent and slot of this worker."""
-        hosts, self.hosts = list(self.hosts.values()), {}
-        slots, self.slots = list(self.slots.values()), {}
-        self.slot_ends.clear()
-        if self.spare is not None:
-            hosts.append(self.spare)
-            self.spare = None
-        # Listed while the tree is whole: what made itself a session of its own is no member of its slot's group.
-        below = open_descendants() if hosts else []
-        for slot in slots:
-            slot.close()
-        end_hosts(hosts, [slot.pid for slot in slots if slot.pid])
-        end_opened(below)
 
     def _signalled(self, number: int) -> None:
         self.leave_reason = f"got {signal.Signals(number).name}"
@@ -406,11 +387,19 @@ class WorkerLoop:
         if self.link is not None:
             self._handle(events.Tick(time.monotonic()))
 
+    def _slot_answered(self, slot_id: int, payloads: list[bytes]) -> None:
+        now = time.monotonic()
+        for payload in payloads:
+            done = messages.decode_from_slot(payload)
+            assert isinstance(done, messages.Done)
+            self._handle(events.SlotAnswered(now, slot_id, done.results))
+        self.last_work = now
+
     # ------------------------------------------------------------ orders out
 
     def _perform(self, order: object) -> None:
         if type(order) is orders.ToSlot:
-            slot = self.slots.get(order.slot_id)
+            slot = self.tree.slots.get(order.slot_id)
             if slot is not None and slot.link is not None:
                 message = order.message
                 if isinstance(message, messages.SlotCode) and message.path:
@@ -424,27 +413,27 @@ class WorkerLoop:
 
     def _perform_rare(self, order: object) -> None:
         if isinstance(order, orders.Revoke):
-            if order.slot_id in self.slots:
-                self.slots[order.slot_id].claims[1] = order.sequence
+            if order.slot_id in self.tree.slots:
+                self.tree.slots[order.slot_id].claims[1] = order.sequence
         elif isinstance(order, orders.ReadClaim):
-            if order.slot_id in self.slots:
-                started = self.slots[order.slot_id].claims[0]
+            if order.slot_id in self.tree.slots:
+                started = self.tree.slots[order.slot_id].claims[0]
                 self.loop.call_soon(self._later, events.ClaimRead(time.monotonic(), order.slot_id, started))
         elif isinstance(order, orders.StartHost):
-            self._start_host(order)
+            self.tree.start_host(order)
         elif isinstance(order, orders.ToHost):
-            host = self.hosts.get(order.library_id)
+            host = self.tree.hosts.get(order.library_id)
             if host is not None and host.link is not None:
                 host.link.send(messages.encode(order.message))
         elif isinstance(order, orders.OpenSlots):
-            self._open_slots(order)
+            self.tree.open_slots(order)
         elif isinstance(order, orders.CloseSlot):
-            self._drop_slot(order.slot_id)
+            self.tree.drop_slot(order.slot_id)
         elif isinstance(order, orders.KillSlot):
-            if order.slot_id in self.slots:
-                self.slots[order.slot_id].kill()
+            if order.slot_id in self.tree.slots:
+                self.tree.slots[order.slot_id].kill()
         elif isinstance(order, orders.StopHost):
-            self._stop_host(order.library_id)
+            self.tree.stop_host(order.library_id)
         elif isinstance(order, orders.FetchObject):
             self.transfers.fetch(order, self._worker_id())
         elif isinstance(order, orders.UploadObject):
@@ -468,109 +457,6 @@ class WorkerLoop:
     def _later(self, event: events.Event) -> None:
         if self.link is not None:
             self._handle(event)
-
-    def _start_host(self, order: orders.StartHost) -> None:
-        host = self.spare or HostProcess(str(self.store.temporary))
-        self.spare = None
-        self.hosts[order.library_id] = host
-        library_id = order.library_id
-
-        def said(payloads: list[bytes]) -> None:
-            for payload in payloads:
-                message = messages.decode_from_library(payload)
-                if isinstance(message, messages.Forked):
-                    self._forked(message)
-                elif isinstance(message, messages.SlotExited):
-                    self.slot_ends.exited(message.slot_id, message.status, message.slot_id in self.slots)
-                self._later(events.HostSaid(time.monotonic(), library_id, message))
-
-        host.link = LocalLink(self.loop, host.sock, said, lambda: self._host_gone(library_id, host))
-        begin, welcome = order.begin, self.machine.state.welcome
-        assert welcome is not None
-        path = str(self.store.path(begin.payload_name)) if begin.payload_name else ""
-        message = messages.Begin(
-            library_id,
-            begin.name,
-            begin.payload,
-            begin.modules,
-            str(self.store.objects),
-            welcome.run,
-            welcome.inline_limit_bytes,
-            path,
-            begin.exec_mode,
-        )
-        host.link.send(messages.encode(message))
-
-    def _forked(self, message: messages.Forked) -> None:
-        slot = self.slots.get(message.slot_id)
-        if slot is None:
-            kill_group(message.pid)
-            return
-        slot.pid = message.pid
-        if slot.kill_wanted:
-            slot.kill()
-
-    def _host_gone(self, library_id: int, host: HostProcess) -> None:
-        if self.hosts.get(library_id) is not host:
-            return
-        del self.hosts[library_id]
-        for slot_id, slot in self.machine.state.slots.items():
-            if slot.library_id == library_id and slot_id in self.slots:
-                self.slots[slot_id].kill()
-        for slot_id in [i for i, s in self.machine.state.slots.items() if s.library_id == library_id]:
-            self._drop_slot(slot_id)
-        self._later(events.HostGone(time.monotonic(), library_id, host.end_text()))
-
-    def _open_slots(self, order: orders.OpenSlots) -> None:
-        host = self.hosts.get(order.library_id)
-        if host is None or host.link is None:
-            return
-        for slot_id in order.slot_ids:
-            slot = self.slots[slot_id] = SlotProcess()
-            slot.link = LocalLink(
-                self.loop,
-                slot.sock,
-                lambda payloads, slot_id=slot_id: self._slot_answered(slot_id, payloads),  # type: ignore[misc]
-                lambda slot_id=slot_id: self._slot_gone(slot_id),  # type: ignore[misc]
-            )
-            host.link.send(messages.encode(messages.ForkSlots([slot_id])), slot.descriptors())
-            slot.sent()
-
-    def _slot_answered(self, slot_id: int, payloads: list[bytes]) -> None:
-        now = time.monotonic()
-        for payload in payloads:
-            done = messages.decode_from_slot(payload)
-            assert isinstance(done, messages.Done)
-            self._handle(events.SlotAnswered(now, slot_id, done.results))
-        self.last_work = now
-
-    def _slot_gone(self, slot_id: int) -> None:
-        slot = self.slots.pop(slot_id, None)
-        if slot is None:
-            return
-        started = slot.claims[0]
-        slot.close()
-        slot.kill()
-        self.slot_ends.closed(self.loop, slot_id, started)
-
-    def _slot_ended(self, slot_id: int, started: int, how: str) -> None:
-        self._later(events.SlotGone(time.monotonic(), slot_id, started, how))
-
-    def _drop_slot(self, slot_id: int) -> None:
-        slot = self.slots.pop(slot_id, None)
-        if slot is not None:
-            slot.close()
-
-    def _stop_host(self, library_id: int) -> None:
-        host = self.hosts.pop(library_id, None)
-        slots = [i for i, s in self.machine.state.slots.items() if s.library_id == library_id]
-        for slot_id in slots:
-            if slot_id in self.slots:
-                self.slots[slot_id].kill()
-            self._drop_slot(slot_id)
-        if host is not None:
-            host.ask_end()
-            self.transfers.submit(host.end_text)
 
 
 def _end_early(number: int, frame: object) -> None:

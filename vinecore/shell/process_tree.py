@@ -1,0 +1,162 @@
+"""The processes of one worker: a parent for each library, and the slots that it forks.
+
+WorkerLoop --orders--> ProcessTree --local links--> parents, slots
+WorkerLoop <--events, results-- (report, answered)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from vinecore.shell.local_link import LocalLink
+from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, end_opened, kill_group, open_descendants
+from vinecore.shell.store import Store
+from vinecore.wire import messages
+from vinecore.worker import events, orders
+from vinecore.worker.machine import WorkerMachine
+
+
+class ProcessTree:
+    """Parents and slots; everything here runs in the loop's thread.
+
+    Parameters:
+        report: takes an event for the machine.
+        answered: takes a slot's id and the payloads that it sent.
+        reap: calls a function that may block, in another thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        report: Callable[[events.Event], None],
+        answered: Callable[[int, list[bytes]], None],
+        reap: Callable[[Callable[[], object]], None],
+    ) -> None:
+        self.store = store
+        self.report = report
+        self.answered = answered
+        self.reap = reap
+        self.loop: asyncio.AbstractEventLoop
+        # Of the manager that is served now.
+        self.machine: WorkerMachine
+        self.hosts: dict[int, HostProcess] = {}
+        self.slots: dict[int, SlotProcess] = {}
+        self.slot_ends = SlotEnds(self._slot_ended)
+        # A parent started ahead of need: its imports overlap with connecting.
+        self.spare: HostProcess | None = None
+
+    def end(self) -> None:
+        """End every parent and slot of this worker."""
+        hosts, self.hosts = list(self.hosts.values()), {}
+        slots, self.slots = list(self.slots.values()), {}
+        self.slot_ends.clear()
+        if self.spare is not None:
+            hosts.append(self.spare)
+            self.spare = None
+        # Listed while the tree is whole: what made itself a session of its own is no member of its slot's group.
+        below = open_descendants() if hosts else []
+        for slot in slots:
+            slot.close()
+        end_hosts(hosts, [slot.pid for slot in slots if slot.pid])
+        end_opened(below)
+
+    def start_host(self, order: orders.StartHost) -> None:
+        """Begin a library: its parent process, the spare one if there is one."""
+        host = self.spare or HostProcess(str(self.store.temporary))
+        self.spare = None
+        self.hosts[order.library_id] = host
+        library_id = order.library_id
+
+        def said(payloads: list[bytes]) -> None:
+            for payload in payloads:
+                message = messages.decode_from_library(payload)
+                if isinstance(message, messages.Forked):
+                    self._forked(message)
+                elif isinstance(message, messages.SlotExited):
+                    self.slot_ends.exited(message.slot_id, message.status, message.slot_id in self.slots)
+                self.report(events.HostSaid(time.monotonic(), library_id, message))
+
+        host.link = LocalLink(self.loop, host.sock, said, lambda: self._host_gone(library_id, host))
+        begin, welcome = order.begin, self.machine.state.welcome
+        assert welcome is not None
+        path = str(self.store.path(begin.payload_name)) if begin.payload_name else ""
+        message = messages.Begin(
+            library_id,
+            begin.name,
+            begin.payload,
+            begin.modules,
+            str(self.store.objects),
+            welcome.run,
+            welcome.inline_limit_bytes,
+            path,
+            begin.exec_mode,
+        )
+        host.link.send(messages.encode(message))
+
+    def _forked(self, message: messages.Forked) -> None:
+        slot = self.slots.get(message.slot_id)
+        if slot is None:
+            kill_group(message.pid)
+            return
+        slot.pid = message.pid
+        if slot.kill_wanted:
+            slot.kill()
+
+    def _host_gone(self, library_id: int, host: HostProcess) -> None:
+        if self.hosts.get(library_id) is not host:
+            return
+        del self.hosts[library_id]
+        for slot_id, slot in self.machine.state.slots.items():
+            if slot.library_id == library_id and slot_id in self.slots:
+                self.slots[slot_id].kill()
+        for slot_id in [i for i, s in self.machine.state.slots.items() if s.library_id == library_id]:
+            self.drop_slot(slot_id)
+        self.report(events.HostGone(time.monotonic(), library_id, host.end_text()))
+
+    def open_slots(self, order: orders.OpenSlots) -> None:
+        """Let a parent fork slots."""
+        host = self.hosts.get(order.library_id)
+        if host is None or host.link is None:
+            return
+        for slot_id in order.slot_ids:
+            slot = self.slots[slot_id] = SlotProcess()
+            slot.link = LocalLink(
+                self.loop,
+                slot.sock,
+                lambda payloads, slot_id=slot_id: self.answered(slot_id, payloads),  # type: ignore[misc]
+                lambda slot_id=slot_id: self._slot_gone(slot_id),  # type: ignore[misc]
+            )
+            host.link.send(messages.encode(messages.ForkSlots([slot_id])), slot.descriptors())
+            slot.sent()
+
+    def _slot_gone(self, slot_id: int) -> None:
+        slot = self.slots.pop(slot_id, None)
+        if slot is None:
+            return
+        started = slot.claims[0]
+        slot.close()
+        slot.kill()
+        self.slot_ends.closed(self.loop, slot_id, started)
+
+    def drop_slot(self, slot_id: int) -> None:
+        """Close a slot's socket; it ends by itself."""
+        slot = self.slots.pop(slot_id, None)
+        if slot is not None:
+            slot.close()
+
+    def stop_host(self, library_id: int) -> None:
+        """End a library: its slots at once, its parent in a thread."""
+        host = self.hosts.pop(library_id, None)
+        slots = [i for i, s in self.machine.state.slots.items() if s.library_id == library_id]
+        for slot_id in slots:
+            if slot_id in self.slots:
+                self.slots[slot_id].kill()
+            self.drop_slot(slot_id)
+        if host is not None:
+            host.ask_end()
+            self.reap(host.end_text)
+
+    def _slot_ended(self, slot_id: int, started: int, how: str) -> None:
+        self.report(events.SlotGone(time.monotonic(), slot_id, started, how))
