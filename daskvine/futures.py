@@ -273,6 +273,8 @@ class FuturesExecutor(Executor):
             is given).
         manager: a Manager or DaskVine to run on; it is not closed by ``shutdown``.
         auth, password_file, ssl: as for Manager.
+        max_tasks_per_child: calls after which a process that runs them is replaced by a fresh one; default: never, unless its
+            memory grows too much. Not together with ``manager``.
     """
 
     def __init__(
@@ -284,6 +286,7 @@ class FuturesExecutor(Executor):
         auth: str | None = "secret",
         password_file: str | None = None,
         ssl: bool | tuple[str, str] | None = None,
+        max_tasks_per_child: int | None = None,
     ) -> None:
         if max_workers is not None and (isinstance(max_workers, bool) or not isinstance(max_workers, int)):
             raise UsageError(f"max_workers must be a number, not {max_workers!r}")
@@ -291,12 +294,19 @@ class FuturesExecutor(Executor):
             raise ValueError("max_workers must be greater than 0")
         if manager is not None and not hasattr(manager, "engine"):
             raise UsageError(f"manager must be a Manager or DaskVine, not {manager!r}")
+        if max_tasks_per_child is not None:
+            if isinstance(max_tasks_per_child, bool) or not isinstance(max_tasks_per_child, int):
+                raise TypeError(f"max_tasks_per_child must be an integer, not {max_tasks_per_child!r}")
+            if max_tasks_per_child <= 0:
+                raise ValueError("max_tasks_per_child must be >= 1")
+            if manager is not None:
+                raise UsageError("max_tasks_per_child is for an executor with workers of its own, not for one on a manager")
         self.manager = manager
         if manager is not None:
             self.engine: Engine = manager.engine
         else:
             local = max_workers or (True if port is None else None)
-            self.engine = Engine(port, local, auth, password_file, ssl=ssl)
+            self.engine = Engine(port, local, auth, password_file, ssl=ssl, max_tasks_per_child=max_tasks_per_child or 0)
         self._shut = False
         # After shutdown, in the loop's thread: calls of this executor that have no outcome yet; -1: not counted.
         self._left = -1

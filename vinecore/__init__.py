@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vinecore.api.commands import PythonTask, Task
     from vinecore.api.files import File
-    from vinecore.api.functions import FunctionCall, LibraryTask
+    from vinecore.api.functions import FunctionCall
+    from vinecore.api.libraries import LibraryTask
     from vinecore.api.manager import Manager
     from vinecore.model.resources import Resources
     from vinecore.runtime.context import load_variable_from_library
@@ -26,7 +27,7 @@ __all__ = [
 _HOMES = {
     "File": "vinecore.api.files",
     "FunctionCall": "vinecore.api.functions",
-    "LibraryTask": "vinecore.api.functions",
+    "LibraryTask": "vinecore.api.libraries",
     "Manager": "vinecore.api.manager",
     "PythonTask": "vinecore.api.commands",
     "Task": "vinecore.api.commands",

@@ -24,7 +24,11 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.Welcome(4, "r1", 5.0, 20.0), "99a777656c636f6d6504a27231cb4014000000000000cb4034000000000000ce00010000c400c400c400"),
         (
             m.StartLibrary(1, "lib", 2, "fork", b"code", ["numpy"], 3, 60.0),
-            "9aa873746172746c696201a36c696202a4666f726bc404636f646591a56e756d707903cb404e000000000000a0",
+            "9fa873746172746c696201a36c696202a4666f726bc404636f646591a56e756d707903cb404e000000000000a090a0a00000",
+        ),
+        (
+            m.StartLibrary(1, "lib", 2, "fork", b"", [], 3, 60.0, "", [m.Mount("a", "b/c", 16)], "true &&", "./p", 5, 700),
+            "9fa873746172746c696201a36c696202a4666f726bc4009003cb404e000000000000a09193a161a3622f6310a774727565202626a32e2f7005cd02bc",
         ),
         (m.StopLibrary(1), "92a773746f706c696201"),
         (m.Code(1, 9, b"f", ["math"], [2, 300], True), "98a4636f64650109c4016691a46d6174689202cd012cc3a0"),
@@ -69,16 +73,16 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
     "decode_to_library": [
         (
             m.Begin(1, "lib", b"code", ["math"], "/store", "r1", 65536),
-            "9aa5626567696e01a36c6962c404636f646591a46d617468a62f73746f7265a27231ce00010000a0a6646972656374",
+            "9ea5626567696e01a36c6962c404636f646591a46d617468a62f73746f7265a27231ce00010000a0a664697265637490a0a000",
         ),
         (m.Hoist(["math"]), "92a5686f69737491a46d617468"),
         (m.ForkSlots([1, 2]), "92a4666f726b920102"),
     ],
     "decode_from_library": [
-        (m.Began(b"", "fine"), "93a5626567616ec400a466696e65"),
-        (m.Hoisted(["math"], 1), "93a7686f697374656491a46d61746801"),
+        (m.Began(b"", "fine"), "94a5626567616ec400a466696e65a0"),
+        (m.Hoisted(["math"], 1), "94a7686f697374656491a46d61746801a0"),
         (m.Forked(1, 4243), "93a6666f726b656401cd1093"),
-        (m.SlotExited(1, 4243, -9), "94a665786974656401cd1093f7"),
+        (m.SlotExited(1, 4243, -9), "95a665786974656401cd1093f7a0"),
     ],
     "decode_to_slot": [
         (m.SlotCode(9, b"f", False), "95a573636f646509c40166c2a0"),
@@ -89,6 +93,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.SlotForget([9]), "92a773666f726765749109"),
     ],
     "decode_from_slot": [
+        (m.Tired(700), "92a57469726564cd02bc"),
         (m.Done([m.Result(7, 1, m.RAISED, 150, b"error")]), "92a4646f6e659197070103cc96c4056572726f7200c0"),
     ],
 }
@@ -100,7 +105,7 @@ UNIONS = {
     "decode_to_library": get_args(m.ToLibrary),
     "decode_from_library": get_args(m.FromLibrary),
     "decode_to_slot": get_args(m.ToSlot),
-    "decode_from_slot": (m.FromSlot,),
+    "decode_from_slot": get_args(m.FromSlot),
 }
 
 CASES = [

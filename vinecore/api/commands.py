@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from vinecore.api.files import BUFFER, FILE, TEMP, File
+from vinecore.api.files import BUFFER, FILE, TEMP, File, checked_name
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TempOutput
 from vinecore.errors import FileLost, InputMissing, LoopDied, TaskFailed, UsageError
 from vinecore.model.resources import Resources
@@ -87,7 +87,7 @@ class SandboxedTask(SubmittableTask):
         """
         if strict_input:
             raise UsageError("strict_input is not supported in this version: inputs are brought to where the task runs")
-        self._inputs.append((_checked_file(file), _checked_name(remote_name), messages.SYMLINK if mount_symlink else 0))
+        self._inputs.append((_checked_file(file), checked_name(remote_name), messages.SYMLINK if mount_symlink else 0))
 
     def add_output(
         self,
@@ -107,7 +107,7 @@ class SandboxedTask(SubmittableTask):
         flags = (messages.ON_FAILURE if failure_only else 0) | (messages.ON_SUCCESS if success_only else 0)
         if _checked_file(file).type() != TEMP:
             flags |= messages.HOME
-        self._outputs.append((file, _checked_name(remote_name), flags))
+        self._outputs.append((file, checked_name(remote_name), flags))
 
     def set_env_var(self, name: str, value: str | None = None) -> None:
         """Set a variable of the task's environment; None unsets it."""
@@ -392,14 +392,6 @@ def _checked_file(file: Any) -> File:
     if not isinstance(file, File):
         raise TypeError(f"this takes a File made by a declare_ method, not {type(file).__name__}")
     return file
-
-
-def _checked_name(name: Any) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"a name in the task's directory is a str, not {type(name).__name__}")
-    if not name or name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"{name!r} leads out of the task's directory: use a relative name without '..'")
-    return name
 
 
 __all__ = ["BUFFER", "FILE", "PythonTask", "SandboxedTask", "Task"]

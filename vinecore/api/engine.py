@@ -62,6 +62,7 @@ class Engine:
         slots: int = 0,
         say: Callable[[str], None] | None = None,
         ssl: bool | tuple[str, str] | None = None,
+        max_tasks_per_child: int = 0,
     ) -> None:
         self.pid = os.getpid()
         self.closed = False
@@ -82,7 +83,7 @@ class Engine:
                 from vinecore.api.embedded import EmbeddedWorker
 
                 self.embedded = EmbeddedWorker(self.port, self.secret, cores, ("--ssl",) if ssl else ())
-            self._start(listener, slots, say or _print_line, ssl)
+            self._start(listener, slots, say or _print_line, ssl, max_tasks_per_child)
         except BaseException:
             listener.close()
             if self.embedded is not None:
@@ -91,7 +92,14 @@ class Engine:
         _engines.add(self)
         _ensure_exit_hook()
 
-    def _start(self, listener: socket.socket, slots: int, say: Callable[[str], None], ssl: bool | tuple[str, str] | None) -> None:
+    def _start(
+        self,
+        listener: socket.socket,
+        slots: int,
+        say: Callable[[str], None],
+        ssl: bool | tuple[str, str] | None,
+        max_calls: int,
+    ) -> None:
         # Imported late: the embedded worker boots on another core meanwhile.
         from vinecore.manager import state
         from vinecore.model.config import Tunables
@@ -122,7 +130,8 @@ class Engine:
         self._process_codes: dict[FunctionPickle | None, CodeEntry] = {}
         self.loop.worker_left = self._worker_left
         self.loop.start()
-        self.python = self.new_library("python", slots=slots)
+        setup = state.LibrarySetup(max_calls=max_calls, is_stateless=True)
+        self.python = self.new_library("python", slots=slots, setup=setup)
         self.python.eager = True
         self.default_shape = state.Shape(self.python)
         self._shapes: dict[tuple[int, Resources], Shape] = {}

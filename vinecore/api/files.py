@@ -284,6 +284,19 @@ class FileMethods:
             raise UsageError(f"{file!r} belongs to another manager")
 
 
+def checked_name(name: Any) -> str:
+    """A relative name in a task's directory.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a name in the task's directory is a str, not {type(name).__name__}")
+    if not name or name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"{name!r} leads out of the task's directory: use a relative name without '..'")
+    return name
+
+
 def _looks(path: str) -> tuple[int, int, int] | None:
     try:
         info = os.stat(path)

@@ -12,7 +12,7 @@ from typing import Self
 
 from vinecore.api.engine import Engine, secret_of_file, secret_of_password
 from vinecore.api.files import FileMethods
-from vinecore.api.functions import LibraryMethods
+from vinecore.api.libraries import LibraryMethods
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TaskMethods
 from vinecore.errors import UsageError
 from vinecore.manager.events import HostsChanged, WorkerDrained

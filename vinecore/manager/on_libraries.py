@@ -18,6 +18,8 @@ FORGET_BYTES = 256 * 1024
 def installed(state: ManagerState, library: LibraryEntry) -> None:
     """Calls of this library may come now; it is started where workers are."""
     state.libraries[library.library_id] = library
+    for file, _, _ in library.setup.mounts:
+        file.holds += 1
     if library.eager:
         placement.ensure_started(state, library)
 
@@ -78,7 +80,12 @@ def start_wanted(state: ManagerState, worker: WorkerEntry) -> None:
 def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryReady) -> None:
     """An instance takes calls."""
     instance = worker.instances.get(message.library_id)
-    if instance is None or instance.state is not t.STARTING:
+    if instance is None:
+        return
+    if message.note and not instance.library.told_unsafe:
+        instance.library.told_unsafe = True
+        state.orders.append(orders.Say(_unsafe_text(instance.library, message.note)))
+    if instance.state is not t.STARTING:
         return
     instance.slots = message.slots
     instance.move(t.INSTANCE[instance.state, "ready"])
@@ -87,6 +94,15 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
         if len(shape.ready):
             state.activate(shape)
     _note(state, instance.library, worker, instance.state, message.note)
+
+
+def _unsafe_text(library: LibraryEntry, why: str) -> str:
+    how = (
+        "each call loads it anew in a process of its own"
+        if library.exec_mode == "fork"
+        else "each of its slots loads it by itself"
+    )
+    return f"library {library.name!r} cannot be forked: {why}; {how}"
 
 
 def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone) -> None:
@@ -159,6 +175,11 @@ def removed(state: ManagerState, library: LibraryEntry) -> None:
             instance.move(t.GONE)
             state.orders.append(orders.SendTo(worker_id, messages.StopLibrary(library.library_id)))
     library.instances.clear()
+    files = [file for file, _, _ in library.setup.mounts]
+    for file in files if library.file is None else [library.file, *files]:
+        file.holds -= 1
+        if not file.is_needed():
+            lineage.release(state, file)
 
 
 def _note(state: ManagerState, library: LibraryEntry, worker: WorkerEntry, now_is: str, text: str) -> None:

@@ -144,11 +144,13 @@ def start_on(state: ManagerState, library: LibraryEntry, worker: WorkerEntry) ->
     slots = library.slots or max(1, worker.hello.cores)
     instance = Instance(library, worker, slots)
     worker.instances[library.library_id] = library.instances[worker.worker_id] = instance
-    tunables = state.tunables
+    tunables, setup = state.tunables, library.setup
     name = ""
     if library.file is not None:
         name = library.file.name
         _fetch_to(state, library.file, instance)
+    for file, _, _ in setup.mounts:
+        _fetch_to(state, file, instance)
     message = messages.StartLibrary(
         library.library_id,
         library.name,
@@ -159,6 +161,11 @@ def start_on(state: ManagerState, library: LibraryEntry, worker: WorkerEntry) ->
         int(tunables.max_library_retries),
         tunables.library_restart_window,
         name,
+        [messages.Mount(file.name, path, flags) for file, path, flags in setup.mounts],
+        setup.init_command,
+        setup.program,
+        setup.max_calls,
+        int(worker.hello.memory_mb * tunables.slot_growth_share / slots) if setup.is_stateless else 0,
     )
     state.orders.append(orders.SendTo(worker.worker_id, message))
 

@@ -190,6 +190,24 @@ class Shape:
         library.shapes.append(self)
 
 
+@dataclass(frozen=True, slots=True)
+class LibrarySetup:
+    """How instances of a library are started and renewed; most libraries need none of this."""
+
+    # Files in the directory of each instance: file, relative path, flags of a Mount.
+    mounts: tuple[tuple[FileEntry, str, int], ...] = ()
+    # Run by a shell before the interpreter; how a shell starts a program that answers the calls instead.
+    init_command: str = ""
+    program: str = ""
+    # Calls after which a slot is replaced; 0: never.
+    max_calls: int = 0
+    # Nothing that calls leave in a slot is promised to later ones: slots that grow too much are replaced.
+    is_stateless: bool = False
+
+
+_PLAIN = LibrarySetup()
+
+
 class LibraryEntry:
     """A library as the user declared it."""
 
@@ -210,10 +228,12 @@ class LibraryEntry:
         "payload",
         "piled",
         "removed",
+        "setup",
         "shapes",
         "slots",
         "slots_up",
         "stocked",
+        "told_unsafe",
     )
 
     def __init__(
@@ -224,6 +244,7 @@ class LibraryEntry:
         modules: tuple[str, ...] = (),
         slots: int = 0,
         exec_mode: str = "direct",
+        setup: LibrarySetup = _PLAIN,
     ) -> None:
         self.library_id = library_id
         self.name = name
@@ -232,6 +253,7 @@ class LibraryEntry:
         self.modules = modules
         self.slots = slots  # 0: as many as the worker has cores
         self.exec_mode = exec_mode
+        self.setup = setup
         self.functions: dict[str, CodeEntry] = {}
         self.shapes: list[Shape] = []
         self.eager = False  # started on every worker at once, before there is work
@@ -252,6 +274,8 @@ class LibraryEntry:
         # ManagerState.fleet when every worker that takes work had an instance.
         self.fleet = -1
         self.removed = False
+        # The user was told that its slots are not forked.
+        self.told_unsafe = False
 
     def offer(self, instance: Instance) -> None:
         """An instance may have room: it is looked at when there is something to place."""

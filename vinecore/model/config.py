@@ -32,6 +32,10 @@ class Tunables:
     # Starts of a library process within restart_window seconds before it counts as failed on that worker.
     max_library_retries: float = 3
     library_restart_window: float = 60.0
+    # A slot that has grown by more than its part of this share of the worker's memory is replaced (0: never), where calls leave
+    # nothing for later ones: library "python", for futures and graphs. Lower: slots with large temporary values are forked anew
+    # more often.
+    slot_growth_share: float = 0.5
     # Seconds without a usable worker before one line says so.
     no_worker_notice: float = 5.0
     # hungry(): the least number of waiting tasks to be sated, and the factor on cores.

@@ -25,6 +25,7 @@ from time import perf_counter
 from vinecore.errors import UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.guard import Guard, kill_group
+from vinecore.runtime.library_code import load_functions
 from vinecore.runtime.lifeline import adopt_orphans
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box
@@ -94,13 +95,17 @@ class ForkingSlot(Slot):
         self,
         sock: socket.socket,
         claims: memoryview,
-        store: str,
-        run: str,
-        inline_limit_bytes: int,
-        namespace: dict[int, Callable[..., object]] | None = None,
+        begin: messages.Begin,
+        functions: dict[int, Callable[..., object]],
+        lazy: bool = False,
     ) -> None:
-        super().__init__(sock, claims, store, run, inline_limit_bytes, namespace)
-        self.sandboxes = Path(store).parent / f"sandboxes-{os.getpid()}"
+        super().__init__(sock, claims, begin, functions)
+        # The library's code starts threads when it is loaded: each child loads what its call needs, and this process nothing.
+        self._late = begin if lazy else None
+        self._unlearnt: dict[int, messages.SlotCode] = {}
+        # Children are gone after their call, and this process runs no user code.
+        self.growth_bytes = 0
+        self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
         self.guard = Guard(str(self.sandboxes))
         adopt_orphans()
         self._answers = os.memfd_create("vine-answers", os.MFD_CLOEXEC)
@@ -111,9 +116,26 @@ class ForkingSlot(Slot):
 
     def learn(self, message: messages.SlotCode) -> None:
         """Unpickle code, once for all children."""
+        if self._late is not None:
+            self._unlearnt[message.code_id] = message
+            return
         super().learn(message)
         # Children never scan what is there now: its pages stay shared.
         gc.freeze()
+
+    def forget(self, code_ids: list[int]) -> None:
+        """Drop code that is not used again."""
+        super().forget(code_ids)
+        for code_id in code_ids:
+            self._unlearnt.pop(code_id, None)
+
+    def _load_late(self, call: Call, begin: messages.Begin) -> None:
+        """In a child: everything that its call needs."""
+        self.functions = load_functions(begin)
+        for code_id, message in self._unlearnt.items():
+            # A piece of a graph names others.
+            if call.index >= 0 or code_id == call.code_id:
+                super().learn(message)
 
     def _watch(self) -> None:
         """No helper thread: a process that forks must not have any. Who waits for a child sends what a long call holds up."""
@@ -305,7 +327,7 @@ class ForkingSlot(Slot):
                 os.setpgid(0, 0)
                 self.guard.group[0] = os.getpid()
                 _enter(box, changes)
-            result = super().execute(call)
+            result = self._run(call)
             data = messages.encode(messages.Done([result]))
             flush_streams()
             # The head last: an answer that was cut short does not count.
@@ -317,6 +339,14 @@ class ForkingSlot(Slot):
             code = 0
         finally:
             os._exit(code)
+
+    def _run(self, call: Call) -> Result:
+        if self._late is not None:
+            try:
+                self._load_late(call, self._late)
+            except BaseException as error:
+                return Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
+        return super().execute(call)
 
 
 def _enter(box: Box, changes: list[tuple[str, str | None]]) -> None:

@@ -4,36 +4,44 @@
                                                            |
                                                            fork: slot, slot, ...   (they talk to the worker directly)
 
-It loads the library's own code (functions and context), imports modules before slots are forked, freezes the collector, forks and
-reaps. It never runs a call. It ends, with all its slots, when the worker's end of the socket closes; slots are told by the kernel
-when it dies itself.
+It puts the library's files in place, loads its code (functions and context), imports modules before slots are forked, freezes the
+collector, forks and reaps. It never runs a call. It ends, with all its slots, when the worker's end of the socket closes; slots
+are told by the kernel when it dies itself.
+
+A library with an ``init_command`` passes through here twice: this process becomes the shell that runs the command, which starts
+the interpreter that it has chosen. When what was loaded has started threads, slots are not forked but spawned
+(``spawned_slot.py``).
 """
 
 from __future__ import annotations
 
 import gc
-import importlib
 import mmap
 import os
-import pickle
 import selectors
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from vinecore.runtime import context
 from vinecore.runtime import payload as payloads
+from vinecore.runtime import spawned_slot
 from vinecore.runtime.forking_slot import ForkingSlot
+from vinecore.runtime.library_code import import_quietly, load_functions, why_unsafe
 from vinecore.runtime.lifeline import die_with_parent
 from vinecore.runtime.randomness import reseed
-from vinecore.runtime.slot import Slot
+from vinecore.runtime.sandbox import Box
+from vinecore.runtime.slot import CLAIM_BYTES, Slot
 from vinecore.runtime.streams import flush_streams
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
 
-CLAIM_BYTES = 16
 MAX_DESCRIPTORS = 253  # the kernel's SCM_MAX_FD
+# Last words of a slot; longer ones are cut.
+_WORDS_BYTES = 4096
+# No single quotes: a shell gets it in some.
+_CODE = "from vinecore.runtime.library_host import main; main()"
 
 
 class Host:
@@ -43,12 +51,21 @@ class Host:
         self.sock = sock
         self.writer = FrameWriter()
         self.descriptors: list[int] = []
-        self.slots_by_pid: dict[int, int] = {}
+        # Slot id, and where the slot may leave last words (-1: nowhere).
+        self.slots_by_pid: dict[int, tuple[int, int]] = {}
         self.begin: messages.Begin | None = None
         self.functions: dict[int, Callable[..., object]] = {}
         self.selector = selectors.DefaultSelector()
         self.wake_read = -1
         self.wake_write = -1
+        # The directory with the library's files, when it has any.
+        self.box: Box | None = None
+        self.is_initialised = False
+        # Where user code is searched besides; the processes that follow want it too.
+        self.extra_path = ""
+        self.hoisted: list[str] = []
+        # Why slots cannot be forked from here; empty when they can.
+        self.unsafe = ""
 
     def send(self, message: object) -> None:
         self.sock.sendall(self.writer.write(messages.encode(message)))
@@ -76,72 +93,121 @@ class Host:
                         self.obey(messages.decode_to_library(frame))
         finally:
             self.end_slots()
+            if self.box is not None:
+                os.chdir("/")
+                self.box.remove()
 
     def obey(self, message: object) -> None:
         if isinstance(message, messages.Begin):
-            self.load(message)
+            self.begin_library(message)
         elif isinstance(message, messages.Hoist):
             self.hoist(message.modules)
         elif isinstance(message, messages.ForkSlots):
             for slot_id in message.slot_ids:
                 sock_fd, claim_fd = self.descriptors[:2]
                 del self.descriptors[:2]
-                self.fork(slot_id, sock_fd, claim_fd)
+                self.open_slot(slot_id, sock_fd, claim_fd)
 
-    def load(self, message: messages.Begin) -> None:
-        """Unpickle the library's functions and build its context; failures are reported, with their traceback."""
+    def begin_library(self, message: messages.Begin) -> None:
+        """Put the library's files in place, run its init command, load its code; failures are reported, with their traceback."""
         self.begin = message
-        for name in message.modules:
-            self._import(name)
         try:
-            data: bytes = message.payload
-            if message.payload_path:
-                with open(message.payload_path, "rb") as file:
-                    data = file.read()
-            if data:
-                # (modules that must be there, pickled: code id -> function, context function or None, its args, its kwargs)
-                required, body = pickle.loads(data)
-                for name in required:
-                    importlib.import_module(name)
-                functions, make_context, args, kwargs = pickle.loads(body)
-                self.functions = dict(functions)
-                if make_context is not None:
-                    context.fill(make_context(*args, **kwargs), message.name)
+            if message.mounts and self.box is None:
+                spec = messages.Sandbox(message.mounts, [], [])
+                self.box = Box(Path(message.store).parent / "libraries", str(os.getpid()), spec, Path(message.store))
+                self.box.build({})
+            if self.box is not None:
+                os.chdir(self.box.path)
+            if message.init_command and not self.is_initialised:
+                self._initialise(message)
+            if not message.program:
+                self.functions = load_functions(message)
         except BaseException as error:
             self.send(messages.Began(payloads.encode_error(error), f"{type(error).__name__}: {error}"))
             return
-        self.send(messages.Began(b""))
+        self.unsafe = why_unsafe()
+        self.send(messages.Began(b"", "", self.unsafe))
+
+    def _initialise(self, message: messages.Begin) -> None:
+        """Become a shell that runs the init command and, at its end, the interpreter that this command has chosen.
+
+        Without a choice that is the worker's own: its directory comes first in PATH. What the command says goes into a file,
+        which the worker reads when nothing comes of it.
+        """
+        begin_fd = os.memfd_create("vine-begin", 0)
+        os.write(begin_fd, messages.encode(message))
+        stderr_fd = os.dup(2)
+        for fd in (stderr_fd, self.sock.fileno()):
+            os.set_inheritable(fd, True)
+        log = os.open(init_log(os.environ["TMPDIR"], os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        flush_streams()
+        os.dup2(log, 2)
+        directory, name = os.path.split(sys.executable)
+        python = "python3" if os.path.exists(os.path.join(directory, "python3")) else name
+        environment = {
+            **os.environ,
+            "VINE_EXTRA_PATH": self.extra_path,
+            "PATH": f"{directory}:{os.environ.get('PATH', os.defpath)}",
+        }
+        descriptors = f"{self.sock.fileno()} {os.getpid()} {begin_fd} {stderr_fd}"
+        os.execve("/bin/sh", ["/bin/sh", "-c", f"{message.init_command} {python} -c '{_CODE}' {descriptors}"], environment)
+
+    def take_over(self, begin_fd: int, stderr_fd: int, first_pid: int) -> None:
+        """After the init command: go on where ``_initialise`` ended."""
+        self.is_initialised = True
+        flush_streams()
+        os.dup2(stderr_fd, 2)
+        os.close(stderr_fd)
+        log = Path(init_log(os.environ["TMPDIR"], first_pid))
+        os.write(2, log.read_bytes())
+        log.unlink()
+        os.lseek(begin_fd, 0, os.SEEK_SET)
+        with open(begin_fd, "rb") as file:
+            begin = messages.decode_to_library(file.read())
+        assert isinstance(begin, messages.Begin)
+        if begin.mounts:
+            spec = messages.Sandbox(begin.mounts, [], [])
+            self.box = Box(Path(begin.store).parent / "libraries", str(first_pid), spec, Path(begin.store))
+        self.begin_library(begin)
 
     def hoist(self, names: list[str]) -> None:
         """Import modules; what fails here is left to fail in the call, where the user sees it."""
-        done = [name for name in names if self._import(name)]
-        self.send(messages.Hoisted(done, _thread_count()))
+        self.hoisted += names
+        # Slots that are not forked from here import what they need themselves.
+        done = names if self.unsafe else import_quietly(names)
+        self.unsafe = self.unsafe or why_unsafe()
+        self.send(messages.Hoisted(done, len(os.listdir("/proc/self/task")), self.unsafe))
 
-    def _import(self, name: str) -> bool:
-        try:
-            importlib.import_module(name)
-        except BaseException:
-            return False
-        return True
-
-    def fork(self, slot_id: int, sock_fd: int, claim_fd: int) -> None:
-        """Fork one slot, which gets both descriptors; this process closes its copies."""
+    def open_slot(self, slot_id: int, sock_fd: int, claim_fd: int) -> None:
+        """Make one slot, which gets both descriptors; this process closes its copies."""
         assert self.begin is not None
+        words_fd = -1
+        if self.unsafe or self.begin.program:
+            words_fd = os.memfd_create("vine-last-words", os.MFD_CLOEXEC)
+        if self.unsafe:
+            # In fork mode nothing is imported before a call's own process does it.
+            modules = [] if self.begin.exec_mode == "fork" else self.hoisted
+            pid = spawned_slot.spawn(messages.begin_with(self.begin, modules), sock_fd, claim_fd, words_fd)
+        else:
+            pid = self.fork(sock_fd, claim_fd, words_fd)
+        os.close(sock_fd)
+        os.close(claim_fd)
+        self.slots_by_pid[pid] = slot_id, words_fd
+        self.send(messages.Forked(slot_id, pid))
+
+    def fork(self, sock_fd: int, claim_fd: int, words_fd: int) -> int:
+        """Fork one slot."""
         # Frozen objects are never scanned in the slots, so their pages stay shared. Not collected first: that would cost more
-        # time
-        # after a heavy import than the little garbage of imports is worth.
+        # time after a heavy import than the little garbage of imports is worth.
         gc.freeze()
         parent = os.getpid()
         flush_streams()
         pid = os.fork()
         if pid == 0:
-            self._become_slot(parent, sock_fd, claim_fd)
-        os.close(sock_fd)
-        os.close(claim_fd)
-        self.slots_by_pid[pid] = slot_id
-        self.send(messages.Forked(slot_id, pid))
+            self._become_slot(parent, sock_fd, claim_fd, words_fd)
+        return pid
 
-    def _become_slot(self, parent: int, sock_fd: int, claim_fd: int) -> None:
+    def _become_slot(self, parent: int, sock_fd: int, claim_fd: int, words_fd: int) -> None:
         """In the child: drop what belongs to the parent, run calls, end without the parent's clean-up."""
         code = 1
         try:
@@ -162,13 +228,15 @@ class Host:
             claims = memoryview(mmap.mmap(claim_fd, CLAIM_BYTES)).cast("Q")
             os.close(claim_fd)
             sock = socket.socket(fileno=sock_fd)
-            kind = ForkingSlot if begin.exec_mode == "fork" else Slot
-            kind(sock, claims, begin.store, begin.run, begin.inline_limit_bytes, self.functions).serve()
+            _kind_for(begin)(sock, claims, begin, self.functions).serve()
             code = 0
         except (BrokenPipeError, ConnectionResetError):
             code = 0
         except BaseException as error:
-            sys.excepthook(type(error), error, error.__traceback__)
+            if words_fd >= 0:
+                os.write(words_fd, str(error).encode()[:_WORDS_BYTES])
+            else:
+                sys.excepthook(type(error), error, error.__traceback__)
         finally:
             try:
                 flush_streams()
@@ -180,8 +248,13 @@ class Host:
         for pid in list(self.slots_by_pid):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
-                slot_id = self.slots_by_pid.pop(pid)
-                self.send(messages.SlotExited(slot_id, pid, os.waitstatus_to_exitcode(status)))
+                slot_id, words_fd = self.slots_by_pid.pop(pid)
+                words = b""
+                if words_fd >= 0:
+                    words = os.pread(words_fd, _WORDS_BYTES, 0)
+                    os.close(words_fd)
+                code = os.waitstatus_to_exitcode(status)
+                self.send(messages.SlotExited(slot_id, pid, code, words.decode(errors="replace")))
 
     def end_slots(self) -> None:
         """Kill every slot with what it started, and wait for it."""
@@ -199,24 +272,38 @@ def _quietly(function: Callable[..., object], *args: object) -> None:
         pass
 
 
-def _thread_count() -> int:
-    return len(os.listdir("/proc/self/task"))
+def _kind_for(begin: messages.Begin) -> type[Slot]:
+    if begin.program:
+        from vinecore.runtime.program_slot import ProgramSlot
+
+        return ProgramSlot
+    return ForkingSlot if begin.exec_mode == "fork" else Slot
+
+
+def init_log(directory: str, pid: int) -> str:
+    """Where the init command of the parent with this process id writes what it has to say."""
+    return f"{directory}/init-{pid}.log"
 
 
 def main() -> None:
-    """Entry: ``python -m vinecore.runtime.library_host FD PARENT_PID``."""
-    fd, parent_pid = int(sys.argv[1]), int(sys.argv[2])
-    die_with_parent(parent_pid)
+    """Entry: ``python -m vinecore.runtime.library_host FD PARENT_PID``; after an init command also where to go on."""
+    fd, parent_pid, *rest = map(int, sys.argv[1:])
+    # There may be a shell between this process and the one that it was before.
+    die_with_parent(os.getppid() if rest else parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Imports make much that lives for ever: scanning it again and again is a tenth of their time. Slots enable it again.
     gc.disable()
     sys.argv = ["vine_library"]
-    for path in filter(None, os.environ.pop("VINE_EXTRA_PATH", "").split(os.pathsep)):
-        if path not in sys.path:
-            sys.path.append(path)
+    extra_path = os.environ.get("VINE_EXTRA_PATH", "")
+    spawned_slot.extend_path()
     sock = socket.socket(fileno=fd)
     try:
-        Host(sock).serve()
+        host = Host(sock)
+        host.extra_path = extra_path
+        if rest:
+            begin_fd, stderr_fd = rest
+            host.take_over(begin_fd, stderr_fd, parent_pid)
+        host.serve()
     except (BrokenPipeError, ConnectionResetError):
         pass
     os._exit(0)

@@ -24,6 +24,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
 from vinecore.errors import UnpicklableError
 from vinecore.runtime import payload as payloads
@@ -40,6 +41,11 @@ STUCK_FLUSH_S = 0.005
 RECENT_BYTES = 128 * 1024 * 1024
 RECENT_COUNT = 64
 RECEIVE_BYTES = 256 * 1024
+# A slot's claims: two numbers of eight bytes.
+CLAIM_BYTES = 16
+# A slot looks at its memory this often; higher: it grows further before it is replaced.
+MEMORY_LOOK_S = 0.25
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Recent:
@@ -68,6 +74,13 @@ class Recent:
         while self._bytes > RECENT_BYTES or len(self._objects) > RECENT_COUNT:
             _, (_, dropped) = self._objects.popitem(last=False)
             self._bytes -= dropped
+
+
+def own_memory_bytes() -> int:
+    """Memory of this process that no file backs; pages still shared with the parent are in it, before and after."""
+    with open("/proc/self/statm", "rb") as file:
+        _, resident, shared, *_ = file.read().split()
+    return (int(resident) - int(shared)) * _PAGE_BYTES
 
 
 class _Broken:
@@ -100,18 +113,16 @@ class Slot:
         self,
         sock: socket.socket,
         claims: memoryview,
-        store: str,
-        run: str,
-        inline_limit_bytes: int,
-        namespace: dict[int, Callable[..., object]] | None = None,
+        begin: messages.Begin,
+        functions: dict[int, Callable[..., object]],
     ) -> None:
         self.sock = sock
         self.pid = os.getpid()
         self.claims = claims
-        self.store = store
-        self.run_name = run
-        self.inline_limit_bytes = inline_limit_bytes
-        self.functions: dict[int, Callable[..., object]] = dict(namespace or {})
+        self.store = begin.store
+        self.run_name = begin.run
+        self.inline_limit_bytes = begin.inline_limit_bytes
+        self.functions = dict(functions)
         self.pieces: dict[int, list[tuple[object, ...]] | BaseException] = {}
         self.recent = Recent()
         # Values of the running group and inline inputs of the running batch, by task id.
@@ -127,6 +138,10 @@ class Slot:
         self.writer = FrameWriter()
         self.flusher: threading.Thread | None = None
         self.batch_running = threading.Event()
+        # Growth after which it asks to be replaced, once; 0: never.
+        self.growth_bytes = begin.growth_mb << 20
+        self.memory_looked_at = perf_counter()
+        self.memory_before = own_memory_bytes() if self.growth_bytes else 0
 
     # ------------------------------------------------------------ loop
 
@@ -148,9 +163,7 @@ class Slot:
                 elif isinstance(message, messages.SlotCode):
                     self.learn(message)
                 elif isinstance(message, messages.SlotForget):
-                    for code_id in message.code_ids:
-                        self.functions.pop(code_id, None)
-                        self.pieces.pop(code_id, None)
+                    self.forget(message.code_ids)
 
     def learn(self, message: messages.SlotCode) -> None:
         """Unpickle code; a failure is kept and raised by every call of it, where the user can see it."""
@@ -168,6 +181,12 @@ class Slot:
                 self.pieces[message.code_id] = error
             else:
                 self.functions[message.code_id] = _Broken(error)
+
+    def forget(self, code_ids: list[int]) -> None:
+        """Drop code that is not used again."""
+        for code_id in code_ids:
+            self.functions.pop(code_id, None)
+            self.pieces.pop(code_id, None)
 
     def run_batch(self, batch: messages.Batch) -> None:
         """Run all groups in order, unless revoked; send every result before returning."""
@@ -195,6 +214,20 @@ class Slot:
         self.stored.clear()
         self.batch_running.clear()
         self.flush()
+        if self.growth_bytes and self.last_flush - self.memory_looked_at > MEMORY_LOOK_S:
+            self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
+        """Ask to be replaced when too much memory does not come back; what is only kept for later is let go before."""
+        self.memory_looked_at = self.last_flush
+        if own_memory_bytes() - self.memory_before <= self.growth_bytes:
+            return
+        self.recent = Recent()
+        grown = own_memory_bytes() - self.memory_before
+        if grown > self.growth_bytes:
+            self.growth_bytes = 0
+            with self.out_lock:
+                self.sock.sendall(self.writer.write(messages.encode(messages.Tired(grown >> 20))))
 
     # ------------------------------------------------------------ one call
 
@@ -263,17 +296,20 @@ class Slot:
             inputs = [self.vertex_input(ref) for ref in call.inputs] if call.inputs else ()
             return vertices.run_packed(piece[call.index], self.functions, inputs)
         function = self.functions[call.code_id]
+        args, kwargs = self.arguments(call)
+        return function(*args, **kwargs)
+
+    def arguments(self, call: Call) -> tuple[Any, Any]:
+        """Positional and keyword arguments of a plain call."""
         refs = call.inputs
         if not refs:
-            args, kwargs = payloads.decode_arguments(call.payload, ())
-            return function(*args, **kwargs)
+            return payloads.decode_arguments(call.payload, ())
         if call.payload_file:
             data: bytes | mmap.mmap = self._map(refs[0])
             refs = refs[1:]
         else:
             data = call.payload
-        args, kwargs = payloads.decode_arguments(data, [self.call_input(ref) for ref in refs])
-        return function(*args, **kwargs)
+        return payloads.decode_arguments(data, [self.call_input(ref) for ref in refs])
 
     def vertex_input(self, ref: int | str) -> object:
         """An input of a graph's vertex: shared between vertices of this slot."""

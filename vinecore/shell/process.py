@@ -22,6 +22,8 @@ CLAIM_BYTES = 16
 END_GRACE_S = 2.0
 # A slot whose socket closed is reaped by its parent within this time, or nobody knows how it ended.
 EXIT_WAIT_S = 0.25
+# The end of what a failed init command said goes into the error.
+INIT_TEXT_BYTES = 2000
 _HOST_CODE = "from vinecore.runtime.library_host import main; main()"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -46,6 +48,8 @@ class HostProcess:
         theirs.close()
         self.sock = ours
         self.link: LocalLink | None = None
+        # What the library's init command says, until the command has ended well (the parent writes and removes it).
+        self._init_log = Path(temporary) / f"init-{self.process.pid}.log"
 
     def end_text(self) -> str:
         """How it ended, for people; call it when its socket has closed."""
@@ -54,7 +58,16 @@ class HostProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        return f"its process {_end_text(code)}"
+        return f"its process {_end_text(code)}{self._init_text()}"
+
+    def _init_text(self) -> str:
+        try:
+            said = self._init_log.read_bytes()
+            self._init_log.unlink()
+        except OSError:
+            return ""
+        os.write(2, said)
+        return f" in its init_command: {said[-INIT_TEXT_BYTES:].decode(errors='replace').strip() or 'it said nothing'}"
 
     def ask_end(self) -> None:
         """Close the socket: the parent then kills its slots and exits."""
@@ -115,24 +128,26 @@ class SlotEnds:
 
     def __init__(self, report: Callable[[int, int, str], None]) -> None:
         self._report = report
-        self._codes: dict[int, int] = {}
+        # How those ended whose sockets have not been seen to close.
+        self._codes: dict[int, str] = {}
         self._closed: dict[int, tuple[int, asyncio.TimerHandle]] = {}
 
     def closed(self, loop: asyncio.AbstractEventLoop, slot_id: int, started: int) -> None:
         """Its socket closed; its parent is waited for, for a short time."""
         if slot_id in self._codes:
-            self._report(slot_id, started, _end_text(self._codes.pop(slot_id)))
+            self._report(slot_id, started, self._codes.pop(slot_id))
         else:
             self._closed[slot_id] = started, loop.call_later(EXIT_WAIT_S, self._untold, slot_id)
 
-    def exited(self, slot_id: int, code: int, still_open: bool) -> None:
-        """Its parent reaped it. ``still_open``: its socket has not been seen to close yet."""
+    def exited(self, slot_id: int, code: int, words: str, still_open: bool) -> None:
+        """Its parent reaped it. ``words``: its last; ``still_open``: its socket has not been seen to close yet."""
+        how = f"{_end_text(code)}: {words}" if words else _end_text(code)
         if slot_id in self._closed:
             started, timer = self._closed.pop(slot_id)
             timer.cancel()
-            self._report(slot_id, started, _end_text(code))
+            self._report(slot_id, started, how)
         elif still_open:
-            self._codes[slot_id] = code
+            self._codes[slot_id] = how
 
     def _untold(self, slot_id: int) -> None:
         started, _ = self._closed.pop(slot_id)

@@ -75,7 +75,7 @@ class ProcessTree:
                 if isinstance(message, messages.Forked):
                     self._forked(message)
                 elif isinstance(message, messages.SlotExited):
-                    self.slot_ends.exited(message.slot_id, message.status, message.slot_id in self.slots)
+                    self.slot_ends.exited(message.slot_id, message.status, message.text, message.slot_id in self.slots)
                 self.report(events.HostSaid(time.monotonic(), library_id, message))
 
         host.link = LocalLink(self.loop, host.sock, said, lambda: self._host_gone(library_id, host))
@@ -92,6 +92,10 @@ class ProcessTree:
             welcome.inline_limit_bytes,
             path,
             begin.exec_mode,
+            begin.mounts,
+            begin.init_command,
+            begin.program,
+            begin.growth_mb,
         )
         host.link.send(messages.encode(message))
 

@@ -390,9 +390,12 @@ class WorkerLoop:
     def _slot_answered(self, slot_id: int, payloads: list[bytes]) -> None:
         now = time.monotonic()
         for payload in payloads:
-            done = messages.decode_from_slot(payload)
-            assert isinstance(done, messages.Done)
-            self._handle(events.SlotAnswered(now, slot_id, done.results))
+            message = messages.decode_from_slot(payload)
+            if isinstance(message, messages.Tired):
+                self._handle(events.SlotTired(now, slot_id, message.grown_mb))
+            else:
+                assert isinstance(message, messages.Done)
+                self._handle(events.SlotAnswered(now, slot_id, message.results))
         self.last_work = now
 
     # ------------------------------------------------------------ orders out

@@ -168,7 +168,12 @@ class Welcome(Struct, array_like=True, tag="welcome", frozen=True):
 
 
 class StartLibrary(Struct, array_like=True, tag="startlib", frozen=True):
-    """Start one instance of a library; answered by LibraryReady or LibraryGone. A duplicate is refused."""
+    """Start one instance of a library; answered by LibraryReady or LibraryGone. A duplicate is refused.
+
+    ``mounts``: objects of the store in the directory of the instance. ``init_command``: a shell runs it before the interpreter.
+    ``program``: how a shell starts a program of the user's that answers the calls, instead of functions. A slot is replaced
+    after ``max_calls`` calls, or when it has grown by ``growth_mb`` (0: never).
+    """
 
     library_id: int
     name: str
@@ -179,6 +184,11 @@ class StartLibrary(Struct, array_like=True, tag="startlib", frozen=True):
     max_restarts: int
     restart_window_s: float
     payload_name: str = ""
+    mounts: list[Mount] = []
+    init_command: str = ""
+    program: str = ""
+    max_calls: int = 0
+    growth_mb: int = 0
 
 
 class StopLibrary(Struct, array_like=True, tag="stoplib", frozen=True):
@@ -395,7 +405,10 @@ class Missing(Struct, array_like=True, tag="missing", frozen=True):
 
 
 class Begin(Struct, array_like=True, tag="begin", frozen=True):
-    """Worker to a fresh library process: what it is. Sent once. ``store`` is the directory of objects."""
+    """Worker to a fresh library process: what it is. Sent once. ``store`` is the directory of objects.
+
+    The last fields are those of StartLibrary.
+    """
 
     library_id: int
     name: str
@@ -406,6 +419,15 @@ class Begin(Struct, array_like=True, tag="begin", frozen=True):
     inline_limit_bytes: int
     payload_path: str = ""
     exec_mode: str = "direct"
+    mounts: list[Mount] = []
+    init_command: str = ""
+    program: str = ""
+    growth_mb: int = 0
+
+
+def begin_with(begin: Begin, modules: list[str]) -> Begin:
+    """A copy that imports these modules too."""
+    return msgspec.structs.replace(begin, modules=list(dict.fromkeys([*begin.modules, *modules])))
 
 
 class Hoist(Struct, array_like=True, tag="hoist", frozen=True):
@@ -421,17 +443,22 @@ class ForkSlots(Struct, array_like=True, tag="fork", frozen=True):
 
 
 class Began(Struct, array_like=True, tag="began", frozen=True):
-    """The library's own code is loaded (context included); ``error``: an encoded error, empty when well."""
+    """The library's own code is loaded (context included); ``error``: an encoded error, empty when well.
+
+    ``unsafe``: why slots cannot be forked from this process (it has threads), empty when they can.
+    """
 
     error: bytes
     text: str = ""
+    unsafe: str = ""
 
 
 class Hoisted(Struct, array_like=True, tag="hoisted", frozen=True):
-    """Answer to Hoist: modules that are imported now, and how many threads the process has."""
+    """Answer to Hoist: modules that are imported now, how many threads the process has, and ``unsafe`` as in Began."""
 
     modules: list[str]
     threads: int
+    unsafe: str = ""
 
 
 class Forked(Struct, array_like=True, tag="forked", frozen=True):
@@ -442,11 +469,12 @@ class Forked(Struct, array_like=True, tag="forked", frozen=True):
 
 
 class SlotExited(Struct, array_like=True, tag="exited", frozen=True):
-    """A slot process ended; ``status`` is the exit code, negative for a signal."""
+    """A slot process ended; ``status`` is the exit code, negative for a signal; ``text``: what it said about it."""
 
     slot_id: int
     pid: int
     status: int
+    text: str = ""
 
 
 # ---------------------------------------------------------------- worker <-> slot
@@ -475,6 +503,12 @@ class SlotForget(Struct, array_like=True, tag="sforget", frozen=True):
     code_ids: list[int]
 
 
+class Tired(Struct, array_like=True, tag="tired", frozen=True):
+    """Slot to worker, between two batches: its memory has grown past the limit. It is replaced; a duplicate is harmless."""
+
+    grown_mb: int
+
+
 FromManager = (
     Welcome | StartLibrary | StopLibrary | Code | ForgetCode | Run | Cancel | HandBack | Fetch | Upload | Unlink | Ping | Release
 )
@@ -483,7 +517,7 @@ OnDataLink = Get | Put | Object | Missing
 ToLibrary = Begin | Hoist | ForkSlots
 FromLibrary = Began | Hoisted | Forked | SlotExited
 ToSlot = SlotCode | Batch | SlotForget
-FromSlot = Done
+FromSlot = Done | Tired
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

@@ -52,6 +52,14 @@ class SlotGone(Record):
     how: str = ""
 
 
+class SlotTired(Record):
+    """A slot wants to be replaced: its memory has grown by ``grown_mb``."""
+
+    now: float
+    slot_id: int
+    grown_mb: int
+
+
 class ClaimRead(Record):
     """Answer to ReadClaim: the sequence number of the call that the slot has started."""
 
@@ -98,6 +106,7 @@ Event = (
     | HostGone
     | SlotAnswered
     | SlotGone
+    | SlotTired
     | ClaimRead
     | ObjectArrived
     | ObjectFailed

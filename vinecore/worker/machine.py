@@ -90,7 +90,9 @@ class WorkerMachine:
         elif isinstance(event, events.HostGone):
             on_libraries.host_gone(state, event.library_id, event.text)
         elif isinstance(event, events.SlotGone):
-            on_calls.slot_gone(state, event.slot_id, event.started, event.how)
+            on_libraries.slot_gone(state, event.slot_id, event.started, event.how)
+        elif isinstance(event, events.SlotTired):
+            on_calls.slot_tired(state, event.slot_id)
         elif isinstance(event, events.ClaimRead):
             on_calls.claim_read(state, event.slot_id, event.started)
         elif isinstance(event, events.ObjectArrived):

@@ -133,6 +133,9 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
         return
     mean = library.mean_us
     slots = [s for s in library.slots.values() if s.pid and not s.draining and s.revoked_from == NOT_REVOKED]
+    if library.retiring:
+        # Those that retire still work: the ones in their place would be too many.
+        slots = slots[: max(0, library.spec.slots - library.retiring)]
     if not slots:
         return
     count = 1 if mean == 0.0 or mean > LONG_CALL_US else max(1, min(BATCH_COUNT, int(BATCH_US / mean)))
@@ -147,6 +150,8 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
             if not library.queue:
                 return
             held = len(slot.outstanding)
+            if slot.draining:
+                continue
             if held >= (enough if mean > LONG_CALL_US else 2 * enough):
                 continue
             share = max(1, -(-library.queued_calls // len(slots)))
@@ -157,7 +162,13 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
 
 
 def _send_batch(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, count: int) -> None:
-    """Move groups of about ``count`` calls to a slot, with the code and the inline inputs that it lacks."""
+    """Move groups of about ``count`` calls to a slot, with the code and the inline inputs that it lacks.
+
+    A group is one unit: a slot with a limit on its calls may exceed it by what is left of its last group.
+    """
+    most = library.spec.max_calls
+    if most:
+        count = min(count, most - slot.sent)
     batch = messages.Batch(slot.sent, [], [])
     values: dict[int, bytes] = {}
     taken = 0
@@ -182,6 +193,8 @@ def _send_batch(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, co
     if values:
         batch.values = list(values.items())
     state.orders.append(orders.ToSlot(slot.slot_id, batch))
+    if most and slot.sent >= most:
+        retire(state, library, slot)
 
 
 def _collect_values(group: Group, into: dict[int, bytes]) -> int:
@@ -264,6 +277,7 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> 
         return
     library = state.libraries[slot.library_id]
     del library.slots[slot_id]
+    library.retiring -= slot.retiring
     again: list[Group] = []
     ours = slot.is_killed or started in slot.cancelled
     # What it wrote and could not report any more has no owner.
@@ -308,10 +322,30 @@ def _unlink_results(state: WorkerState, calls: list[tuple[int, int]]) -> None:
 
 
 def close_slot(state: WorkerState, slot: WorkerSlot) -> None:
-    """Let an idle slot of an old generation end."""
+    """Let an idle slot end that takes no more work."""
+    library = state.libraries[slot.library_id]
     del state.slots[slot.slot_id]
-    del state.libraries[slot.library_id].slots[slot.slot_id]
+    del library.slots[slot.slot_id]
+    library.retiring -= slot.retiring
     state.orders.append(orders.CloseSlot(slot.slot_id))
+
+
+def slot_tired(state: WorkerState, slot_id: int) -> None:
+    """A slot's memory has grown too much: it is replaced."""
+    slot = state.slots.get(slot_id)
+    if slot is not None and not slot.draining:
+        library = state.libraries[slot.library_id]
+        retire(state, library, slot)
+        feed(state, library)
+
+
+def retire(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot) -> None:
+    """Give a slot no more calls and open another in its place, which works when this one has ended."""
+    slot.draining = slot.retiring = True
+    library.retiring += 1
+    if not slot.outstanding:
+        close_slot(state, slot)
+    open_slots(state, library, 1)
 
 
 def open_slots(state: WorkerState, library: WorkerLibrary, count: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vinecore.wire import messages
 from vinecore.worker import on_calls, orders
-from vinecore.worker.state import CodeHere, WorkerLibrary, WorkerState
+from vinecore.worker.state import NOT_REVOKED, CodeHere, WorkerLibrary, WorkerState
 
 
 def start_library(state: WorkerState, message: messages.StartLibrary) -> None:
@@ -17,14 +17,16 @@ def start_library(state: WorkerState, message: messages.StartLibrary) -> None:
         return
     library = state.libraries[message.library_id] = WorkerLibrary(message)
     library.restarts.append(state.now)
-    if message.payload_name in state.fetching:
-        state.late_starts.setdefault(message.payload_name, []).append(message.library_id)
-    else:
+    needed = {message.payload_name, *(mount.source for mount in message.mounts if isinstance(mount.source, str))}
+    library.missing = {name for name in needed if name in state.fetching}
+    for name in library.missing:
+        state.late_starts.setdefault(name, []).append(message.library_id)
+    if not library.missing:
         state.orders.append(orders.StartHost(message.library_id, message))
 
 
 def may_fetch_again(state: WorkerState, name: str) -> bool:
-    """Whether an object that could not be fetched is the payload of libraries that may be started once more."""
+    """Whether libraries wait for an object that could not be fetched, and may be started once more."""
     waiting = [state.libraries[i] for i in state.late_starts.get(name, ()) if i in state.libraries]
     again = [library for library in waiting if len(library.restarts) < library.spec.max_restarts]
     for library in again:
@@ -33,16 +35,20 @@ def may_fetch_again(state: WorkerState, name: str) -> bool:
 
 
 def payload_settled(state: WorkerState, name: str, error: str) -> None:
-    """The object with a library's payload came, or will not."""
+    """An object that libraries need for their start came, or will not."""
     for library_id in state.late_starts.pop(name, ()):
         library = state.libraries.get(library_id)
         if library is None:
             continue
         if error:
             _forget(state, library)
-            why = f"the payload of library {library.spec.name!r} could not be fetched: {error}"
+            paths = [mount.path for mount in library.spec.mounts if mount.source == name]
+            what = f"the input {paths[0]!r}" if paths else "the payload"
+            why = f"{what} of library {library.spec.name!r} could not be fetched: {error}"
             state.orders.append(orders.ToManager(messages.LibraryGone(library_id, why)))
-        else:
+            continue
+        library.missing.discard(name)
+        if not library.missing:
             state.orders.append(orders.StartHost(library_id, library.spec))
 
 
@@ -115,11 +121,15 @@ def host_said(state: WorkerState, library_id: int, message: object) -> None:
             state.orders.append(orders.ToManager(messages.LibraryGone(library_id, message.text, message.error)))
             return
         library.began = True
+        library.unsafe = message.unsafe
         if library.wanted_modules:
             _hoist(state, library)
         else:
             on_calls.open_slots(state, library, library.spec.slots)
     elif isinstance(message, messages.Hoisted):
+        if message.unsafe and not library.unsafe:
+            library.ready_told = False  # to be told again, with the reason
+        library.unsafe = message.unsafe
         _hoisted(state, library)
     elif isinstance(message, messages.Forked):
         slot = state.slots.get(message.slot_id)
@@ -148,7 +158,27 @@ def _hoisted(state: WorkerState, library: WorkerLibrary) -> None:
 def _tell_ready(state: WorkerState, library: WorkerLibrary) -> None:
     if not library.ready_told:
         library.ready_told = True
-        state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, library.spec.slots)))
+        state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, library.spec.slots, library.unsafe)))
+
+
+def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
+    """A slot died. One that was started by itself must not die before its first call again and again."""
+    slot = state.slots.get(slot_id)
+    library = None if slot is None else state.libraries[slot.library_id]
+    on_calls.slot_gone(state, slot_id, started, how)
+    if library is None or started != NOT_REVOKED or not (library.unsafe or library.spec.program):
+        return
+    spec, ends = library.spec, library.early_ends
+    while ends and ends[0] < state.now - spec.restart_window_s:
+        ends.popleft()
+    ends.append(state.now)
+    if len(ends) >= spec.max_restarts:
+        why = f"slots of library {spec.name!r} ended {len(ends)} times in {spec.restart_window_s:g} s before their first call"
+        for call in on_calls.outstanding_calls(library):
+            state.results.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
+        _forget(state, library)
+        state.orders.append(orders.StopHost(library.library_id))
+        state.orders.append(orders.ToManager(messages.LibraryGone(library.library_id, f"{why}: its process {how or 'died'}")))
 
 
 def host_gone(state: WorkerState, library_id: int, text: str) -> None:

@@ -44,6 +44,7 @@ class WorkerSlot:
         "outstanding",
         "pid",
         "progress_at",
+        "retiring",
         "revoke_checked_at",
         "revoked_at",
         "revoked_from",
@@ -71,6 +72,8 @@ class WorkerSlot:
         self.progress_at = 0.0
         # A slot of an old generation takes no new work and ends when it is empty.
         self.draining = False
+        # Draining because of its age or size; the one in its place works when this one has ended.
+        self.retiring = False
         # Sequence numbers of outstanding calls that were cancelled: their answers are not passed on.
         self.cancelled: set[int] = set()
         # Killed by us for a call that was cancelled: nobody else is to blame for its death.
@@ -95,6 +98,7 @@ class WorkerLibrary:
     __slots__ = (
         "began",
         "codes",
+        "early_ends",
         "forking",
         "generation",
         "has_code_objects",
@@ -102,14 +106,17 @@ class WorkerLibrary:
         "hoisting",
         "library_id",
         "mean_us",
+        "missing",
         "owed",
         "queue",
         "queued_calls",
         "ready_told",
         "restarts",
+        "retiring",
         "slots",
         "spec",
         "stopping",
+        "unsafe",
         "wanted_modules",
     )
 
@@ -138,6 +145,14 @@ class WorkerLibrary:
         self.owed = 0
         # Times of the latest starts of the parent.
         self.restarts: deque[float] = deque()
+        # Objects that it needs for its start and that are on their way.
+        self.missing: set[str] = set()
+        # Why slots are not forked from the parent; empty when they are.
+        self.unsafe = ""
+        # Times at which slots that were not forked ended before their first call.
+        self.early_ends: deque[float] = deque()
+        # Number of slots that are retiring.
+        self.retiring = 0
 
     def __repr__(self) -> str:
         return f"<WorkerLibrary {self.spec.name} {len(self.slots)} slots, {self.queued_calls} calls queued>"
@@ -158,7 +173,7 @@ class WorkerState:
     fetching: dict[str, list[tuple[WorkerLibrary, Group]]] = field(default_factory=dict)
     # Objects on their way that the manager has dropped meanwhile: they go when they come.
     unwanted: set[str] = field(default_factory=set)
-    # Libraries whose payload is on its way, by its name.
+    # Libraries that wait for an object before they start, by its name.
     late_starts: dict[str, list[int]] = field(default_factory=dict)
     orders: list[object] = field(default_factory=list)
     # Results gathered in this turn, sent as one Done.
@@ -184,6 +199,8 @@ class WorkerState:
                 raise InvariantError(f"{slot} belongs to no library")
         for library in self.libraries.values():
             queued = sum(len(group.calls) for group in library.queue)
+            if library.retiring != sum(slot.retiring for slot in library.slots.values()):
+                raise InvariantError(f"{library}: {library.retiring} slots are not the number that retire")
             if queued != library.queued_calls:
                 raise InvariantError(f"{library}: {queued} calls are queued, {library.queued_calls} counted")
         for name in self.fetching:

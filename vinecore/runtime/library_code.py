@@ -1,0 +1,96 @@
+"""What a library's processes load before their first call, and whether they may be forked afterwards.
+
+A process with threads must not fork: what a thread holds locked stays locked in the child, for ever. Threads that a context or an
+imported module starts are therefore counted after loading; the pools that are known to survive a fork are not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from vinecore.runtime import context
+from vinecore.wire.messages import Begin
+
+# jemalloc starts one with pyarrow; it handles forks by itself.
+_SAFE_NAMES = frozenset({"jemalloc_bg_thd"})
+# Names in the text that says why; more say nothing more.
+_NAMES_SHOWN = 5
+
+
+def import_quietly(names: Iterable[str]) -> list[str]:
+    """Import modules and return those that are there now; what fails here is left to fail in the call, where the user sees it."""
+    done = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except BaseException:
+            continue
+        done.append(name)
+    return done
+
+
+def load_functions(begin: Begin) -> dict[int, Callable[..., object]]:
+    """Unpickle a library's functions by code id, and fill its context. Whatever user code raises comes out."""
+    import_quietly(begin.modules)
+    data: bytes = begin.payload
+    if begin.payload_path:
+        with open(begin.payload_path, "rb") as file:
+            data = file.read()
+    if not data:
+        return {}
+    # (modules that must be there, pickled: code id -> function, context function or None, its args, its kwargs)
+    required, body = pickle.loads(data)
+    for name in required:
+        importlib.import_module(name)
+    functions, make_context, args, kwargs = pickle.loads(body)
+    if make_context is not None:
+        context.fill(make_context(*args, **kwargs), begin.name)
+    return dict(functions)
+
+
+def threads_beside() -> list[str]:
+    """Names of the threads that forbid a fork: all but the main one and pools known to survive it (arrow, OpenBLAS)."""
+    main = os.getpid()
+    python = {t.native_id: t.name for t in threading.enumerate() if t is not threading.main_thread()}
+    names = []
+    for entry in os.listdir("/proc/self/task"):
+        thread_id = int(entry)
+        if thread_id == main:
+            continue
+        if thread_id in python:
+            names.append(python[thread_id])
+            continue
+        name = _name_of(thread_id)
+        # Threads of those pools carry the name of the process.
+        if name and name not in _SAFE_NAMES and not (name == _name_of(main) and _has_known_pools()):
+            names.append(name)
+    return sorted(names)
+
+
+def why_unsafe() -> str:
+    """Why this process must not fork; empty when it may."""
+    names = threads_beside()
+    if not names:
+        return ""
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (" ..." if len(names) > _NAMES_SHOWN else "")
+    return f"its context or a module that it imports started {len(names)} thread{'s' if len(names) > 1 else ''} ({shown})"
+
+
+def _name_of(thread_id: int) -> str:
+    try:
+        return Path(f"/proc/self/task/{thread_id}/comm").read_text().strip()
+    except OSError:
+        return ""  # it has just ended
+
+
+def _has_known_pools() -> bool:
+    if "pyarrow" in sys.modules:
+        return True
+    # With one thread, as workers set it, OpenBLAS has no pool at all.
+    return os.environ.get("OPENBLAS_NUM_THREADS") != "1" and "openblas" in Path("/proc/self/maps").read_text()

@@ -1,0 +1,239 @@
+"""A slot whose calls are answered by a program of the user's, through the protocol of libraries made from commands.
+
+    worker --Batch--> slot --"<length>\\n<task id> <function> <sandbox> <stdout>"--> program
+    worker <--Done--- slot <--"<length>\\n<task id> <exit status>"------------------ program
+
+    program --in-pipe-fd N --out-pipe-fd N --task-id N --library-cores N --function-slots N --worker-pid N
+
+The program first says who it is, as JSON: ``{"name": ..., "taskid": ..., "exec_mode": "fork" | "direct"}``. Arguments and results
+travel as files of the call's sandbox: ``infile``, a pickle of ``{"fn_args": ..., "fn_kwargs": ...}``, and ``outfile``, one of
+``{"Result": ..., "Success": bool, "Reason": text or None}`` (source: the public description of TaskVine's library protocol).
+
+Each slot has a program of its own with one function slot, so that a call that must be ended takes no neighbour along. A program
+that ends takes its slot along, which then says how: the worker opens another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import select
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vinecore.errors import TaskFailed
+from vinecore.runtime import payload as payloads
+from vinecore.runtime.guard import Guard
+from vinecore.runtime.sandbox import remove_tree
+from vinecore.runtime.slot import Slot
+from vinecore.wire import messages
+from vinecore.wire.messages import Call
+
+# A program that has not said who it is by then is taken for stuck; higher: slow starts are let be, stuck ones found later.
+START_LIMIT_S = 300.0
+# Longer messages of a program are no protocol.
+_MESSAGE_LIMIT_BYTES = 1 << 16
+# What a call printed, as far as it is passed on.
+_OUTPUT_LIMIT_BYTES = 1 << 16
+
+
+class ProgramFailed(Exception):
+    """The program ended, or does not speak the protocol; the text is for people."""
+
+
+class Program:
+    """A running program and the pipes to it.
+
+    Raises:
+        ProgramFailed: it ended, or did not say in time that it is the library ``begin`` describes.
+    """
+
+    def __init__(self, begin: messages.Begin) -> None:
+        self.name = begin.name
+        self._received = b""
+        theirs_in, self._calls = os.pipe()
+        self._answers, theirs_out = os.pipe()
+        for fd in (theirs_in, theirs_out):
+            os.set_inheritable(fd, True)
+        options = {
+            "in-pipe-fd": theirs_in,
+            "out-pipe-fd": theirs_out,
+            "task-id": begin.library_id,
+            "library-cores": 1,
+            "function-slots": 1,
+            "worker-pid": os.getpid(),
+        }
+        command = " ".join([begin.program, *(f"--{option} {value}" for option, value in options.items())])
+        environment = {**os.environ, "VINE_PYTHON": sys.executable}
+        self.pid = os.posix_spawn("/bin/sh", ["/bin/sh", "-c", f"exec {command}"], environment, setsigdef=[signal.SIGINT])
+        os.close(theirs_in)
+        os.close(theirs_out)
+        said = self._receive(time.monotonic() + START_LIMIT_S)
+        expected = {"name": begin.name, "taskid": begin.library_id, "exec_mode": begin.exec_mode}
+        try:
+            about = json.loads(said)
+            right = isinstance(about, dict) and all(about.get(key) == value for key, value in expected.items())
+        except ValueError:
+            right = False
+        if not right:
+            raise ProgramFailed(
+                f"the program said {said[:200]!r} at its start; library {self.name!r} expects {json.dumps(expected)}"
+            )
+
+    def call(self, task_id: int, function: str, sandbox: str, stdout: str) -> int:
+        """Have a function called and return the exit status that the program reports.
+
+        Raises:
+            ProgramFailed: it ended, or answered something else.
+        """
+        line = f"{task_id} {function} {sandbox} {stdout}".encode()
+        data = memoryview(b"%d\n%s" % (len(line), line))
+        try:
+            while data:
+                data = data[os.write(self._calls, data) :]
+        except BrokenPipeError:
+            raise ProgramFailed(self._end_text()) from None
+        answer = self._receive(None)
+        try:
+            number, status = map(int, answer.split())
+        except ValueError:
+            raise ProgramFailed(f"the program answered {answer[:200]!r} instead of a task id and an exit status") from None
+        if number != task_id:
+            raise ProgramFailed(f"the program answered for task {number} instead of {task_id}")
+        return status
+
+    def _receive(self, deadline: float | None) -> bytes:
+        """The next message: a line with its length, then so many bytes."""
+        head, found, _ = self._received.partition(b"\n")
+        while not found or len(self._received) < len(head) + 1 + self._length(head):
+            self._read(deadline)
+            head, found, _ = self._received.partition(b"\n")
+            if not found and len(self._received) > len(str(_MESSAGE_LIMIT_BYTES)):
+                self._length(self._received)
+        end = len(head) + 1 + self._length(head)
+        message, self._received = self._received[len(head) + 1 : end], self._received[end:]
+        return message
+
+    def _length(self, head: bytes) -> int:
+        if not head.isdigit() or int(head) > _MESSAGE_LIMIT_BYTES:
+            raise ProgramFailed(f"the program wrote {head[:200]!r} where the length of a message is expected")
+        return int(head)
+
+    def _read(self, deadline: float | None) -> None:
+        if deadline is not None:
+            poll = select.poll()
+            poll.register(self._answers, select.POLLIN)
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise ProgramFailed(f"the program did not say within {START_LIMIT_S:g} s that it is ready")
+        data = os.read(self._answers, _MESSAGE_LIMIT_BYTES)
+        if not data:
+            raise ProgramFailed(self._end_text())
+        self._received += data
+
+    def _end_text(self) -> str:
+        """How it ended; one that only closed its pipes is ended."""
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                return (
+                    f"the program {f'was killed by {signal.Signals(-code).name}' if code < 0 else f'ended with exit code {code}'}"
+                )
+            time.sleep(0.005)
+        # Something that it started may have the pipes, or it closed them.
+        os.kill(self.pid, signal.SIGKILL)
+        return "the program closed its pipes"
+
+
+class ProgramSlot(Slot):
+    """Hands each call to its program and makes a result of what that leaves behind."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        claims: memoryview,
+        begin: messages.Begin,
+        functions: dict[int, Callable[..., object]],
+    ) -> None:
+        super().__init__(sock, claims, begin, functions)
+        self.names: dict[int, str] = {}
+        self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
+        self.sandboxes.mkdir(mode=0o700)
+        self.guard = Guard(str(self.sandboxes))
+        self.program = Program(begin)
+        self.failure: ProgramFailed | None = None
+
+    def learn(self, message: messages.SlotCode) -> None:
+        """The code of a program's function is its name."""
+        self.names[message.code_id] = message.payload.decode()
+
+    def forget(self, code_ids: list[int]) -> None:
+        """Drop names that are not used again."""
+        for code_id in code_ids:
+            self.names.pop(code_id, None)
+
+    def execute(self, call: Call) -> messages.Result:
+        """Run one call; when the program fails, what came before it is told, and this slot ends."""
+        result = super().execute(call)
+        if self.failure is not None:
+            self.flush()
+            raise self.failure
+        return result
+
+    def evaluate(self, call: Call) -> object:
+        """The value that the program left for a call.
+
+        Raises:
+            TaskFailed: the program says that the function failed, or left no result.
+        """
+        args, kwargs = self.arguments(call)
+        name = self.names[call.code_id]
+        sandbox = tempfile.mkdtemp(prefix=f"call.{call.task_id}.", dir=self.sandboxes)
+        try:
+            stdout = f"{sandbox}/.vine.stdout"
+            Path(sandbox, "infile").write_bytes(payloads.dump({"fn_args": args, "fn_kwargs": kwargs}))
+            try:
+                status = self.program.call(call.task_id, name, sandbox, stdout)
+            except ProgramFailed as error:
+                self.failure = error
+                raise
+            output = _beginning(Path(stdout))
+            if output:
+                os.write(1, output)
+            return self._value(name, Path(sandbox, "outfile"), status, output)
+        finally:
+            remove_tree(sandbox)
+
+    def _value(self, name: str, file: Path, status: int, output: bytes) -> object:
+        who = f"function {name!r} of library {self.program.name!r}"
+        printed = f"; it printed: {output.decode(errors='replace').strip()}" if output.strip() else ""
+        try:
+            left: Any = pickle.loads(file.read_bytes())
+        except FileNotFoundError:
+            raise TaskFailed(f"{who} ended with status {status} and left no result{printed}") from None
+        if not isinstance(left, dict) or "Success" not in left:
+            raise TaskFailed(f"{who} left a result without 'Success', 'Result' and 'Reason'")
+        if not left["Success"]:
+            raise TaskFailed(f"{who} failed: {left.get('Reason')}")
+        return left.get("Result")
+
+
+def end_text(code: int) -> str:
+    """How a process ended, for people."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def _beginning(file: Path) -> bytes:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(_OUTPUT_LIMIT_BYTES)
+    except FileNotFoundError:
+        return b""
