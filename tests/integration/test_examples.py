@@ -189,6 +189,15 @@ def test_function_call(tmp_path: Path) -> None:
     assert out.splitlines() == expected
 
 
+def test_library_from_command(tmp_path: Path) -> None:
+    out, _ = run("library_from_command.py", cwd=tmp_path)
+    assert out.splitlines() == [
+        f"square: 100 calls, sum {sum(i * i for i in range(100))}",
+        f"total of every second square below 10: {sum(i * i for i in range(0, 10, 2))}",
+        "square of 5000: IndexError: list index out of range",
+    ]
+
+
 def test_commands(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("commands_example", EXAMPLES / "commands.py")
     assert spec is not None and spec.loader is not None

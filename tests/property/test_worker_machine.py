@@ -18,7 +18,22 @@ from vinecore.worker.state import NOT_REVOKED
 steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["run", "run", "answer", "answer", "answer", "die", "host", "cancel", "hand back", "fetch", "arrive", "code", "time"]
+            [
+                "run",
+                "run",
+                "answer",
+                "answer",
+                "answer",
+                "die",
+                "tired",
+                "host",
+                "cancel",
+                "hand back",
+                "fetch",
+                "arrive",
+                "code",
+                "time",
+            ]
         ),
         st.integers(0, 999),
     ),
@@ -44,7 +59,8 @@ class Slot:
 class Driver:
     """Plays the manager, the parent and the slots."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, max_calls: int) -> None:
+        self.max_calls = max_calls
         self.machine = WorkerMachine()
         self.now = 1.0
         self.slots: dict[int, Slot] = {}
@@ -55,7 +71,8 @@ class Driver:
         self.starting = self.hoisting = False
         self.next_task = 1
         self.do(events.ManagerSaid(0.0, messages.Welcome(1, "r0", 5.0, 20.0)))
-        self.do(events.ManagerSaid(0.0, messages.StartLibrary(1, "f", slots, "direct", b"", [], 10**6, 60.0)))
+        start = messages.StartLibrary(1, "f", slots, "direct", b"", [], 10**6, 60.0, max_calls=max_calls)
+        self.do(events.ManagerSaid(0.0, start))
 
     def do(self, event: events.Event) -> None:
         event.now = self.now
@@ -78,7 +95,10 @@ class Driver:
             return [events.HostSaid(self.now, 1, messages.Forked(i, 100 + i)) for i in order.slot_ids]
         elif isinstance(order, orders.ToSlot) and isinstance(order.message, messages.Batch):
             calls = [call for group in order.message.groups for call in group]
-            self.slots[order.slot_id].calls.extend(enumerate(calls, order.message.first))
+            slot = self.slots[order.slot_id]
+            # A group is one unit, so only what comes before the last one counts.
+            assert not self.max_calls or order.message.first + len(calls) - len(order.message.groups[-1]) < self.max_calls
+            slot.calls.extend(enumerate(calls, order.message.first))
         elif isinstance(order, orders.Revoke):
             self.slots[order.slot_id].revoked = order.sequence
         elif isinstance(order, orders.ReadClaim):
@@ -114,6 +134,8 @@ class Driver:
         elif what == "die" and self.slots:
             slot_id = sorted(self.slots)[number % len(self.slots)]
             self.do(events.SlotGone(0.0, slot_id, self.slots.pop(slot_id).started))
+        elif what == "tired" and self.slots:
+            self.do(events.SlotTired(0.0, sorted(self.slots)[number % len(self.slots)], 700))
         elif what == "host":
             self.do(events.HostGone(0.0, 1, "killed"))
         elif what == "cancel" and self.asked:
@@ -152,9 +174,9 @@ class Driver:
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(st.integers(1, 3), steps)
-def test_every_call_is_answered_once(slots: int, stream: Sequence[tuple[str, int]]) -> None:
-    driver = Driver(slots)
+@given(st.integers(1, 3), st.sampled_from([0, 0, 1, 2, 5]), steps)
+def test_every_call_is_answered_once(slots: int, max_calls: int, stream: Sequence[tuple[str, int]]) -> None:
+    driver = Driver(slots, max_calls)
     for what, number in stream:
         driver.step(what, number)
     driver.finish()

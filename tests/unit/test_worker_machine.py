@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import msgspec
 import pytest
 
 from vinecore.errors import ProtocolError
@@ -358,3 +359,114 @@ def test_calls_that_a_slot_has_not_started_are_handed_back_once_that_is_sure() -
     world.do(events.ClaimRead(0.0, slot_id, 0))
     (answer,) = world.results()
     assert answer[1] == messages.HANDED_BACK
+
+
+# ---------------------------------------------------------------- slots that are replaced
+
+
+def start(world: World, **options: object) -> None:
+    """Start library 2 and make its slots known."""
+    world.say(msgspec.structs.replace(messages.StartLibrary(2, "g", 1, "direct", b"", [], 3, 60.0), **options))
+
+
+def host2(world: World, message: object) -> list[object]:
+    return world.do(events.HostSaid(0.0, 2, message))
+
+
+def opened(world: World) -> list[int]:
+    return [i for o in world.of(orders.OpenSlots) for i in o.slot_ids]
+
+
+def test_a_slot_gets_no_more_calls_than_its_limit_and_the_next_one_waits_for_its_end() -> None:
+    world = World()
+    start(world, max_calls=2)
+    host2(world, messages.Began(b""))
+    (first,) = opened(world)
+    host2(world, messages.Forked(first, 21))
+    world.say(messages.Run(2, [[call(i)] for i in range(1, 4)], []))
+    assert world.batches() == [(first, [1]), (first, [2])]
+    (second,) = opened(world)
+    host2(world, messages.Forked(second, 22))
+    world.answer(first, 1)
+    assert not world.batches()
+    world.answer(first, 2)
+    assert [o.slot_id for o in world.of(orders.CloseSlot)] == [first] and world.batches() == [(second, [3])]
+
+
+def test_a_tired_slot_is_replaced_when_it_is_empty() -> None:
+    world = World()
+    world.run([call(1)])
+    world.do(events.SlotTired(0.0, 1, 700))
+    assert opened(world) == [2] and not world.of(orders.CloseSlot)
+    world.do(events.SlotTired(0.0, 1, 700))
+    assert not opened(world)
+    world.host(messages.Forked(2, 12))
+    world.run([call(2)])
+    assert not world.batches()
+    world.answer(1, 1)
+    assert [o.slot_id for o in world.of(orders.CloseSlot)] == [1] and world.batches() == [(2, [2])]
+
+
+def test_a_retiring_slot_that_dies_is_not_replaced_twice() -> None:
+    world = World()
+    world.run([call(1)])
+    world.do(events.SlotTired(0.0, 1, 700))
+    world.host(messages.Forked(2, 12))
+    world.do(events.SlotGone(0.0, 1, 0, "was killed by SIGKILL"))
+    assert not opened(world) and world.results() == [(1, messages.LOST)]
+
+
+def test_spawned_slots_that_never_get_to_a_call_fail_the_library() -> None:
+    world = World()
+    start(world)
+    host2(world, messages.Began(b"", "", "it has threads"))
+    for number in range(3):
+        (slot,) = opened(world)
+        host2(world, messages.Forked(slot, 20 + number))
+        if number == 0:
+            assert [m.note for m in world.told(messages.LibraryReady)] == ["it has threads"]
+            world.say(messages.Run(2, [[call(1)]], []))
+        world.do(events.SlotGone(0.0, slot, NOT_REVOKED, "ended with exit code 1: ImportError: no x"))
+    assert world.results() == [(1, messages.HANDED_BACK)]
+    (gone,) = world.told(messages.LibraryGone)
+    assert "ended 3 times in 60 s before their first call: its process ended with exit code 1: ImportError: no x" in gone.error
+
+
+def test_forked_slots_that_are_killed_before_their_first_call_are_replaced_for_ever() -> None:
+    world = World()
+    for _ in range(10):
+        world.do(events.SlotGone(0.0, max(world.machine.state.slots), NOT_REVOKED, "was killed by SIGKILL"))
+        assert len(opened(world)) == 1
+
+
+def test_the_manager_hears_when_modules_forbid_forks() -> None:
+    world = World()
+    world.say(messages.Code(1, 7, b"f", ["grpc"], [], False))
+    world.host(messages.Hoisted(["grpc"], 3, "it has threads"))
+    world.host(messages.Forked(opened(world)[0] if opened(world) else 2, 12))
+    assert [m.note for m in world.told(messages.LibraryReady)] == ["it has threads"]
+
+
+def test_a_library_waits_for_all_of_its_files() -> None:
+    world = World()
+    for name in ("p", "a", "b"):
+        world.say(messages.Fetch(name, 5))
+    start(world, payload_name="p", mounts=[messages.Mount("a", "x"), messages.Mount("b", "y")])
+    for name in ("b", "p"):
+        world.do(events.ObjectArrived(0.0, name, 5))
+        assert not world.of(orders.StartHost)
+    world.do(events.ObjectArrived(0.0, "a", 5))
+    assert [o.library_id for o in world.of(orders.StartHost)] == [2]
+
+
+def test_a_library_whose_file_cannot_be_had_fails_and_names_it() -> None:
+    world = World()
+    world.say(messages.Fetch("a", 5))
+    world.say(messages.Fetch("b", 5))
+    start(world, mounts=[messages.Mount("a", "x"), messages.Mount("b", "y")], max_restarts=1)
+    world.do(events.ObjectFailed(0.0, "a", "no such file"))
+    assert [m.error for m in world.told(messages.LibraryGone)] == [
+        "the input 'x' of library 'g' could not be fetched: no such file"
+    ]
+    world.do(events.ObjectArrived(0.0, "b", 5))
+    assert not world.of(orders.StartHost)

@@ -1,0 +1,406 @@
+"""Libraries whose instances are more than forked functions: programs, init commands, files, contexts with threads, slots that are
+replaced."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daskvine import FuturesExecutor
+from tests.kit.calls import LIMIT_S, add, eventually, finish, started
+from vinecore import FunctionCall, LibraryTask, Manager, PythonTask, load_variable_from_library
+from vinecore.errors import LibraryFailed, SlotLost, TaskFailed, UsageError
+
+PROGRAM = Path(__file__).parents[1] / "kit" / "library_program.py"
+
+
+# ---------------------------------------------------------------- programs
+
+
+@pytest.fixture
+def program(m: Manager) -> Iterator[Callable[..., str]]:
+    """Install the program as a library of this name; it is removed after the test."""
+    names: list[str] = []
+
+    def make(name: str, said: str | None = None, serverized: bool = False, slots: int = 1, path: Path = PROGRAM) -> str:
+        if serverized:
+            task = m.create_library_from_serverized_files(name, path)
+        else:
+            task = m.create_library_from_command(path, name)
+        task.add_input(m.declare_buffer(said or name), "name.txt")
+        task.set_function_slots(slots)
+        m.install_library(task)
+        names.append(name)
+        return name
+
+    yield make
+    m.cancel_all()
+    while not m.empty() and m.wait(LIMIT_S) is not None:
+        pass
+    for name in names:
+        m.remove_library(name)
+
+
+def test_a_program_answers_calls(m: Manager, program: Callable[..., str]) -> None:
+    library = program("prog")
+    calls = [FunctionCall(library, "double", 21), FunctionCall(library, "join", "a", "b", sep="-")]
+    assert finish(m, *calls) == [42, "a-b"]
+    assert [call.successful() for call in calls] == [True, True]
+
+
+def test_a_serverized_program_need_not_be_executable(m: Manager, program: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "code.py"
+    shutil.copyfile(PROGRAM, path)
+    path.chmod(0o600)
+    with pytest.raises(UsageError, match=r"code\.py is not executable: run  chmod"):
+        m.create_library_from_command(path, "x")
+    assert finish(m, FunctionCall(program("served", serverized=True, path=path), "double", 4)) == [8]
+
+
+def test_large_values_and_temps_pass_through_a_program(m: Manager, program: Callable[..., str]) -> None:
+    library = program("large")
+    first = FunctionCall(library, "zeros", 3_000_000)
+    first.enable_temp_output()
+    m.submit(first)
+    assert m.wait(LIMIT_S) is first
+    assert finish(m, FunctionCall(library, "size_of", first.output_file)) == [3_000_000]
+    assert finish(m, FunctionCall(library, "size_of", bytes(2_000_000))) == [2_000_000]
+
+
+def test_failures_of_a_programs_functions(m: Manager, program: Callable[..., str]) -> None:
+    library = program("fails")
+    calls = [FunctionCall(library, name) for name in ("fail", "leave_nothing", "no_such_function")]
+    raised, nothing, unknown = finish(m, *calls)
+    assert isinstance(raised, TaskFailed) and "KeyError: 'no such luck'" in str(raised)
+    assert isinstance(nothing, TaskFailed) and "left no result; it printed: about to leave" in str(nothing)
+    assert isinstance(unknown, TaskFailed) and "function 'no_such_function' of library 'fails' ended with status" in str(unknown)
+    assert finish(m, FunctionCall(library, "double", 1)) == [2]
+    with pytest.raises(UsageError, match="a function's name has no blanks"):
+        m.submit(FunctionCall(library, "two words"))
+
+
+def test_slots_of_a_program_run_at_the_same_time(m: Manager, program: Callable[..., str], tmp_path: Path) -> None:
+    library = program("two", slots=2)
+    gate = tmp_path / "gate"
+    calls = [FunctionCall(library, "wait_for", str(gate)) for _ in range(2)]
+    for call in calls:
+        m.submit(call)
+    assert started(gate, 2)
+    gate.touch()
+    while not m.empty():
+        assert m.wait(LIMIT_S) is not None
+    assert [call.output for call in calls] == [True, True]
+
+
+def test_a_program_that_dies_is_started_again(m: Manager, program: Callable[..., str]) -> None:
+    library = program("dies")
+    before = finish(m, FunctionCall(library, "who"))[0][1]
+    call = FunctionCall(library, "kill_program")
+    (failure,) = finish(m, call)
+    assert isinstance(failure, SlotLost) and "the program was killed by SIGKILL" in str(failure)
+    assert finish(m, FunctionCall(library, "who"))[0][1] != before
+
+
+def test_a_cancelled_call_takes_its_program_along_and_nobody_elses(
+    m: Manager, program: Callable[..., str], tmp_path: Path, started_by_test: Callable[[], list[int]]
+) -> None:
+    library = program("cancel", slots=2)
+    gates = [tmp_path / "one", tmp_path / "two"]
+    calls = [FunctionCall(library, "wait_for", str(gate)) for gate in gates]
+    for call in calls:
+        m.submit(call)
+    assert all(started(gate, 1) for gate in gates)
+    pid = int(next(tmp_path.glob("one-*")).name.rpartition("-")[2])
+    m.cancel_by_task_id(calls[0].id)
+    assert m.wait(LIMIT_S) is calls[0] and calls[0].result == "cancelled"
+    gates[1].touch()
+    assert m.wait(LIMIT_S) is calls[1] and calls[1].output is True
+    assert eventually(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_program_of_another_name_is_refused_in_words(m: Manager, program: Callable[..., str]) -> None:
+    (failure,) = finish(m, FunctionCall(program("wanted", said="other"), "double", 1))
+    assert isinstance(failure, LibraryFailed)
+    assert "the program said" in str(failure) and '"name": "other"' in str(failure) and '"name": "wanted"' in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("manner", "text"), [("exit", "the program ended with exit code 3"), ("chatter", "where the length of a message is expected")]
+)
+def test_a_program_that_does_not_start(monkeypatch: pytest.MonkeyPatch, manner: str, text: str) -> None:
+    monkeypatch.setenv("TEST_PROGRAM_START", manner)
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_command(PROGRAM, "bad")
+        manager.install_library(task)
+        (failure,) = finish(manager, FunctionCall("bad", "double", 1))
+        assert isinstance(failure, LibraryFailed) and text in str(failure)
+
+
+def test_what_cannot_be_a_program(m: Manager, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"the program .*/nothing of library 'x' is no file"):
+        m.create_library_from_command(tmp_path / "nothing", "x")
+    with pytest.raises(UsageError, match="of library 'x' is no file"):
+        m.create_library_from_serverized_files("x", tmp_path)
+    with pytest.raises(UsageError, match="a library needs a name"):
+        m.create_library_from_command(PROGRAM, "")
+    with pytest.raises(UsageError, match="env is not supported"):
+        m.create_library_from_command(PROGRAM, "x", env=m.declare_buffer("e"))
+
+
+# ---------------------------------------------------------------- files and init commands
+
+
+def read_here(name: str) -> tuple[str, str | None]:
+    return Path(name).read_text(), os.environ.get("TEST_INIT")
+
+
+def read_context(name: str) -> dict[str, str]:
+    return {"text": Path(name).read_text()}
+
+
+def text_of_context() -> Any:
+    return load_variable_from_library("text")
+
+
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+def test_files_of_a_library(m: Manager, tmp_path: Path, mode: str) -> None:
+    local = tmp_path / "table.txt"
+    local.write_text("x" * 2_000_000)
+    task = m.create_library_from_functions(
+        f"files-{mode}", read_here, text_of_context, exec_mode=mode, library_context_info=[read_context, ["deep/context.txt"], {}]
+    )
+    task.add_input(m.declare_file(local), "table.txt")
+    task.add_input(m.declare_buffer("from a buffer"), "deep/context.txt")
+    m.install_library(task)
+    assert finish(m, FunctionCall(task, "read_here", "table.txt"), FunctionCall(task, "text_of_context")) == [
+        ("x" * 2_000_000, None),
+        "from a buffer",
+    ]
+    m.remove_library(task.name)
+    # Once more: its files are sent again.
+    m.install_library(task)
+    assert finish(m, FunctionCall(task, "text_of_context")) == ["from a buffer"]
+    m.remove_library(task.name)
+
+
+def test_files_that_a_library_cannot_have(m: Manager, tmp_path: Path) -> None:
+    task = m.create_library_from_functions("inputs", add)
+    with pytest.raises(UsageError, match="a temp cannot be an input of a library"):
+        task.add_input(m.declare_temp(), "x")
+    with pytest.raises(TypeError, match="an input is a File"):
+        task.add_input("x", "x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="leads out of the task's directory"):
+        task.add_input(m.declare_buffer("x"), "../x")
+    task.add_input(m.declare_file(tmp_path / "missing"), "x")
+    with pytest.raises(UsageError, match=r"the input .*/missing cannot be read"):
+        m.install_library(task)
+    assert not m.check_library_exists("inputs")
+    other = m.create_library_from_functions("inputs", add)
+    m.install_library(other)
+    with pytest.raises(UsageError, match="is installed: add its inputs before"):
+        other.add_input(m.declare_buffer("x"), "x")
+    m.remove_library("inputs")
+
+
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+def test_an_init_command_comes_before_the_interpreter(m: Manager, mode: str) -> None:
+    task = m.create_library_from_functions(f"init-{mode}", read_here, exec_mode=mode, init_command=". ./settings.sh &&")
+    task.add_input(m.declare_buffer("export TEST_INIT='it works'; echo loud >&2"), "settings.sh")
+    m.install_library(task)
+    assert finish(m, FunctionCall(task, "read_here", "settings.sh"))[0][1] == "it works"
+    m.remove_library(task.name)
+
+
+def test_an_init_command_that_fails_says_why(m: Manager) -> None:
+    task = m.create_library_from_functions("init-bad", add, init_command="no-such-program-anywhere &&")
+    m.install_library(task)
+    (failure,) = finish(m, FunctionCall(task, "add", 1))
+    assert isinstance(failure, LibraryFailed)
+    assert "exit code 127 in its init_command" in str(failure) and "no-such-program-anywhere" in str(failure)
+    m.remove_library(task.name)
+    with pytest.raises(UsageError, match="init_command must be a str, not 3"):
+        m.create_library_from_functions("x", add, init_command=3)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- threads
+
+
+def context_with_thread(log: str) -> dict[str, Any]:
+    """A context that works only in the process that made it: a thread answers through a list."""
+    questions: list[Any] = []
+    answered = threading.Event()
+
+    def answer() -> None:
+        while True:
+            if questions:
+                questions.append(questions.pop() * 2)
+                answered.set()
+                answered.clear()
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=answer, name="answerer", daemon=True)
+    thread.start()
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return {"thread": thread, "kept": []}
+
+
+def uses_thread(x: int) -> tuple[bool, int, int]:
+    thread: Any = load_variable_from_library("thread")
+    kept: Any = load_variable_from_library("kept")
+    kept.append(x)
+    return thread.is_alive(), len(kept), os.getpid()
+
+
+@pytest.fixture
+def speaking(capfd: pytest.CaptureFixture[str]) -> Iterator[Manager]:
+    """A manager made inside the test, so that what it says is captured."""
+    with Manager(local_cores=2) as manager:
+        yield manager
+
+
+def test_a_context_with_threads_lives_in_slots_of_its_own(speaking: Manager, capfd: Any, tmp_path: Path) -> None:
+    m = speaking
+    task = m.create_library_from_functions(
+        "threads", uses_thread, exec_mode="direct", library_context_info=[context_with_thread, [str(tmp_path / "log")], {}]
+    )
+    task.set_function_slots(2)
+    m.install_library(task)
+    results = finish(m, *[FunctionCall(task, "uses_thread", i) for i in range(20)])
+    assert all(alive for alive, _, _ in results)
+    by_slot: dict[int, list[int]] = {}
+    for _, count, pid in results:
+        by_slot.setdefault(pid, []).append(count)
+    # Each slot made its context once and kept what its calls left in it; the parent made one to find the thread.
+    assert all(sorted(counts) == list(range(1, len(counts) + 1)) for counts in by_slot.values())
+    assert set(map(int, (tmp_path / "log").read_text().split())) >= by_slot.keys()
+    assert (
+        "library 'threads' cannot be forked: its context or a module that it imports started 1 thread" in capfd.readouterr().err
+    )
+
+
+def test_fork_mode_loads_a_context_with_threads_for_each_call(speaking: Manager, capfd: Any, tmp_path: Path) -> None:
+    m = speaking
+    task = m.create_library_from_functions(
+        "forked", uses_thread, exec_mode="fork", library_context_info=[context_with_thread, [str(tmp_path / "log")], {}]
+    )
+    m.install_library(task)
+    results = finish(m, *[FunctionCall(task, "uses_thread", i) for i in range(5)])
+    assert [(alive, count) for alive, count, _ in results] == [(True, 1)] * 5
+    assert len({pid for _, _, pid in results}) == 5
+    assert "each call loads it anew in a process of its own" in capfd.readouterr().err
+
+
+MODULE = """
+import threading, time
+thread = threading.Thread(target=time.sleep, args=(1000,), daemon=True, name="of-a-module")
+thread.start()
+"""
+
+
+@pytest.fixture
+def threaded_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module, found through PYTHONPATH and so imported by name, that starts a thread when it is imported."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "starts_a_thread.py").write_text(MODULE)
+    path = str(tmp_path / "modules")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")])))
+    monkeypatch.syspath_prepend(path)
+    return "starts_a_thread"
+
+
+def is_alive() -> bool:
+    import starts_a_thread  # type: ignore[import-not-found]
+
+    return bool(starts_a_thread.thread.is_alive())
+
+
+def test_modules_that_start_threads(threaded_module: str, capfd: Any) -> None:
+    with FuturesExecutor(2) as executor:
+        assert list(executor.map(is_alive_by_name, range(8))) == [True] * 8
+        assert "library 'python' cannot be forked" in capfd.readouterr().err
+
+
+def is_alive_by_name(_: int) -> bool:
+    import starts_a_thread
+
+    return bool(starts_a_thread.thread.is_alive())
+
+
+def test_a_python_task_with_such_a_module(threaded_module: str) -> None:
+    with Manager(local_cores=1) as manager:
+        tasks = [PythonTask(is_alive) for _ in range(3)]
+        assert finish(manager, *tasks) == [True] * 3  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- slots that are replaced
+
+_grown: list[bytes] = []
+
+
+def grow(megabytes: int) -> int:
+    _grown.append(os.urandom(1) * (megabytes << 20))
+    return os.getpid()
+
+
+def pid_after(pause_s: float) -> int:
+    time.sleep(pause_s)
+    return os.getpid()
+
+
+def grow_slowly(megabytes: int) -> int:
+    time.sleep(0.1)
+    return grow(megabytes)
+
+
+def test_a_slot_that_grows_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMORY", "200")  # of the worker: half of it is the one slot's
+    with FuturesExecutor(1) as executor:
+        pids: list[int] = []
+        assert eventually(lambda: pids.append(executor.submit(grow_slowly, 20).result(LIMIT_S)) or len(set(pids)) > 1)
+        assert pids.count(pids[0]) > 4
+
+
+def test_a_slot_that_may_hold_state_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMORY", "200")
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_functions("state", grow_slowly, exec_mode="direct")
+        manager.install_library(task)
+        assert len(set(finish(manager, *[FunctionCall(task, "grow_slowly", 20) for _ in range(12)]))) == 1
+
+
+def test_max_tasks_per_child() -> None:
+    with FuturesExecutor(2, max_tasks_per_child=3) as executor:
+        pids = [f.result(LIMIT_S) for f in [executor.submit(pid_after, 0.001) for _ in range(30)]]
+    counts = [pids.count(pid) for pid in set(pids)]
+    assert max(counts) <= 3 and len(counts) >= 10
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_bad_max_tasks_per_child(count: int, m: Manager) -> None:
+    with pytest.raises(ValueError, match="max_tasks_per_child must be >= 1"):
+        FuturesExecutor(1, max_tasks_per_child=count)
+    with pytest.raises(TypeError, match="max_tasks_per_child must be an integer"):
+        FuturesExecutor(1, max_tasks_per_child="3")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="not for one on a manager"):
+        FuturesExecutor(manager=m, max_tasks_per_child=3)
+
+
+def test_calls_per_slot_of_a_library(m: Manager) -> None:
+    task: LibraryTask = m.create_library_from_functions("renewed", pid_after, exec_mode="direct")
+    with pytest.raises(UsageError, match="calls per slot must be a whole number >= 1"):
+        task.set_max_calls_per_slot(0)
+    task.set_max_calls_per_slot(1)
+    m.install_library(task)
+    pids = finish(m, *[FunctionCall(task, "pid_after", 0.0) for _ in range(6)])
+    assert len(set(pids)) == 6
+    with pytest.raises(UsageError, match="is installed: set this before"):
+        task.set_max_calls_per_slot(2)
+    m.remove_library("renewed")

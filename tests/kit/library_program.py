@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""A library in a program of its own, for tests: it answers calls through the protocol of libraries made from commands."""
+
+import argparse
+import json
+import os
+import pickle
+import signal
+import sys
+import traceback
+
+
+def double(x):
+    return 2 * x
+
+
+def join(*words, sep=" "):
+    print("joining", sep)
+    return sep.join(words)
+
+
+def size_of(data):
+    return len(data)
+
+
+def zeros(size):
+    return bytes(size)
+
+
+def who():
+    return os.getpid(), os.getppid()
+
+
+def wait_for(path):
+    """Say that the call runs, then wait for a file; ends by itself after half a minute."""
+    import pathlib
+    import time
+
+    pathlib.Path(f"{path}-{os.getpid()}").touch()
+    for _ in range(15000):
+        if os.path.exists(path):
+            return True
+        time.sleep(0.002)
+    raise RuntimeError("the file never came")
+
+
+def fail():
+    raise KeyError("no such luck")
+
+
+def leave_nothing():
+    print("about to leave")
+    sys.stdout.flush()
+    os._exit(7)
+
+
+def kill_program():
+    os.kill(os.getppid(), signal.SIGKILL)
+    os._exit(1)
+
+
+def read_message(fd):
+    head = b""
+    while not head.endswith(b"\n"):
+        character = os.read(fd, 1)
+        if not character:
+            sys.exit(0)
+        head += character
+    return os.read(fd, int(head))
+
+
+def write_message(fd, data, pid):
+    os.write(fd, b"%d\n%s" % (len(data), data))
+    os.kill(pid, signal.SIGCHLD)
+
+
+def run(name, sandbox, output):
+    """In a child: one call, its result in a file."""
+    os.chdir(sandbox)
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT, 0o600)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    function = globals().get(name)
+    if function is None:
+        os._exit(2)
+    with open("infile", "rb") as file:
+        event = pickle.load(file)
+    try:
+        result = {"Result": function(*event["fn_args"], **event["fn_kwargs"]), "Success": True, "Reason": None}
+    except Exception:
+        result = {"Result": None, "Success": False, "Reason": traceback.format_exc()}
+    with open("outfile", "wb") as file:
+        pickle.dump(result, file)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("in-pipe-fd", "out-pipe-fd", "task-id", "library-cores", "function-slots", "worker-pid"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    options = parser.parse_args()
+    manner = os.environ.get("TEST_PROGRAM_START", "")
+    if manner == "exit":
+        sys.exit(3)
+    if manner == "chatter":
+        print("hello there")
+        os.write(options.out_pipe_fd, b"hello there\n")
+        read_message(options.in_pipe_fd)
+    with open("name.txt") as file:
+        library = file.read().strip()
+    about = {"name": library, "taskid": options.task_id, "exec_mode": "fork"}
+    write_message(options.out_pipe_fd, json.dumps(about).encode(), options.worker_pid)
+    while True:
+        number, name, sandbox, output = read_message(options.in_pipe_fd).decode().split()
+        pid = os.fork()
+        if pid == 0:
+            run(name, sandbox, output)
+        _, status = os.waitpid(pid, 0)
+        write_message(options.out_pipe_fd, b"%s %d" % (number.encode(), status), options.worker_pid)
+
+
+if __name__ == "__main__":
+    main()
