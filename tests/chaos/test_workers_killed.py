@@ -66,4 +66,6 @@ def test_killed_worker(
     figure(f"killed worker, values of {8 * size // 1000} kB: recomputed share", again)
     figure(f"killed worker, values of {8 * size // 1000} kB: its own share", share)
     figure(f"killed worker, values of {8 * size // 1000} kB: recomputed - own", again - share)
-    assert again <= share + MARGIN, f"recomputed {again:.1%}, the dead worker had done {share:.1%} (at {struck[0]} of {len(graph)})"
+    assert again <= share + MARGIN, (
+        f"recomputed {again:.1%}, the dead worker had done {share:.1%} (at {struck[0]} of {len(graph)})"
+    )

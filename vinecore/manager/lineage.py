@@ -222,8 +222,8 @@ def _thin_out(state: ManagerState, file: FileEntry) -> None:
     producer = file.producer
     can_run = producer is not None and producer.error is None and not producer.is_final
     if can_run and _keep_spare(state, file):
-        return
-    if can_run or file.data is not None or file.at_manager:
+        pass
+    elif can_run or file.data is not None or file.at_manager:
         drop_copies(state, file)
     if can_run:
         _forget_object(state, file)
@@ -235,7 +235,7 @@ def _keep_spare(state: ManagerState, file: FileEntry) -> bool:
     The loss of one worker then costs what that worker did: what it made from the files of others is made from their spares.
     """
     maker = state.workers.get(file.maker)
-    if maker is None or not file.on_workers or file.maker not in file.on_workers or file.at_manager or file.data is not None:
+    if maker is None or not file.on_workers or file.maker not in file.on_workers or file.data is not None:
         return False
     others = (file.on_workers | (file.coming or set())) - {file.maker}
     if file.name not in maker.spares:
