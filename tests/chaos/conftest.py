@@ -1,7 +1,7 @@
 """Faults at random moments: each moment is a seed, and the same seed makes the same moment again.
 
-``VINE_CHAOS_MOMENTS`` is the number of moments for each fault (default 1, which keeps the whole folder near a minute; full size is
-20), ``VINE_CHAOS_SEED`` the first seed (default 0). What was measured is printed after the run.
+``VINE_CHAOS_MOMENTS`` is the number of moments for each fault (default 1, which keeps the whole folder near a minute; full
+size is 20), ``VINE_CHAOS_SEED`` the first seed (default 0). What was measured is printed after the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["leaves_no_process", "module_leaves_no_process", "started_by_test"]  
 
 MOMENTS = int(os.environ.get("VINE_CHAOS_MOMENTS", "1"))
 FIRST_SEED = int(os.environ.get("VINE_CHAOS_SEED", "0"))
-IS_FULL = MOMENTS >= 4
+IS_FULL = MOMENTS >= 10
 _FIGURES: dict[str, list[float]] = {}
 
 

@@ -106,7 +106,7 @@ def plus(path: str, key: str, cpu_s: float, one: Any, two: Any) -> Any:
 
 
 def tree(log: Log, leaves: int, size: int, cpu_s: float) -> tuple[dict[Any, Any], str, float]:
-    """A graph of ``3 * leaves - 1`` tasks: leaves, one step behind each, pairwise sums. Graph, its end, each element of the end."""
+    """A graph of ``3 * leaves - 1`` tasks: leaves, a step behind each, pairwise sums. Graph, its end, each element of the end."""
     path = log.path
     graph: dict[Any, Any] = {}
     for number in range(leaves):

@@ -92,11 +92,15 @@ def test_spares_have_a_limit_and_the_oldest_go_first(monkeypatch: pytest.MonkeyP
 
 def test_a_spare_that_is_needed_again_is_not_dropped_for_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     world = Two()
-    away, _, both, _ = world.made_apart()
-    (maker,) = world.on(away)
-    again = world.builder.call(away)
-    world.submit(again)
+    rounds = [world.made_apart() for _ in range(4)]
+    aways = {next(iter(world.on(away))): away for away, *_ in rounds}
+    assert aways
+    again = [world.builder.call(away) for away in aways.values()]
+    world.submit(*again)
     monkeypatch.setattr(lineage, "SPARE_SHARE", 0.0)
-    world.made_apart()
-    assert maker in world.on(away), "an unfinished task reads it"
-    assert again.state is not t.WAITING and both.state is t.FINISHED
+    for worker_id in aways:
+        worker = world.machine.state.workers[worker_id]
+        lineage._limit_spares(world.machine.state, worker)
+        assert not worker.spares
+    world.machine.check()
+    assert all(world.on(away) == {worker_id} for worker_id, away in aways.items()), "unfinished tasks read them"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from vinecore.manager import orders
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry, outputs_of
+from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry, WorkerEntry, outputs_of
 
 # An input with more copies than this draws nobody: it can be had from many workers, and looking at each would cost more.
 NEAR_COPIES = 8
@@ -245,13 +245,18 @@ def _keep_spare(state: ManagerState, file: FileEntry) -> bool:
         maker.spare_bytes += file.size_bytes
     _drop_at(state, file, others)
     file.on_workers, file.coming = {file.maker}, None
-    limit = SPARE_SHARE * maker.hello.disk_mb * 2**20
-    while maker.spare_bytes > limit:
-        oldest = maker.spares.pop(next(iter(maker.spares)))
-        maker.spare_bytes -= oldest.size_bytes
+    _limit_spares(state, maker)
+    return True
+
+
+def _limit_spares(state: ManagerState, worker: WorkerEntry) -> None:
+    """Drop the oldest spares of a worker beyond its limit; one that is read again is none any more, and stays."""
+    limit = SPARE_SHARE * worker.hello.disk_mb * 2**20
+    while worker.spare_bytes > limit:
+        oldest = worker.spares.pop(next(iter(worker.spares)))
+        worker.spare_bytes -= oldest.size_bytes
         if not oldest.is_needed():
             drop_copies(state, oldest)
-    return True
 
 
 def _forget_object(state: ManagerState, file: FileEntry) -> None:
