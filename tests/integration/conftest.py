@@ -6,75 +6,30 @@ Two marks: one for each test, one for each module, so that a module's own manage
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import time
-import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit.calls import LIMIT_S
+from tests.kit.processes import marked, processes_marked
 from vinecore import Manager
 
 TEST_MARK = "VINE_TEST_MARK"
 MODULE_MARK = "VINE_MODULE_MARK"
-# Ends are orderly, but a busy machine may take its time for them.
-GONE_LIMIT_S = 8.0
 _numbers = itertools.count()
-
-
-def processes_marked(mark: str) -> list[int]:
-    """The ids of living processes that inherited ``NAME=value`` in their environment."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-            except OSError:
-                continue
-    return found
-
-
-def wait_until_gone(mark: str, limit_s: float = GONE_LIMIT_S) -> list[int]:
-    """Wait for the marked processes to end; those that are left at the limit."""
-    until = time.monotonic() + limit_s
-    while (left := processes_marked(mark)) and time.monotonic() < until:
-        time.sleep(0.02)
-    return left
-
-
-def _marked(name: str) -> Iterator[str]:
-    value = uuid.uuid4().hex
-    os.environ[name] = value
-    try:
-        yield f"{name}={value}"
-        left = wait_until_gone(f"{name}={value}")
-        commands = []
-        for process_id in left:
-            try:
-                commands.append(f"{process_id}: {Path(f'/proc/{process_id}/cmdline').read_bytes()[:200]!r}")
-                os.kill(process_id, signal.SIGKILL)
-            except OSError:
-                continue
-        assert not left, f"processes were left behind: {commands}"
-    finally:
-        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def module_leaves_no_process() -> Iterator[str]:
     """Whatever the module's fixtures and tests started is gone after its last test."""
-    yield from _marked(MODULE_MARK)
+    yield from marked(MODULE_MARK)
 
 
 @pytest.fixture(autouse=True)
 def leaves_no_process(module_leaves_no_process: str) -> Iterator[str]:
     """The test's mark, as ``NAME=value``; what carries it must have ended with the test."""
-    yield from _marked(TEST_MARK)
+    yield from marked(TEST_MARK)
 
 
 @pytest.fixture

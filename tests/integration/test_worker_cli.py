@@ -23,84 +23,25 @@ import numpy as np
 import pytest
 
 from daskvine import DaskVine, FuturesExecutor
+from tests.kit.processes import LIMIT_S, MODULE, ROOT, Worker, private_home, workers_below
 from vinecore import FunctionCall, Manager
 from vinecore.api.engine import Engine
 from vinecore.cli.worker import build_parser
 
-LIMIT_S = 30.0
-ROOT = Path(__file__).resolve().parents[2]
-MODULE = ("-m", "vinecore.cli.worker")
 _numbers = itertools.count()
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This process and its workers look for secrets and settings below the test's directory only."""
-    place = tmp_path / "home"
-    place.mkdir()
-    monkeypatch.setenv("HOME", str(place))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "config"))
-    for name in ("VINE_PASSWORD_FILE", "VINE_PORT", "CORES", "MEMORY", "DISK", "GPUS"):
-        monkeypatch.delenv(name, raising=False)
-    return place
-
-
-class Worker:
-    """A running ``vine_worker``; what it prints goes to files."""
-
-    def __init__(self, directory: Path, *words: object, code: tuple[str, ...] = MODULE, **environment: str) -> None:
-        number = next(_numbers)
-        self.tmp = directory / f"tmp-{number}"
-        self.tmp.mkdir()
-        self._out, self._err = directory / f"worker-{number}.out", directory / f"worker-{number}.err"
-        with open(self._out, "wb") as out, open(self._err, "wb") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, *code, *map(str, words)],
-                env={**os.environ, "TMPDIR": str(self.tmp), "PYTHONPATH": str(ROOT), **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                cwd=directory,
-            )
-
-    @property
-    def out(self) -> str:
-        return self._out.read_text()
-
-    @property
-    def err(self) -> str:
-        return self._err.read_text()
-
-    def ended(self, limit_s: float = LIMIT_S) -> int:
-        """Its exit code; it must end in time."""
-        try:
-            return self.process.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"the worker did not end within {limit_s} s; it printed:\n{self.out}\n{self.err}")
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+    return private_home(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     """Start workers; those that still run at the end of the test get SIGTERM."""
-    workers: list[Worker] = []
-
-    def make(*words: object, **options: Any) -> Worker:
-        workers.append(Worker(tmp_path, *words, **options))
-        return workers[-1]
-
-    yield make
-    for worker in workers:
-        if worker.process.poll() is None:
-            worker.process.terminate()
-    for worker in workers:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            worker.process.wait(LIMIT_S)
-        worker.kill()
+    with workers_below(tmp_path) as make:
+        yield make
 
 
 def eventually(condition: Callable[[], Any], limit_s: float = LIMIT_S) -> bool:

@@ -72,6 +72,11 @@ def _check_worker(worker: WorkerEntry) -> None:
     for file in worker.held.values():
         if worker.worker_id not in (file.on_workers or ()) and worker.worker_id not in (file.coming or ()):
             raise InvariantError(f"{file} is in the table of {worker}, which does not have it")
+    if worker.spare_bytes != sum(file.size_bytes for file in worker.spares.values()):
+        raise InvariantError(f"{worker} is said to have {worker.spare_bytes} bytes of spares")
+    for name, file in worker.spares.items():
+        if worker.held.get(name) is not file or worker.worker_id not in (file.on_workers or ()):
+            raise InvariantError(f"{file} is a spare of {worker}, which does not have it")
     counted: dict[int, int] = {}
     for task_id, entry in worker.running.items():
         if entry.state is not t.PLACED or entry.task_id != task_id or entry.instance is None:

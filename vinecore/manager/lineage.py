@@ -3,17 +3,20 @@
 A file's entry holds its producer, a producer holds its inputs until its own output is safe (inline, at the manager, or
 released): so the chain that could make a file again lives exactly as long as it may be needed. Such inputs count as
 ``remakes``: their copies on workers go when nobody reads them, but what could not be made again stays (inline data, objects of
-the manager), and so does their own lineage.
+the manager), and so does their own lineage. One copy stays as a *spare* when it was read on another worker than the one that made
+it: when that reader's worker is lost, only what was done there is done again.
 """
 
 from __future__ import annotations
 
 from vinecore.manager import orders
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry, outputs_of
+from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry, WorkerEntry, outputs_of
 
 # An input with more copies than this draws nobody: it can be had from many workers, and looking at each would cost more.
 NEAR_COPIES = 8
+# Spares take at most this share of a worker's disk; higher: less is computed again after a loss, less room for values.
+SPARE_SHARE = 0.25
 
 
 def attach(state: ManagerState, entry: TaskEntry) -> None:
@@ -218,10 +221,42 @@ def _thin_out(state: ManagerState, file: FileEntry) -> None:
     """Only a rerun of a finished consumer would read this file: keep what could not be made again."""
     producer = file.producer
     can_run = producer is not None and producer.error is None and not producer.is_final
-    if can_run or file.data is not None or file.at_manager:
+    if can_run and _keep_spare(state, file):
+        pass
+    elif can_run or file.data is not None or file.at_manager:
         drop_copies(state, file)
     if can_run:
         _forget_object(state, file)
+
+
+def _keep_spare(state: ManagerState, file: FileEntry) -> bool:
+    """Leave a file that other workers have read with the worker that made it, and nowhere else; False when there is no such copy.
+
+    The loss of one worker then costs what that worker did: what it made from the files of others is made from their spares.
+    """
+    maker = state.workers.get(file.maker)
+    if maker is None or not file.on_workers or file.maker not in file.on_workers or file.data is not None:
+        return False
+    others = (file.on_workers | (file.coming or set())) - {file.maker}
+    if file.name not in maker.spares:
+        if not others:
+            return False  # read where it was made: both would be lost together
+        maker.spares[file.name] = file
+        maker.spare_bytes += file.size_bytes
+    _drop_at(state, file, others)
+    file.on_workers, file.coming = {file.maker}, None
+    _limit_spares(state, maker)
+    return True
+
+
+def _limit_spares(state: ManagerState, worker: WorkerEntry) -> None:
+    """Drop the oldest spares of a worker beyond its limit; one that is read again is none any more, and stays."""
+    limit = SPARE_SHARE * worker.hello.disk_mb * 2**20
+    while worker.spare_bytes > limit:
+        oldest = worker.spares.pop(next(iter(worker.spares)))
+        worker.spare_bytes -= oldest.size_bytes
+        if not oldest.is_needed():
+            drop_copies(state, oldest)
 
 
 def _forget_object(state: ManagerState, file: FileEntry) -> None:
@@ -232,11 +267,15 @@ def _forget_object(state: ManagerState, file: FileEntry) -> None:
 
 def drop_copies(state: ManagerState, file: FileEntry) -> None:
     """Unlink a file on every worker that has it or was told to fetch it."""
-    for worker_id in (file.on_workers or set()) | (file.coming or set()):
-        worker = state.workers.get(worker_id)
-        if worker is not None:
-            worker.held.pop(file.name, None)
-            state.unlinks.setdefault(worker_id, []).append(file.name)
+    _drop_at(state, file, (file.on_workers or set()) | (file.coming or set()))
     file.on_workers = None
     file.coming = None
     state.held.pop(file.name, None)
+
+
+def _drop_at(state: ManagerState, file: FileEntry, worker_ids: set[int]) -> None:
+    for worker_id in worker_ids:
+        worker = state.workers.get(worker_id)
+        if worker is not None:
+            worker.forget_file(file)
+            state.unlinks.setdefault(worker_id, []).append(file.name)

@@ -174,6 +174,7 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
         output.name = f"{state.run}-{entry.task_id}.{entry.attempt}"
         output.size_bytes = result.size_bytes
         output.on_workers = {worker.worker_id}
+        output.maker = worker.worker_id
         state.held[output.name] = worker.held[output.name] = output
     elif output is not None:
         output.kept = True
@@ -199,6 +200,7 @@ def _reported(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, report
         else:
             file.name = name
             file.on_workers = {worker.worker_id}
+            file.maker = worker.worker_id
             state.held[name] = worker.held[name] = file
         lineage.became_available(state, file)
     for name in report.damaged:
@@ -301,7 +303,7 @@ def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
     """A worker does not hold a file any more."""
     worker = state.workers.get(worker_id)
     if worker is not None:
-        worker.held.pop(file.name, None)
+        worker.forget_file(file)
     if file.coming is not None:
         file.coming.discard(worker_id)
     if file.on_workers and worker_id in file.on_workers:

@@ -41,6 +41,7 @@ class FileEntry:
         "data",
         "holds",
         "kept",
+        "maker",
         "name",
         "on_workers",
         "producer",
@@ -60,6 +61,7 @@ class FileEntry:
         self.at_manager = False  # the shell holds its bytes under its name
         self.on_workers: set[int] | None = None  # workers that hold it; None like empty
         self.coming: set[int] | None = None  # workers that were told to fetch it
+        self.maker = 0  # the worker whose task made it; 0 when none did
         self.kept = False  # unwritten in a slot, for the rest of its bundle
         self.producer: TaskEntry | None = None
         self.promised = False  # declared before the task that makes it was submitted: readers wait for that
@@ -379,6 +381,8 @@ class WorkerEntry:
         "outgoing",
         "pinged_at",
         "running",
+        "spare_bytes",
+        "spares",
         "total",
         "unreachable",
         "worker_id",
@@ -403,6 +407,9 @@ class WorkerEntry:
         self.running: dict[int, TaskEntry] = {}
         # Files that are here or were told to come, by cache name: the part of ManagerState.held that names this worker.
         self.held: dict[str, FileEntry] = {}
+        # Those of them that only a rerun of another worker's task would read, oldest first, and their size together.
+        self.spares: dict[str, FileEntry] = {}
+        self.spare_bytes = 0
         self.last_heard = now
         self.pinged_at = now
         self.draining = False
@@ -410,6 +417,12 @@ class WorkerEntry:
 
     def takes_work(self) -> bool:
         return not self.draining and not self.blocked
+
+    def forget_file(self, file: FileEntry) -> None:
+        """It is not here any more, nor told to come."""
+        self.held.pop(file.name, None)
+        if self.spares.pop(file.name, None) is not None:
+            self.spare_bytes -= file.size_bytes
 
     def amount_of(self, shape: Shape) -> Resources:
         """Resources that one task of this shape takes here."""
