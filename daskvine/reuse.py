@@ -48,10 +48,14 @@ class Results:
         self._requested: dict[tuple[Any, ...], int] = {}
         self._bytes = 0
 
-    def looked_up(self, plan: Plan, pieces: Iterator[Piece]) -> tuple[Iterator[Piece], Signature | None]:
-        """Sign a plan if one that asked for the same keys is remembered; else only watch its pieces go by."""
+    def looked_up(self, plan: Plan, pieces: Iterator[Piece], setting: bytes = b"") -> tuple[Iterator[Piece], Signature | None]:
+        """Sign a plan if one that asked for the same keys is remembered; else only watch its pieces go by.
+
+        Parameters:
+            setting: what else the values depend on.
+        """
         requested = tuple(plan.order[number] for number in plan.requested)
-        plan_digest = xxhash.xxh3_128()
+        plan_digest = xxhash.xxh3_128(setting)
         if requested not in self._requested:
             return self._watched(plan, plan_digest, pieces), None
         packed = list(self._watched(plan, plan_digest, pieces))

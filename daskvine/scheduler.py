@@ -18,11 +18,11 @@ from dask.utils import key_split
 
 from daskvine.functional import Manager
 from daskvine.graph import Plan, annotations_of
-from daskvine.options import GetOptions, checked_retries, request_of
+from daskvine.options import TASKS, GetOptions, VertexInfo, checked_retries, checked_variable, request_apart, request_of
 from daskvine.progress import Progress
 from daskvine.reuse import Results
 from vinecore.api.engine import Engine
-from vinecore.api.graphs import GraphSubmission, Piece, VertexPlan
+from vinecore.api.graphs import Apart, GraphSubmission, Piece, VertexPlan
 from vinecore.errors import UnpicklableError, UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.vertex import Program, is_plain, pack_vertex
@@ -71,22 +71,25 @@ class DaskVine(Manager):
         self.engine.refuse_in_loop("get")
         self._check_modules(chosen.lib_modules)
         plan = Plan(dsk, keys)
-        notes = annotations_of(dsk)
-        pieces = pack(self.engine, plan, chosen)
-        if chosen.reuse:
-            pieces, signature = self._results.looked_up(plan, pieces)
+        planner = _Planner(self, plan, chosen, annotations_of(dsk))
+        pieces = pack(self.engine, plan, chosen, planner.library)
+        is_reusable = chosen.reuse and planner.setting is not None
+        if is_reusable:
+            pieces, signature = self._results.looked_up(plan, pieces, planner.setting or b"")
             found = self._results.values(signature) if signature is not None else None
             if found is not None:
                 return plan.pack(found)
-        graph = GraphSubmission(self.engine, len(plan), plan.requested, not chosen.worker_transfers)
+        graph = GraphSubmission(
+            self.engine, len(plan), plan.requested, planner.library, not chosen.worker_transfers, planner.apart
+        )
         try:
             with Progress(graph, len(plan), chosen):
-                values = _run(graph, plan, pieces, _Planner(self.engine, plan, chosen, notes))
+                values = _run(graph, plan, pieces, planner)
         except BaseException:
             # Ctrl-C too: nothing of this graph goes on running.
             graph.cancel()
             raise
-        keep = chosen.reuse and self._results.keep(plan, graph, values)
+        keep = is_reusable and self._results.keep(plan, graph, values)
         graph.end(keep)
         return plan.pack(values)
 
@@ -138,18 +141,37 @@ def _run(graph: GraphSubmission, plan: Plan, pieces: Iterator[Piece], planner: _
 class _Planner:
     """What the core must know of each vertex: options of the get, and annotations of single keys."""
 
-    def __init__(self, engine: Engine, plan: Plan, options: GetOptions, notes: dict[str, dict[Hashable, Any]]) -> None:
+    def __init__(self, manager: DaskVine, plan: Plan, options: GetOptions, notes: dict[str, dict[Hashable, Any]]) -> None:
+        engine = manager.engine
+        self._manager = manager
         self._engine = engine
         self._plan = plan
         self._options = options
         self._notes = notes
         self._kinds: dict[Hashable, Any] = {}
+        is_apart = options.task_mode == TASKS
+        self.library = engine.process_library() if is_apart else engine.python
+        self.apart = Apart(engine, options.extra_files) if is_apart else None
+        self._box = self._box_for(None, options.wall_time_s) if is_apart and not self._asks else None
+        # What values may depend on beside the graph; None: nobody knows, so that they are not remembered.
+        self.setting: bytes | None = b""
+        if self.apart is not None:
+            sees = (sorted(options.env_vars.items()), self.apart.signature(), options.resources)
+            self.setting = None if self._asks else repr(sees).encode()
+
+    @property
+    def _asks(self) -> bool:
+        """Whether some variable is asked for with each vertex."""
+        return any(callable(value) for value in self._options.env_vars.values())
 
     def plans(self, numbers: range) -> list[VertexPlan]:
         """One VertexPlan for each number."""
         inputs, consumers = self._plan.inputs, self._plan.consumers
-        retries, priority = self._options.retries, self._options.priority
-        plans = [VertexPlan(inputs[i], self._kind(i), len(consumers[i]), retries, priority) for i in numbers]
+        retries, priority, box = self._options.retries, self._options.priority, self._box
+        plans = [VertexPlan(inputs[i], self._kind(i), len(consumers[i]), retries, priority, box) for i in numbers]
+        if self.apart is not None and box is None:
+            for number, plan in zip(numbers, plans, strict=True):
+                plan.box = self._box_for(number, self._options.wall_time_s)
         if self._notes:
             self._annotate(numbers, plans)
         return plans
@@ -160,15 +182,24 @@ class _Planner:
         name = key[0] if type(key) is tuple and key else key
         kind = self._kinds.get(name)
         if kind is None:
-            engine = self._engine
-            shape = engine.shape_for(engine.python, self._options.resources)
-            kind = self._kinds[name] = engine.kind_for(f"dask:{key_split(name)}", shape)
+            shape = self._engine.shape_for(self.library, self._options.resources, self.apart is not None)
+            kind = self._kinds[name] = self._engine.kind_for(f"dask:{key_split(name)}", shape)
         return kind
+
+    def _box_for(self, number: int | None, wall_time_s: float) -> Any:
+        """The box of one vertex, or of all of them (None)."""
+        assert self.apart is not None
+        variables = dict(self._options.env_vars)
+        if number is not None:
+            info = VertexInfo(self._plan.order[number], self._kind(number).name.removeprefix("dask:"))
+            for name, value in variables.items():
+                if callable(value):
+                    variables[name] = checked_variable(name, value(self._manager, info))
+        return self.apart.box({name: value for name, value in variables.items() if not callable(value)}, wall_time_s)
 
     def _annotate(self, numbers: range, plans: list[VertexPlan]) -> None:
         """``dask.annotate(retries=, priority=, resources=)``."""
         retries, priority, resources = (self._notes.get(name, {}) for name in ("retries", "priority", "resources"))
-        engine = self._engine
         for number, plan in zip(numbers, plans, strict=True):
             key = self._plan.order[number]
             if key in retries:
@@ -176,10 +207,21 @@ class _Planner:
             if key in priority:
                 plan.priority = float(priority[key])
             if key in resources:
-                plan.kind = engine.kind_for(plan.kind.name, engine.shape_for(engine.python, request_of(resources[key])))
+                self._annotate_resources(number, plan, resources[key])
+
+    def _annotate_resources(self, number: int, plan: VertexPlan, resources: Any) -> None:
+        engine = self._engine
+        if self.apart is None:
+            shape = engine.shape_for(self.library, request_of(resources))
+        else:
+            request, wall_time_s = request_apart(resources)
+            shape = engine.shape_for(self.library, request, True)
+            if wall_time_s:
+                plan.box = self._box_for(number, wall_time_s)
+        plan.kind = engine.kind_for(plan.kind.name, shape)
 
 
-def pack(engine: Engine, plan: Plan, options: GetOptions) -> Iterator[Piece]:
+def pack(engine: Engine, plan: Plan, options: GetOptions, library: Any) -> Iterator[Piece]:
     """Convert a plan piece by piece; functions are interned, literals of a piece travel in one pickle."""
     known: dict[int, tuple[Any, Any]] = {}
     start = 0
@@ -187,13 +229,15 @@ def pack(engine: Engine, plan: Plan, options: GetOptions) -> Iterator[Piece]:
     total = len(plan)
     while start < total:
         numbers = range(start, min(total, start + count))
-        yield pack_piece(engine, plan, numbers, options, known)
+        yield pack_piece(engine, plan, numbers, options, known, library)
         start = numbers.stop
         count = PIECE_COUNT
 
 
-def pack_piece(engine: Engine, plan: Plan, numbers: range, options: GetOptions, known: dict[int, tuple[Any, Any]]) -> Piece:
-    """One piece of a plan. ``known``: functions met in this get, by id, with their code.
+def pack_piece(
+    engine: Engine, plan: Plan, numbers: range, options: GetOptions, known: dict[int, tuple[Any, Any]], library: Any
+) -> Piece:
+    """One piece of a plan. ``known``: functions met in this get, by id, with their code for the library.
 
     Raises:
         UnpicklableError: a function or a literal cannot be pickled.
@@ -209,7 +253,7 @@ def pack_piece(engine: Engine, plan: Plan, numbers: range, options: GetOptions, 
                 code_ids.append(0)
                 continue
             found = known.get(id(function))
-            code = found[1] if found is not None else _code_of(engine, plan, number, function, known)
+            code = found[1] if found is not None else _code_of(engine, plan, number, function, known, library)
             functions[code.code_id] = code
             code_ids.append(code.code_id)
         one = pack_vertex(vertex, code_ids[0], code_ids[1:])
@@ -222,14 +266,14 @@ def pack_piece(engine: Engine, plan: Plan, numbers: range, options: GetOptions, 
     return Piece(numbers, payload, tuple(functions.values()), tuple(modules))
 
 
-def _code_of(engine: Engine, plan: Plan, number: int, function: Any, known: dict[int, tuple[Any, Any]]) -> Any:
+def _code_of(engine: Engine, plan: Plan, number: int, function: Any, known: dict[int, tuple[Any, Any]], library: Any) -> Any:
     """Intern a function of a vertex.
 
     Raises:
         UnpicklableError: it cannot be pickled; the text names the key.
     """
     try:
-        code, _ = engine.code_of(function)
+        code = engine.code_for(library, function)
         if isinstance(function, Program):
             # Modules are found by looking at functions, and a program hides those that it calls.
             called = [module for inner in function.functions() for module in engine.functions.get(inner).modules]

@@ -1,4 +1,4 @@
-"""kill -9 of a slot, or of the parent of all slots, under a graph and under futures: only what ran or lived there is done again."""
+"""kill -9 of a slot, or of the parent of all slots, under a graph and under futures: only what ran or lived there runs again."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def test_python_tasks(tmp_path: Path, moment: Moment, fault: Callable[[str, str]
 
 
 def test_endless_loops_end_at_their_limit(tmp_path: Path, moment: Moment, started_by_test: Callable[[], list[int]]) -> None:
-    """A Python function and a program that never end, each with a limit of a second; the neighbours share the worker meanwhile."""
+    """A Python function and a program that never end, each with a limit of a second; neighbours share the worker meanwhile."""
     log = Log(tmp_path / "log")
     at = moment.between(1, 35)
     with Manager(local_cores=2) as m:

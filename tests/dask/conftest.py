@@ -1,17 +1,33 @@
-"""One embedded manager with two cores for each module of these tests."""
+"""Embedded managers with two cores, for each module of these tests: ``m`` in both task modes, ``calls`` in the usual one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daskvine import DaskVine
 
 
+class InTasks(DaskVine):
+    """Runs each vertex in a process of its own, unless a get says otherwise."""
+
+    def get(self, dsk: Any, keys: Any, **options: Any) -> Any:
+        return super().get(dsk, keys, **{"task_mode": "tasks", **options})
+
+    __call__ = get
+
+
+@pytest.fixture(scope="module", params=[DaskVine, InTasks], ids=["calls", "tasks"])
+def m(request: pytest.FixtureRequest) -> Iterator[DaskVine]:
+    with request.param(local_cores=2) as manager:
+        yield manager
+
+
 @pytest.fixture(scope="module")
-def m() -> Iterator[DaskVine]:
+def calls() -> Iterator[DaskVine]:
     with DaskVine(local_cores=2) as manager:
         yield manager
 

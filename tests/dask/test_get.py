@@ -122,13 +122,13 @@ def test_high_level_graphs(m: DaskVine) -> None:
     assert m.get(graph, [("b", 0), ("b", 3)]) == (2, 5)
 
 
-def test_long_chains_and_wide_fans(m: DaskVine) -> None:
+def test_long_chains_and_wide_fans(calls: DaskVine) -> None:
     chain: Graph = {0: (inc, 0.5)}
     chain.update({number: (inc, number - 1) for number in range(1, 3000)})
-    assert m.get(chain, 2999) == 3000.5
+    assert calls.get(chain, 2999) == 3000.5
     wide: Graph = {("w", number): (inc, number + 0.5) for number in range(5000)}
     wide["sum"] = (sum, list(wide))
-    assert m.get(wide, "sum") == sum(number + 1.5 for number in range(5000))
+    assert calls.get(wide, "sum") == sum(number + 1.5 for number in range(5000))
 
 
 def test_values_of_many_sizes_and_kinds(m: DaskVine) -> None:
@@ -180,10 +180,10 @@ def pid_of(*inputs: Any) -> set[int]:
     return {os.getpid()}.union(*inputs)
 
 
-def test_vertices_run_in_both_slots_and_never_here(m: DaskVine) -> None:
+def test_vertices_run_in_both_slots_and_never_here(calls: DaskVine) -> None:
     graph: Graph = {("p", number): (pid_of,) for number in range(200)}
     graph["all"] = (pid_of, *graph)
-    pids = m.get(graph, "all", reuse=False)
+    pids = calls.get(graph, "all", reuse=False)
     assert len(pids) == 2 and os.getpid() not in pids
 
 
@@ -544,11 +544,11 @@ def test_cycles(m: DaskVine) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"retrys": 1}, r"no option 'retrys'; did you mean 'retries'\? It takes: lib_modules, "),
+        ({"retrys": 1}, r"no option 'retrys'; did you mean 'retries'\? It takes: env_vars, "),
         ({"zzz": 1}, r"no option 'zzz'\. It takes"),
         ({"retries": -1}, "retries must be a whole number >= 0, not -1"),
         ({"retries": 1.5}, "retries must be"),
-        ({"task_mode": "tasks"}, "task_mode must be 'function-calls'"),
+        ({"task_mode": "task"}, "task_mode must be 'function-calls' or 'tasks', not 'task'"),
         ({"resources": 3}, "resources must be a dict"),
         ({"resources": {"coers": 3}}, "coers"),
         ({"priority": "x"}, "priority must be a number, larger runs earlier, not 'x'"),
@@ -564,9 +564,9 @@ def test_cycles(m: DaskVine) -> None:
         ({"hoisting_modules": ["json", 5]}, "hoisting_modules must be a list .*, and 5 in it is neither"),
     ],
 )
-def test_bad_options(m: DaskVine, options: dict[str, Any], text: str) -> None:
+def test_bad_options(calls: DaskVine, options: dict[str, Any], text: str) -> None:
     with pytest.raises(UsageError, match=text):
-        m.get({"x": (inc, 1)}, "x", **options)
+        calls.get({"x": (inc, 1)}, "x", **options)
 
 
 def test_good_options(m: DaskVine) -> None:
@@ -592,14 +592,14 @@ def test_num_workers_and_other_options_of_dask(m: DaskVine) -> None:
 # ---------------------------------------------------------------- threads, repetition, the manager's own promises
 
 
-def test_several_threads_at_once(m: DaskVine) -> None:
+def test_several_threads_at_once(calls: DaskVine) -> None:
     def work(seed: int) -> bool:
         for turn in range(5):
             graph: Graph = {("l", n): (operator.add, n, seed * 1000 + turn) for n in range(60)}
             graph.update({("m", n): (operator.add, ("l", n), ("l", (n * 7) % 60)) for n in range(60)})
             graph["big"] = (np.full, 30_000, float(seed))
             graph["end"] = (total, *[("m", n) for n in range(60)])
-            end, big = m.get(graph, ["end", "big"])
+            end, big = calls.get(graph, ["end", "big"])
             expected = [n + (n * 7) % 60 + 2 * (seed * 1000 + turn) for n in range(60)]
             if end != repr((tuple(expected), [])) or big.sum() != 30_000 * seed:
                 return False
@@ -607,7 +607,7 @@ def test_several_threads_at_once(m: DaskVine) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(8), timeout=LIMIT_S))
-    m.engine.call_in_loop(m.engine.machine.check)
+    calls.engine.call_in_loop(calls.engine.machine.check)
 
 
 def test_error_in_one_thread_leaves_the_others_alone(m: DaskVine) -> None:

@@ -10,6 +10,7 @@ import ast
 import importlib.util
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -213,6 +214,16 @@ def test_commands(tmp_path: Path) -> None:
     out, _ = run("commands.py", cwd=tmp_path)
     assert len(out.splitlines()) == 3
     assert set(out.splitlines()) == expected
+
+
+def test_dask_tasks(tmp_path: Path) -> None:
+    expected = 0
+    for number in range(24):
+        chance = random.Random(number)
+        expected += sum(float(f"{chance.random():.6f}") > 0.25 for _ in range(1000))
+    out, _ = run("dask_tasks.py", cwd=tmp_path)
+    assert out == f"24 runs, 5 of them died once: {expected} events above the threshold\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_functional(tmp_path: Path) -> None:

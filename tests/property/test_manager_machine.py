@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kit.builders import RUN, Builder, hello
+from tests.kit.builders import RUN, Builder, declared, hello
 from vinecore.manager import events, orders
 from vinecore.manager import transitions as t
 from vinecore.manager.machine import ManagerMachine
@@ -21,11 +21,14 @@ STATUSES = [
     messages.RAISED,
     messages.LOST,
     messages.HANDED_BACK,
+    messages.SPOILT_INPUT,
 ]
 # (what happens, a number that picks whom)
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["call", "graph", "join", "leave", "answer", "answer", "answer", "late", "late", "cancel", "tick"]),
+        st.sampled_from(
+            ["call", "graph", "apart", "join", "leave", "answer", "answer", "answer", "late", "late", "cancel", "tick"]
+        ),
         st.integers(0, 999),
     ),
     max_size=60,
@@ -45,6 +48,9 @@ class Driver:
         self.calls: list[TaskEntry] = []
         self.delivered: list[int] = []
         self.next_worker = 1
+        # What vertices that run apart have in their directories.
+        self.mounted = declared(1)
+        self.mounted.holds = 1
         self.do(events.LibraryInstalled(0.0, self.builder.library))
 
     def do(self, event: events.Event) -> None:
@@ -69,9 +75,16 @@ class Driver:
         call = self.open.pop(key)
         if status <= messages.OK_STORED and not call.publish:
             status = messages.OK_KEPT
+        report = None
+        if call.sandbox is not None:
+            # A limit ends it without a value; whoever answers well at the end is not limited.
+            outcome = "max wall time" if status == messages.RAISED else ""
+            status = messages.OK_INLINE if outcome else status
+            report = messages.Report(9 if outcome else 0, b"printed", [], [], [], outcome)
         size = 100_000 if status == messages.OK_STORED else 0
         self.answered.append(key)
-        self.do(events.WorkerSaid(0.0, key[0], messages.Done([Result(key[1], key[2], status, 7, b"v", size)])))
+        result = Result(key[1], key[2], status, 7, b"v", size, report)
+        self.do(events.WorkerSaid(0.0, key[0], messages.Done([result])))
 
     def step(self, what: str, number: int) -> None:
         if what == "call":
@@ -80,6 +93,13 @@ class Driver:
             self.do(events.TasksSubmitted(0.0, [self.calls[-1]]))
         elif what == "graph":
             graph, entries = self.builder.vertices([[], [0], [0, 1], [], [2, 3]])
+            self.do(events.VerticesSubmitted(0.0, graph, entries))
+        elif what == "apart":
+            graph, entries = self.builder.vertices([[], [0], [0, 1], [], [2, 3]])
+            for entry in entries:
+                entry.sandbox = messages.Sandbox([messages.Mount("", "file")], [], [])
+                entry.inputs += (self.mounted,)
+                entry.retries = number % 2
             self.do(events.VerticesSubmitted(0.0, graph, entries))
         elif what == "join":
             self.join()

@@ -7,7 +7,7 @@ from typing import TypeVar
 import pytest
 
 from tests.kit.builders import RUN, Builder, declared, hello
-from vinecore.errors import FileLost, LibraryFailed, ProtocolError, SlotLost, WorkerLost
+from vinecore.errors import FileLost, LibraryFailed, ProtocolError, SlotLost, TaskFailed, WorkerLost
 from vinecore.manager import events, orders
 from vinecore.manager import transitions as t
 from vinecore.manager.machine import ManagerMachine
@@ -405,6 +405,35 @@ def test_a_missing_object_is_believed_and_counted() -> None:
         world.say(1, messages.FetchFailed(file.name, "no space"))
         world.answer(call, messages.NO_INPUT, file.name.encode())
     assert isinstance(call.error, FileLost) and file.name in str(call.error)
+
+
+def test_an_input_that_another_task_spoilt_counts_as_no_loss() -> None:
+    """However many tasks before it in its slot wrote into the file: each costs a fresh copy, and no try."""
+    world = World()
+    file = declared(1)
+    file.holds = 1
+    world.machine.state.tunables.max_losses = 2
+    call = world.builder.call(file)
+    world.submit(call)
+    for _ in range(9):
+        assert call.state is t.PLACED
+        world.answer(call, messages.SPOILT_INPUT, file.name.encode())
+    world.answer(call, messages.OK_INLINE)
+    assert call.error is None and call.losses == 0 and call.attempt == 10
+
+
+def test_a_vertex_that_a_limit_ended_has_no_value() -> None:
+    world = World(cores=2)
+    graph, entries = world.builder.vertices([[], [0]])
+    for entry in entries:
+        entry.sandbox = messages.Sandbox([], [], [])
+    entries[0].retries = 1
+    world.do(events.VerticesSubmitted(0.0, graph, entries))
+    report = messages.Report(9, b"", [], [], [], "max wall time")
+    for attempt in (1, 2):
+        assert entries[0].attempt == attempt and entries[1].attempt == 0, "it runs alone, whatever reads it"
+        world.do(events.WorkerSaid(0.0, 1, messages.Done([messages.Result(entries[0].task_id, attempt, 0, 5, b"", 0, report)])))
+    assert world.delivered() == [entries[0]] and isinstance(entries[0].error, TaskFailed)
 
 
 def test_wanted_bytes_come_home_or_are_refused() -> None:

@@ -87,7 +87,7 @@ class SandboxedTask(SubmittableTask):
         """
         if strict_input:
             raise UsageError("strict_input is not supported in this version: inputs are brought to where the task runs")
-        self._inputs.append((_checked_file(file), checked_name(remote_name), messages.SYMLINK if mount_symlink else 0))
+        self._inputs.append((checked_file(file), checked_name(remote_name), messages.SYMLINK if mount_symlink else 0))
 
     def add_output(
         self,
@@ -105,7 +105,7 @@ class SandboxedTask(SubmittableTask):
         if watch:
             raise UsageError("watch is not supported in this version: outputs come when the task ends")
         flags = (messages.ON_FAILURE if failure_only else 0) | (messages.ON_SUCCESS if success_only else 0)
-        if _checked_file(file).type() != TEMP:
+        if checked_file(file).type() != TEMP:
             flags |= messages.HOME
         self._outputs.append((file, checked_name(remote_name), flags))
 
@@ -388,7 +388,12 @@ class PythonTask(SandboxedTask, TempOutput):
         return engine.process_code(self.function, self._request())
 
 
-def _checked_file(file: Any) -> File:
+def checked_file(file: Any) -> File:
+    """A File.
+
+    Raises:
+        TypeError: it is none.
+    """
     if not isinstance(file, File):
         raise TypeError(f"this takes a File made by a declare_ method, not {type(file).__name__}")
     return file

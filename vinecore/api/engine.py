@@ -287,16 +287,28 @@ class Engine:
         Raises:
             UnpicklableError: the function cannot be pickled.
         """
-        library = self._processes()
         pickled = None if function is None else self.functions.get(function)
+        shape = self.shape_for(self.process_library(), request, True)
+        return self._process_code_of(pickled), self.kind_for("command" if pickled is None else pickled.name, shape)
+
+    def _process_code_of(self, pickled: FunctionPickle | None) -> CodeEntry:
         code = self._process_codes.get(pickled)
         if code is None:
             payload, modules = (b"", ()) if pickled is None else (pickled.payload, pickled.modules)
-            code = self._process_codes.setdefault(pickled, self.new_code(library, payload, modules))
-        shape = self.shape_for(library, request, True)
-        return code, self.kind_for("command" if pickled is None else pickled.name, shape)
+            code = self._process_codes.setdefault(pickled, self.new_code(self.process_library(), payload, modules))
+        return code
 
-    def _processes(self) -> LibraryEntry:
+    def code_for(self, library: LibraryEntry, function: object) -> CodeEntry:
+        """Intern a function for one of the two libraries that run any function: ``python``, or that of processes.
+
+        Raises:
+            UnpicklableError: it cannot be pickled; the text names what is at fault.
+        """
+        if library is self.python:
+            return self.code_of(function)[0]
+        return self._process_code_of(self.functions.get(function))
+
+    def process_library(self) -> LibraryEntry:
         """The library whose slots give each task a process; installed at first use."""
         library = self._process_library
         if library is None:

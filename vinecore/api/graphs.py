@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vinecore.api.commands import checked_file
 from vinecore.api.engine import Engine
+from vinecore.api.files import File, checked_name
 from vinecore.api.outcome import failure_of
-from vinecore.errors import LoopDied, VineError
+from vinecore.errors import LoopDied, UsageError, VineError
 from vinecore.manager.events import GraphCancelled, GraphEnded, VerticesSubmitted
-from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, TaskEntry
+from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, TaskEntry
 from vinecore.runtime import payload as payloads
+from vinecore.wire import messages
+
+# What a vertex that runs apart prints is kept up to here, for the error that it may end with.
+PRINTED_LIMIT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +39,63 @@ class Piece:
     modules: tuple[str, ...]
 
 
+class Apart:
+    """How vertices run apart: each in a process of its own and a private directory, where ``files`` are mounted.
+
+    Parameters:
+        files: File to its name in the directory.
+
+    Raises:
+        UsageError: a file of another manager, or one that is not there. TypeError, ValueError: no file, or a bad name.
+    """
+
+    def __init__(self, engine: Engine, files: Mapping[File, str]) -> None:
+        for file in files:
+            if checked_file(file).engine is not engine:
+                raise UsageError(f"{file!r} belongs to another manager")
+        # Held: what is mounted must not be released while the graph runs.
+        self.files = tuple(files)
+        self.mounted = tuple(file.mount_entry() for file in files)
+        self._mounts = [
+            messages.Mount("", checked_name(name), messages.EXECUTABLE if file.is_program() else 0)
+            for file, name in files.items()
+        ]
+
+    def box(self, variables: Mapping[str, str | None], wall_time_s: float) -> messages.Sandbox:
+        """What slots must know of the directory; vertices may share one. ``wall_time_s`` 0: no limit."""
+        return messages.Sandbox(
+            mounts=self._mounts,
+            products=[],
+            environment=list(variables.items()),
+            wall_time_s=wall_time_s,
+            stdout_limit_bytes=PRINTED_LIMIT_BYTES,
+        )
+
+    def signature(self) -> list[tuple[str, str]]:
+        """Which bytes are mounted where, for those who compare graphs."""
+        # What a task makes gets a new name with each attempt.
+        names = [entry.name if entry.producer is None else f"#{entry.value_id}" for entry in self.mounted]
+        return [(name, mount.path) for name, mount in zip(names, self._mounts, strict=True)]
+
+
 class VertexPlan:
-    """What the core must know of one vertex: inputs by place in the graph, how alike it is, how many consumers it will have."""
+    """What the core must know of one vertex: inputs by place in the graph, how alike it is, how many consumers it will have.
 
-    __slots__ = ("consumer_count", "inputs", "kind", "priority", "retries")
+    ``box``: of a vertex that runs apart, from ``Apart.box``.
+    """
 
-    def __init__(self, inputs: Sequence[int], kind: Kind, consumer_count: int, retries: int, priority: float) -> None:
+    __slots__ = ("box", "consumer_count", "inputs", "kind", "priority", "retries")
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        kind: Kind,
+        consumer_count: int,
+        retries: int,
+        priority: float,
+        box: messages.Sandbox | None = None,
+    ) -> None:
+        self.box = box
         self.inputs = inputs
         self.kind = kind
         self.consumer_count = consumer_count
@@ -52,11 +109,23 @@ class GraphSubmission:
     Parameters:
         size: number of vertices in all.
         requested: places of those whose values are wanted.
+        library: the one that runs the vertices.
         bring_home: bring every large value to the manager as soon as it exists.
+        apart: vertices run in processes of their own; each plan has a box then.
     """
 
-    def __init__(self, engine: Engine, size: int, requested: Sequence[int], bring_home: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        size: int,
+        requested: Sequence[int],
+        library: LibraryEntry,
+        bring_home: bool = False,
+        apart: Apart | None = None,
+    ) -> None:
         self.engine = engine
+        self.library = library
+        self._apart = apart
         self.requested = frozenset(requested)
         self.graph = GraphEntry(next(engine.graph_ids), self, size)
         self.graph.bring_home = bring_home
@@ -103,15 +172,19 @@ class GraphSubmission:
 
     def _entries(self, piece: Piece, plans: Sequence[VertexPlan]) -> list[TaskEntry]:
         engine, outputs = self.engine, self._outputs
-        code = engine.new_code(engine.python, piece.payload, piece.modules, piece.functions, True)
+        code = engine.new_code(self.library, piece.payload, piece.modules, piece.functions, True)
+        mounted = self._apart.mounted if self._apart is not None else ()
         self._codes.append(code)
         next_id = engine.task_ids.__next__
         requested = self.requested
         entries = []
         for index, (number, plan) in enumerate(zip(piece.numbers, plans, strict=True)):
             inputs = tuple([outputs[i] for i in plan.inputs])
+            if mounted:
+                inputs += mounted
             entry = TaskEntry(next_id(), plan.kind, code, b"", None, inputs, plan.retries, plan.priority)
             entry.index = index
+            entry.sandbox = plan.box
             output = entry.output = FileEntry(entry.task_id)
             output.producer = entry
             output.to_come = plan.consumer_count
@@ -143,6 +216,9 @@ class GraphSubmission:
             return None
         failure = failure_of(entry)
         assert failure is not None
+        printed = entry.report.stdout if entry.report is not None else b""
+        if printed:
+            failure.add_note("it printed:\n" + printed.decode("utf-8", "replace").rstrip())
         return failure, entry.order
 
     def value(self, number: int) -> Any:

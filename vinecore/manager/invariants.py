@@ -25,6 +25,10 @@ def check(state: ManagerState) -> None:
                 raise InvariantError(f"{entry} is placed, but no worker runs it")
             if state.workers.get(instance.worker.worker_id) is not instance.worker:
                 raise InvariantError(f"{entry} is placed on a worker that is gone")
+    for graph in {entry.graph for entry in state.tasks.values() if entry.graph is not None and not entry.graph.failed}:
+        unplaced = graph.size - sum(entry.state in (t.PLACED, t.FINISHED) for entry in graph.vertices)
+        if graph.unplaced != unplaced:
+            raise InvariantError(f"graph {graph.graph_id}: {unplaced} vertices are not placed, {graph.unplaced} counted")
     for worker in state.workers.values():
         _check_worker(worker)
     uses: dict[FileEntry, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vinecore.errors import FileLost, LibraryFailed, LostError, SlotLost, VineError, WorkerLost
+from vinecore.errors import FileLost, LibraryFailed, LostError, SlotLost, TaskFailed, VineError, WorkerLost
 from vinecore.manager import lineage, orders, placement
 from vinecore.manager import transitions as t
 from vinecore.manager.state import (
@@ -108,7 +108,10 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
             _reported(state, worker, entry, result.report, is_last)
         if status <= messages.OK_KEPT:
             _measure(entry, instance, result)
-            _succeeded(state, worker, entry, result)
+            if entry.graph is not None and entry.report is not None and entry.report.outcome:
+                _cut_short(state, entry, entry.report)
+            else:
+                _succeeded(state, worker, entry, result)
         elif status == messages.RAISED:
             _raised(state, entry, result.value)
         else:
@@ -153,6 +156,8 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
     output = entry.output
     state.counters.execute_us += result.duration_us
     state.counters.done += 1
+    if entry.graph is not None:
+        entry.report = None  # only the error of a vertex says what it printed
     # True when a relay brought it while it was being made again.
     was_here = output is not None and output.is_available()
     if status == messages.OK_INLINE:
@@ -256,6 +261,15 @@ def _again(state: ManagerState, entry: TaskEntry, cause: str) -> None:
     lineage.wait_again(state, entry, cause)
     if bundle is not None and bundle.remaining == 0:
         _bundle_ended(state, bundle.entries)
+
+
+def _cut_short(state: ManagerState, entry: TaskEntry, report: messages.Report) -> None:
+    """A vertex was ended by one of its limits, or its directory could not be made: it has no value."""
+    if entry.retries > 0:
+        entry.retries -= 1
+        _again(state, entry, "raised, retries left")
+    else:
+        fail(state, entry, TaskFailed(f"task {entry.task_id} ({entry.kind.name}) was ended: {report.outcome}"), b"")
 
 
 def _not_run(state: ManagerState, entry: TaskEntry, status: int, text: bytes) -> None:

@@ -214,7 +214,8 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             break
         if entry.inputs and not _reachable(state, entry, instance):
             continue
-        if entry.graph is None:
+        if entry.graph is None or entry.sandbox is not None:
+            # Also a vertex with a process of its own: nothing could be handed on in there.
             _place_one(state, entry, instance)
             taken += 1
         else:
@@ -434,6 +435,8 @@ def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
 
 
 def _place_one(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
+    if entry.graph is not None:
+        entry.graph.unplaced -= 1
     _mark_placed(state, entry, instance)
     _commit(state, entry.kind.shape, instance)
     instance.bytes += len(entry.payload)

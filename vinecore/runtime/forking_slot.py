@@ -113,6 +113,8 @@ class ForkingSlot(Slot):
         # Read once: it does not change here, and reading it takes a tenth of a spawn.
         self._environment = dict(os.environ)
         self._sock_fd = sock.fileno()
+        # Objects that tasks wrote into, and that were dropped for that; forgotten when they are here again.
+        self._spoilt: set[str] = set()
 
     def learn(self, message: messages.SlotCode) -> None:
         """Unpickle code, once for all children."""
@@ -146,7 +148,8 @@ class ForkingSlot(Slot):
         try:
             result = self._plain(call) if call.sandbox is None else self._boxed(call, call.sandbox)
         except MissingInput as error:
-            result = Result(call.task_id, call.attempt, messages.NO_INPUT, 0, str(error).encode())
+            status = messages.SPOILT_INPUT if str(error) in self._spoilt else messages.NO_INPUT
+            result = Result(call.task_id, call.attempt, status, 0, str(error).encode())
         except OSError as error:
             # The sandbox could not be built or emptied (disk full, rights): not the task's fault.
             result = Result(call.task_id, call.attempt, messages.LOST, 0, f"its sandbox failed: {error}".encode())
@@ -173,6 +176,8 @@ class ForkingSlot(Slot):
             except UsageError as error:
                 report = Report(-1, f"{error}\n".encode(), [], [], [], "forsaken")
                 return Result(call.task_id, call.attempt, messages.OK_INLINE, 0, report=report)
+            if self._spoilt:
+                self._spoilt.difference_update(str(mount.source) for mount in spec.mounts)
             began = time.time()
             limits = Limits(spec, box)
             if spec.command:
@@ -193,6 +198,10 @@ class ForkingSlot(Slot):
         if report.outcome:
             report.missing = []
         report.damaged = box.damaged()
+        for name in report.damaged:
+            # At once: tasks that wait here already must not read it.
+            Path(self.store, name).unlink(missing_ok=True)
+        self._spoilt.update(report.damaged)
         limit_bytes = min(spec.stdout_limit_bytes, STDOUT_LIMIT_BYTES)
         report.stdout, report.stdout_cut = _read_limited(box.path / STDOUT, limit_bytes)
         report.disk_mb = limits.seen_mb
@@ -271,8 +280,19 @@ class ForkingSlot(Slot):
             else:
                 _reap_adopted()
         result = None if outcome else self._answer()
+        if result is None:
+            self._discard(call)
         code = os.waitstatus_to_exitcode(status)
         return result, outcome, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+    def _discard(self, call: Call) -> None:
+        """What a child wrote of its value, and could not tell of, has no owner."""
+        name = f"{self.run_name}-{call.task_id}.{call.attempt}"
+        for path in (f"{self.store}/.aside-{name}", f"{self.store}/{name}"):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
 
     def _wait_for(self, pid: int, limits: Limits) -> str:
         """Wait for a child, without reaping it; returns the limit that it passed, empty when it ended by itself.

@@ -6,12 +6,16 @@ same rule.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import re
 import shutil
 import tempfile
+import time
 from pathlib import Path
+from typing import TextIO
 
 import xxhash
 
@@ -22,6 +26,10 @@ READ_BYTES = 1 << 20
 # Locked for as long as a worker uses the workspace.
 LOCK = ".lock"
 _PREFIX = "vine-worker-{}-"
+# A private workspace without a lock is left alone for this long: it is just being made.
+UNLOCKED_S = 60.0
+# Times that a workspace is made before giving up: others may sweep it away until it is locked.
+_LOCK_TRIES = 10
 
 
 def checked_name(name: str) -> str:
@@ -59,29 +67,46 @@ class Store:
     """
 
     def __init__(self, workspace: str | None, keep: bool = False) -> None:
-        if workspace is None:
-            self.workspace = Path(tempfile.mkdtemp(prefix=_PREFIX.format(os.getuid())))
-            self._made = True
-        else:
-            self.workspace = Path(workspace).absolute()
-            self._made = not self.workspace.exists()
+        self.workspace = Path(tempfile.gettempdir() if workspace is None else workspace).absolute()
+        self._made = workspace is None or not self.workspace.exists()
         self.keep = keep
-        self.objects = self.workspace / f"objects-{os.getpid()}"
         try:
-            self.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Held for the worker's life. Of several workers in one workspace the last one's lock says that somebody lives there.
+            self._lock = self._move_in(workspace is None)
+            self.objects = self.workspace / f"objects-{os.getpid()}"
             # One of a dead process with our number, in a workspace that was kept.
             shutil.rmtree(self.objects, ignore_errors=True)
             self.objects.mkdir(mode=0o700)
             # What user code makes there ends with the worker, also when its slots are killed.
             self.temporary = self.workspace / f"tmp-{os.getpid()}"
             self.temporary.mkdir(mode=0o700, exist_ok=True)
-            self._lock = open(self.workspace / LOCK, "a")  # noqa: SIM115 - held for the worker's life
-            # Of several workers in one workspace the last one's lock says that somebody lives there.
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
         except OSError as error:
             raise UsageError(
                 f"cannot use {self.workspace} as the workspace ({error.strerror}): name another directory"
             ) from error
+
+    def _move_in(self, is_private: bool) -> TextIO:
+        """Make the workspace and lock it; once more when somebody took it for a dead one before it was locked.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        for _ in range(_LOCK_TRIES):
+            if is_private:
+                self.workspace = Path(tempfile.mkdtemp(prefix=_PREFIX.format(os.getuid())))
+            else:
+                self.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self.workspace / LOCK
+            try:
+                lock = open(path, "a")  # noqa: SIM115 - the caller keeps it
+            except FileNotFoundError:
+                continue
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    return lock
+            lock.close()
+        raise FileNotFoundError(errno.ENOENT, "it vanishes again and again", str(self.workspace))
 
     def path(self, name: str) -> Path:
         """Where an object is, or would be."""
@@ -116,8 +141,10 @@ def sweep_dead_workspaces() -> None:
     """Remove private workspaces of this user's workers that were killed: nobody holds their lock any more."""
     for place in Path(tempfile.gettempdir()).glob(_PREFIX.format(os.getuid()) + "*"):
         try:
+            if not (place / LOCK).exists() and time.time() - place.stat().st_mtime < UNLOCKED_S:
+                continue
             with open(place / LOCK, "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(place, ignore_errors=True)
         except OSError:
-            continue  # somebody lives there, or it is just being made
+            continue  # somebody lives there

@@ -37,6 +37,7 @@ RAISED = 3  # value holds an encoded error; the call is not retried unless its r
 LOST = 4  # the slot died while it ran this call; value holds a text
 HANDED_BACK = 5  # never started; nothing was executed
 NO_INPUT = 6  # an input was not here; value holds its name as text
+SPOILT_INPUT = 7  # never started: an earlier task of this slot wrote into an input, which was dropped; the same value
 
 
 # Mount.flags and Product.flags
