@@ -21,14 +21,15 @@ from typing import Any
 import pytest
 
 from daskvine import DaskVine, FuturesExecutor
+from tests.kit import rogue as kit
+from tests.kit.rogue import HELLO, LIMIT_S, rest_of
 from vinecore import FunctionCall, Manager
 from vinecore.errors import AuthenticationError, MissingKeyError, UsageError
 from vinecore.shell import stream
 from vinecore.wire import hello, messages
 from vinecore.wire.framing import FrameReader, FrameWriter
-from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, PENDING_PER_ADDRESS, Dialer
+from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, PENDING_PER_ADDRESS
 
-LIMIT_S = 30.0
 ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count()
 
@@ -81,80 +82,14 @@ def eventually(condition: Callable[[], Any], limit_s: float = LIMIT_S) -> bool:
 
 
 def dial(manager: Manager) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", manager.port), timeout=LIMIT_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+    return kit.dial(manager.port)[0]
 
 
-def rest_of(sock: socket.socket, limit_s: float = LIMIT_S) -> bytes:
-    """What still comes until the other side closes; it must close in time."""
-    sock.settimeout(limit_s)
-    data = b""
-    try:
-        while piece := sock.recv(65536):
-            data += piece
-    except ConnectionError:
-        pass
-    except TimeoutError:
-        pytest.fail(f"the manager kept the connection open for {limit_s} s; it sent {data[:200]!r}")
-    return data
-
-
-class Rogue:
-    """Somebody who knows the secret, and so gets past the handshake."""
+class Rogue(kit.Rogue):
+    """Somebody who knows the secret of a manager."""
 
     def __init__(self, manager: Manager, kind: str = "worker") -> None:
-        self.sock = dial(manager)
-        # Everything that was sent, for who wants to send it again.
-        self.sent = b""
-        self.reader, self.writer = FrameReader(BEFORE_AUTH_LIMIT_BYTES), FrameWriter()
-        dialer = Dialer(manager.engine.secret, os.urandom(32), kind)
-        self.write(dialer.start())
-        while not dialer.done:
-            payload = self.reader.next_frame()
-            if payload is None:
-                data = self.sock.recv(65536)
-                assert data, "the manager closed during the handshake"
-                self.reader.push(data)
-                continue
-            answer = dialer.receive(payload)
-            if answer is not None:
-                self.write(answer)
-        self.reader.rekey(dialer.receive_key, messages.CONTROL_FRAME_LIMIT_BYTES)
-        self.writer.rekey(dialer.send_key)
-
-    def write(self, payload: bytes) -> None:
-        self.raw(self.writer.write(payload))
-
-    def raw(self, data: bytes) -> None:
-        self.sent += data
-        self.sock.sendall(data)
-
-    def send(self, message: object) -> None:
-        self.write(messages.encode(message))
-
-    def receive(self, decode: Callable[[bytes], object] = messages.decode_from_manager) -> object:
-        self.sock.settimeout(LIMIT_S)
-        while (payload := self.reader.next_frame()) is None:
-            data = self.sock.recv(65536)
-            assert data, "the manager closed the link"
-            self.reader.push(data)
-        return decode(payload)
-
-    def join(self) -> messages.Welcome:
-        self.send(HELLO)
-        welcome = self.receive()
-        assert isinstance(welcome, messages.Welcome)
-        return welcome
-
-    def __enter__(self) -> Rogue:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.sock.close()
-
-
-HELLO = messages.Hello("rogue", 1, 1, 100, 100, 0, [], "3.11.0", "another machine", "/nowhere", [])
+        super().__init__(manager.port, manager.engine.secret, kind)
 
 
 # ---------------------------------------------------------------- before the handshake is done

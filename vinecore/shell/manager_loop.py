@@ -29,17 +29,16 @@ from vinecore.manager.machine import ManagerMachine
 from vinecore.manager.state import FileEntry, TaskEntry
 from vinecore.model.config import Tunables
 from vinecore.shell import transfer
+from vinecore.shell.strangers import ACCEPT_QUEUE, Strangers
 from vinecore.shell.stream import Link
 from vinecore.shell.tls import Identity
 from vinecore.shell.tls_gate import TlsGate
 from vinecore.wire import messages
-from vinecore.wire.handshake import PENDING_PER_ADDRESS, Listener
+from vinecore.wire.handshake import Listener
 
 # No machine has more; slots are counted in them, so a wrong number would be taken at its word.
 MOST_CORES = 1 << 16
 # How often the loop looks at its deadlines when the machine names none.
-# Connections that have not begun TLS; higher: more descriptors for strangers.
-PENDING_GATES = 256
 IDLE_TICK_S = 0.25
 
 
@@ -79,7 +78,6 @@ class ManagerLoop:
         self.say = say
         # Key and certificate when links are encrypted; set before ``start``.
         self.identity: Identity | None = None
-        self._gates: set[TlsGate] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread: threading.Thread | None = None
         self.inbox: deque[object] = deque()
@@ -92,9 +90,8 @@ class ManagerLoop:
         # Bytes of objects that live at the manager: parts by cache name. User threads add, this thread removes.
         self.objects: dict[str, Sequence[bytes | memoryview] | transfer.LocalPath] = {}
         self.links: dict[int, Link] = {}
-        # Oldest first.
-        self.joining: dict[Link, None] = {}
-        self.pending_by_address: dict[str, int] = {}
+        # Whoever dialled and has not proved himself.
+        self.joining = Strangers()
         self.refused_count = 0
         self.next_worker_id = 1
         self.observers: list[Callable[[list[object]], None]] = []
@@ -162,6 +159,7 @@ class ManagerLoop:
         self._stop = asyncio.Event()
         self.loop.set_exception_handler(self._loop_error)
         server = await self.loop.create_server(self._accept, sock=self.listener)
+        self.listener.listen(ACCEPT_QUEUE)
         self.loop.add_reader(self._wake_fd, self._woken)
         self._started.set()
         self._drain()
@@ -173,11 +171,10 @@ class ManagerLoop:
         await self._turns()
         for worker_id in list(self.links):
             self._send(worker_id, messages.Release(False, "the manager ends"))
-        ending = [*self.links.values(), *self.joining]
+        ending = list(self.links.values())
         for link in ending:
             link.close()
-        for gate in list(self._gates):
-            gate.close()
+        self.joining.end_all()
         for data_link in list(self._transfers):
             data_link.interrupt()
         if self._timer is not None:
@@ -344,58 +341,20 @@ class ManagerLoop:
     def _accept(self) -> asyncio.BaseProtocol:
         if self.identity is None:
             return _ManagerLink(self)
-        gate = TlsGate(self.identity, lambda: _ManagerLink(self), self._serve_tls, self._gates.discard)
-        self._gates.add(gate)
-        if len(self._gates) > PENDING_GATES:
-            # The oldest that has not said a word goes: idle connections keep nobody out.
-            next(iter(self._gates)).close()
-        return gate
-
-    def _serve_tls(self, sock: socket.socket) -> None:
-        """A data link over TLS (a thread of its own)."""
-        identity = self.identity
-        if identity is None:
-            sock.close()
-            return
-        with contextlib.suppress(PeerError, OSError):
-            self._serve_data(transfer.accept_tls(sock, self.secret, identity, "data"))
+        return TlsGate(self.identity, self.joining, self.secret, "data", self._serve_data, lambda: _ManagerLink(self))
 
     def link_ready(self, link: Link) -> None:
         """A peer proved itself: a worker's control link, or a data link that goes to a thread."""
-        self.link_settled(link)
         if link.handshake.kind == "data":  # type: ignore[union-attr]
             sock, leftover = link.detach_socket()
             data_link = transfer.DataLink(sock, link.reader, link.writer, leftover)
             sock.setblocking(True)
             data_link.sock.settimeout(transfer.STALL_S)
+            # Known before its thread runs: the end of the loop must find it.
             self._transfers.add(data_link)
             threading.Thread(target=self._serve_data, args=(data_link,), name="vine-transfer", daemon=True).start()
         elif link.handshake.kind != "worker":  # type: ignore[union-attr]
             raise PeerError(f"a link of unknown kind {link.handshake.kind!r}")  # type: ignore[union-attr]
-
-    def link_settled(self, link: Link) -> None:
-        """A link is past its handshake, or gone before."""
-        if link in self.joining:
-            del self.joining[link]
-            address = link.peer.rpartition(":")[0]
-            left = self.pending_by_address.get(address, 1) - 1
-            if left > 0:
-                self.pending_by_address[address] = left
-            else:
-                self.pending_by_address.pop(address, None)
-
-    def take_in(self, link: Link) -> None:
-        """Count a connection that has not proved itself. One too many of its address ends the oldest of them.
-
-        An honest handshake takes milliseconds: idle connections then keep nobody out, which refusing the newest would let them
-        do.
-        """
-        address = link.peer.rpartition(":")[0]
-        if self.pending_by_address.get(address, 0) >= PENDING_PER_ADDRESS:
-            oldest = next(other for other in self.joining if other.peer.rpartition(":")[0] == address)
-            oldest.fail(PeerError("too many connections from this address had not proved themselves"))
-        self.pending_by_address[address] = self.pending_by_address.get(address, 0) + 1
-        self.joining[link] = None
 
     def payloads(self, link: Link, payloads: list[bytes]) -> None:
         """Messages of a worker; the first must be its hello."""
@@ -426,7 +385,6 @@ class ManagerLoop:
 
     def link_lost(self, link: Link, error: Exception | None) -> None:
         """A link ended: a worker left, or somebody never got in."""
-        self.link_settled(link)
         worker_id = getattr(link, "worker_id", 0)
         if worker_id and self.links.get(worker_id) is link:
             del self.links[worker_id]
@@ -447,6 +405,8 @@ class ManagerLoop:
     def _serve_data(self, link: transfer.DataLink) -> None:
         """One object in or out."""
         request: object = None
+        # Over TLS it comes straight from the thread that encrypted it.
+        self._transfers.add(link)
         with contextlib.closing(link):
             try:
                 request = link.receive()
@@ -512,13 +472,7 @@ class _ManagerLink(Link):
 
     def __init__(self, owner: ManagerLoop) -> None:
         binding = b"" if owner.identity is None else owner.identity.binding
-        super().__init__(Listener(owner.secret, os.urandom(32), binding), owner.link_ready, owner.payloads, owner.link_lost)
-        self.owner = owner
+        listener = Listener(owner.secret, os.urandom(32), binding)
+        super().__init__(listener, owner.link_ready, owner.payloads, owner.link_lost, owner.joining)
         self.worker_id = 0
         self.pid = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        peer = transport.get_extra_info("peername")
-        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a local socket"
-        self.owner.take_in(self)
-        super().connection_made(transport)

@@ -14,11 +14,12 @@ from vinecore.errors import PeerError
 from vinecore.model.ticket import check_ticket
 from vinecore.shell import transfer
 from vinecore.shell.store import Store
+from vinecore.shell.strangers import ACCEPT_QUEUE, Strangers
 from vinecore.shell.stream import Link
 from vinecore.shell.tls import Identity
 from vinecore.shell.tls_gate import TlsGate
 from vinecore.wire import messages
-from vinecore.wire.handshake import PENDING_PER_ADDRESS, Listener
+from vinecore.wire.handshake import Listener
 
 
 class PeerServer:
@@ -37,10 +38,9 @@ class PeerServer:
         # Key and certificate for TLS; ``encrypted`` without an identity serves nobody: the manager relays then.
         self.identity: Identity | None = None
         self.encrypted = False
-        self._gates: set[TlsGate] = set()
         self.port = 0
         self._server: asyncio.Server | None = None
-        self._waiting: set[Link] = set()
+        self.strangers = Strangers()
 
     async def start(self, port: int = 0) -> None:
         """Listen on every address; a port that cannot be had only means that peers get objects through the manager."""
@@ -51,51 +51,29 @@ class PeerServer:
             else:
                 listener = socket.create_server(("0.0.0.0", port))
             self._server = await asyncio.get_running_loop().create_server(self._accept, sock=listener)
+            listener.listen(ACCEPT_QUEUE)
             self.port = listener.getsockname()[1]
 
     def close(self) -> None:
         """Stop listening."""
         if self._server is not None:
             self._server.close()
-        for link in list(self._waiting):
-            link.close()
+        self.strangers.end_all()
 
     def _accept(self) -> asyncio.BaseProtocol:
         if self.encrypted:
             if self.identity is None:
                 return _Closed()
-            gate = TlsGate(self.identity, None, self._serve_tls, self._gates.discard)
-            self._gates.add(gate)
-            if len(self._gates) > PENDING_PER_ADDRESS:
-                next(iter(self._gates)).close()
-            return gate
-        link = Link(Listener(self.secret, os.urandom(32)), self._ready, _nothing, self._lost)
-        self._waiting.add(link)
-        if len(self._waiting) > PENDING_PER_ADDRESS:
-            # The oldest unfinished handshake goes: a stranger cannot keep peers out.
-            next(iter(self._waiting)).fail(PeerError("too many unfinished handshakes"))
-        return link
-
-    def _lost(self, link: Link, error: Exception | None) -> None:
-        self._waiting.discard(link)
+            return TlsGate(self.identity, self.strangers, self.secret, "peer", self._serve)
+        return Link(Listener(self.secret, os.urandom(32)), self._ready, _nothing, _ended, self.strangers)
 
     def _ready(self, link: Link) -> None:
-        self._waiting.discard(link)
         if link.handshake.kind != "peer":  # type: ignore[union-attr]
             raise PeerError("only peers may connect here")
         sock, leftover = link.detach_socket()
         sock.setblocking(True)
         data_link = transfer.DataLink(sock, link.reader, link.writer, leftover)
         threading.Thread(target=self._serve, args=(data_link,), name="vine-peer", daemon=True).start()
-
-    def _serve_tls(self, sock: socket.socket) -> None:
-        """The same over TLS (a thread of its own)."""
-        identity = self.identity
-        if identity is None:
-            sock.close()
-            return
-        with contextlib.suppress(PeerError, OSError):
-            self._serve(transfer.accept_tls(sock, self.secret, identity, "peer"))
 
     def _serve(self, link: transfer.DataLink) -> None:
         """One object out. Errors end the connection: the other side reports them."""
@@ -115,6 +93,10 @@ class _Closed(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+def _ended(link: Link, error: Exception | None) -> None:
+    """It was no peer, or went to a thread."""
 
 
 def _nothing(link: Link, payloads: list[bytes]) -> None:

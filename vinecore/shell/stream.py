@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable
 
 from vinecore.errors import PeerError
+from vinecore.shell.strangers import Stranger, Strangers
 from vinecore.wire.framing import FrameReader, FrameWriter
 from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S, Dialer, Listener
 from vinecore.wire.messages import CONTROL_FRAME_LIMIT_BYTES
@@ -33,6 +34,7 @@ class Link(asyncio.BufferedProtocol):
         on_ready: called once when the other side has proved itself.
         on_payloads: called with every list of payloads that arrived together.
         on_lost: called once when the link is gone; the error is None when the other side just closed.
+        strangers: where the link is counted until the other side has proved itself (a listener's).
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Link(asyncio.BufferedProtocol):
         on_ready: Callable[[Link], None],
         on_payloads: Callable[[Link, list[bytes]], None],
         on_lost: Callable[[Link, Exception | None], None],
+        strangers: Strangers | None = None,
     ) -> None:
         self.handshake: Dialer | Listener
         self._make_handshake: Callable[[asyncio.Transport], Dialer] | None = None
@@ -60,7 +63,10 @@ class Link(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self._early = b""
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
+        # A stranger gets no more memory than its frames may have; see _shake.
+        self._buffer = memoryview(bytearray(BEFORE_AUTH_LIMIT_BYTES))
+        self._strangers = strangers
+        self._stranger: Stranger | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -73,6 +79,9 @@ class Link(asyncio.BufferedProtocol):
         peer = transport.get_extra_info("peername")
         self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a local socket"
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT_S, self._too_slow)
+        if self._strangers is not None:
+            address = str(peer[0]) if isinstance(peer, tuple) else ""
+            self._stranger = self._strangers.take_in(address, self._one_too_many)
         if self._make_handshake is not None:
             self.handshake = self._make_handshake(transport)
         first = self.handshake.start()
@@ -122,14 +131,27 @@ class Link(asyncio.BufferedProtocol):
                 self.reader.rekey(self.handshake.receive_key, CONTROL_FRAME_LIMIT_BYTES)
                 self.writer.rekey(self.handshake.send_key)
                 self.ready = True
-                if self._timer is not None:
-                    self._timer.cancel()
+                self._settle()
                 self.on_ready(self)
+                if not self.lost:
+                    self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         return not self.lost
 
     def _too_slow(self) -> None:
         if not self.ready:
             self.fail(PeerError(f"no complete handshake within {HANDSHAKE_TIMEOUT_S:g} s"))
+
+    def _one_too_many(self) -> None:
+        self.fail(PeerError("too many connections had not proved themselves"))
+
+    def _settle(self) -> None:
+        """The handshake is over, well or not."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._strangers is not None and self._stranger is not None:
+            self._strangers.settled(self._stranger)
+            # No circle is left: a thousand strangers would stay in memory until it is found.
+            self._stranger = None
 
     def fail(self, error: Exception) -> None:
         """Close the link because of an error of the other side; a refusal is sent first if there is one."""
@@ -152,8 +174,7 @@ class Link(asyncio.BufferedProtocol):
         self._report_lost()
 
     def _report_lost(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._settle()
         if not self.lost:
             self.lost = True
             self.on_lost(self, self.error)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import ssl
+import time
 from collections.abc import Callable, Sequence
 
 import xxhash
@@ -134,7 +135,8 @@ def accept_tls(sock: socket.socket, secret: bytes | None, identity: Identity, ki
 
 
 def _shaken(sock: socket.socket, handshake: Dialer | Listener) -> DataLink:
-    """Go through a handshake with blocking reads."""
+    """Go through a handshake with blocking reads, in limited time whatever the pieces in which the other side's bytes come."""
+    until = time.monotonic() + HANDSHAKE_TIMEOUT_S
     reader, writer = FrameReader(BEFORE_AUTH_LIMIT_BYTES), FrameWriter()
     first = handshake.start()
     if first is not None:
@@ -142,7 +144,9 @@ def _shaken(sock: socket.socket, handshake: Dialer | Listener) -> DataLink:
     while not handshake.done:
         payload = reader.next_frame()
         if payload is None:
-            data = sock.recv(65536)
+            # Zero would mean not to block.
+            sock.settimeout(max(0.001, until - time.monotonic()))
+            data = sock.recv(BEFORE_AUTH_LIMIT_BYTES)
             if not data:
                 raise PeerError("the data link was closed during the handshake")
             reader.push(data)
