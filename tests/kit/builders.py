@@ -78,9 +78,11 @@ def _output(entry: TaskEntry) -> FileEntry:
     return entry.output
 
 
-def hello(cores: int = 2, memory_mb: int = 1000, machine: str = "there", name: str = "host") -> messages.Hello:
-    """What a worker says of itself."""
-    return messages.Hello(name, 1, cores, memory_mb, 1000, 0, [], "3", machine, "/objects", [])
+def hello(
+    cores: int = 2, memory_mb: int = 1000, machine: str = "there", name: str = "host", disk_mb: int = 1000, peer_port: int = 0
+) -> messages.Hello:
+    """What a worker says of itself. Without a port its peers cannot reach it."""
+    return messages.Hello(name, 1, cores, memory_mb, disk_mb, 0, [], "3", machine, "/objects", [], peer_port)
 
 
 def declared(number: int, size_bytes: int = 100_000) -> FileEntry:

@@ -27,7 +27,7 @@ STATUSES = [
 steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["call", "graph", "apart", "join", "leave", "answer", "answer", "answer", "late", "late", "cancel", "tick"]
+            ["call", "graph", "apart", "join", "leave", *["answer"] * 3, *["late"] * 2, "cancel", "tick", *["fetched"] * 3]
         ),
         st.integers(0, 999),
     ),
@@ -38,9 +38,13 @@ steps = st.lists(
 class Driver:
     """Plays workers that answer what they were sent, in any order and with any outcome."""
 
-    def __init__(self) -> None:
+    def __init__(self, copies: int = 1) -> None:
         self.builder = Builder()
         self.machine = ManagerMachine(RUN)
+        self.machine.state.tunables.temp_replica_count = copies
+        self.machine.state.transfer_key = b"k" * 32
+        # Objects that workers were told to fetch and have not answered for: (worker, name, size).
+        self.fetches: list[tuple[int, str, int]] = []
         self.machine.state.tunables.max_losses = 10**6
         self.now = 1.0
         self.open: dict[tuple[int, int, int], messages.Call] = {}
@@ -62,13 +66,16 @@ class Driver:
                         key = (order.worker_id, call.task_id, call.attempt)
                         assert key not in self.open
                         self.open[key] = call
+            elif isinstance(order, orders.SendTo) and isinstance(order.message, messages.Fetch):
+                self.fetches.append((order.worker_id, order.message.name, order.message.size_bytes))
             elif isinstance(order, orders.Deliver):
                 self.delivered.extend(entry.task_id for entry in order.entries)
         self.machine.check()
 
     def join(self) -> None:
         worker_id, self.next_worker = self.next_worker, self.next_worker + 1
-        self.do(events.WorkerJoined(0.0, worker_id, hello(2)))
+        # Some have no port, so that objects come to others through the manager.
+        self.do(events.WorkerJoined(0.0, worker_id, hello(2, peer_port=5000 + worker_id if worker_id % 4 else 0)))
         self.do(events.WorkerSaid(0.0, worker_id, messages.LibraryReady(1, 2)))
 
     def answer(self, key: tuple[int, int, int], status: int) -> None:
@@ -106,6 +113,7 @@ class Driver:
         elif what == "leave" and self.machine.state.workers:
             worker_id = sorted(self.machine.state.workers)[number % len(self.machine.state.workers)]
             self.open = {key: call for key, call in self.open.items() if key[0] != worker_id}
+            self.fetches = [fetch for fetch in self.fetches if fetch[0] != worker_id]
             self.do(events.WorkerLeft(0.0, worker_id, "gone"))
         elif what == "answer" and self.open:
             self.answer(sorted(self.open)[number % len(self.open)], STATUSES[number % len(STATUSES)])
@@ -116,8 +124,17 @@ class Driver:
             )
         elif what == "cancel" and self.calls:
             self.do(events.TasksCancelled(0.0, [self.calls[number % len(self.calls)]]))
+        elif what == "fetched" and self.fetches:
+            self.fetched(self.fetches.pop(number % len(self.fetches)), number)
         elif what == "tick":
             self.do(events.Tick(0.0))
+
+    def fetched(self, fetch: tuple[int, str, int], number: int) -> None:
+        worker_id, name, size_bytes = fetch
+        reasons = {5: "FileLost: it is not there", 6: "OSError: refused"}
+        reason = reasons.get(number % 7)
+        message = messages.Fetched(name, size_bytes) if reason is None else messages.FetchFailed(name, reason)
+        self.do(events.WorkerSaid(0.0, worker_id, message))
 
     def finish(self) -> None:
         """Answer everything well until nothing is left."""
@@ -135,9 +152,9 @@ class Driver:
 
 
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(steps)
-def test_every_call_ends_exactly_once(stream: Sequence[tuple[str, int]]) -> None:
-    driver = Driver()
+@given(st.sampled_from([1, 1, 2, 3]), steps)
+def test_every_call_ends_exactly_once(copies: int, stream: Sequence[tuple[str, int]]) -> None:
+    driver = Driver(copies)
     driver.join()
     for what, number in stream:
         driver.step(what, number)

@@ -62,7 +62,7 @@ ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("state",),
         ("events", "orders", "invariants"),
         ("replicas", "transfers", "lineage"),
-        ("bundles", "policy"),
+        ("bundles", "policy", "replication"),
         ("placement",),
         ("on_*",),
         ("machine",),

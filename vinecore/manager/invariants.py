@@ -29,6 +29,8 @@ def check(state: ManagerState) -> None:
         unplaced = graph.size - sum(entry.state in (t.PLACED, t.FINISHED) for entry in graph.vertices)
         if graph.unplaced != unplaced:
             raise InvariantError(f"graph {graph.graph_id}: {unplaced} vertices are not placed, {graph.unplaced} counted")
+    if sorted(state.ring) != sorted(state.workers):
+        raise InvariantError("the ring of workers is not that of those connected")
     for worker in state.workers.values():
         _check_worker(worker)
     uses: dict[FileEntry, int] = {}
@@ -76,6 +78,8 @@ def _check_worker(worker: WorkerEntry) -> None:
     for file in worker.held.values():
         if worker.worker_id not in (file.on_workers or ()) and worker.worker_id not in (file.coming or ()):
             raise InvariantError(f"{file} is in the table of {worker}, which does not have it")
+    if worker.held_bytes != sum(file.size_bytes for file in worker.held.values()):
+        raise InvariantError(f"{worker} is said to hold {worker.held_bytes} bytes")
     if worker.spare_bytes != sum(file.size_bytes for file in worker.spares.values()):
         raise InvariantError(f"{worker} is said to have {worker.spare_bytes} bytes of spares")
     for name, file in worker.spares.items():

@@ -23,6 +23,7 @@ from vinecore.manager import (
     on_workers,
     orders,
     placement,
+    replication,
 )
 from vinecore.manager.state import ManagerState
 from vinecore.model.config import Tunables
@@ -118,6 +119,8 @@ class ManagerMachine:
             on_files.bring_home(state)
         if state.wanted_later:
             on_files.look_again(state)
+        if state.scarce:
+            replication.settle(state)
         if state.drains:
             on_drain.settle(state)
         if state.unlinks:

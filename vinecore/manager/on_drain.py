@@ -70,7 +70,7 @@ def _hand_over(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> Non
         peers = transfers.peers_with(state, file, other)
         if transfers.has_room(state, peers):
             file.coming = {other.worker_id}
-            other.held[file.name] = file
+            other.hold(file)
             transfers.fetch(state, file, other, peers)
             return
         if peers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vinecore.manager import lineage, on_tasks, orders, placement, transfers
+from vinecore.manager import lineage, on_tasks, orders, placement, replication, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.state import FileEntry, ManagerState, Relay, WorkerEntry
 from vinecore.wire import messages
@@ -115,6 +115,7 @@ def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched)
         if file.on_workers is None:
             file.on_workers = set()
         file.on_workers.add(worker.worker_id)
+        replication.look_at(state, file)
         if was_lost:
             lineage.became_available(state, file)
 
@@ -132,8 +133,9 @@ def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.Fet
         return
     if file.coming is not None:
         file.coming.discard(worker.worker_id)
+    replication.look_at(state, file)
     if not file.on_workers or worker.worker_id not in file.on_workers:
-        worker.held.pop(file.name, None)
+        worker.forget_file(file)
     if not file.on_workers and not file.coming:
         state.held.pop(file.name, None)
     # If it was code: whatever needs it next must send it again.

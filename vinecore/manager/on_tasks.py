@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vinecore.errors import FileLost, LibraryFailed, LostError, SlotLost, TaskFailed, VineError, WorkerLost
-from vinecore.manager import lineage, orders, placement
+from vinecore.manager import lineage, orders, placement, replication
 from vinecore.manager import transitions as t
 from vinecore.manager.state import (
     CANCELLED,
@@ -180,7 +180,9 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
         output.size_bytes = result.size_bytes
         output.on_workers = {worker.worker_id}
         output.maker = worker.worker_id
-        state.held[output.name] = worker.held[output.name] = output
+        state.held[output.name] = output
+        worker.hold(output)
+        replication.look_at(state, output)
     elif output is not None:
         output.kept = True
     finish(state, entry)
@@ -206,7 +208,9 @@ def _reported(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, report
             file.name = name
             file.on_workers = {worker.worker_id}
             file.maker = worker.worker_id
-            state.held[name] = worker.held[name] = file
+            state.held[name] = file
+            worker.hold(file)
+            replication.look_at(state, file)
         lineage.became_available(state, file)
     for name in report.damaged:
         damaged = state.held.get(name)
@@ -322,6 +326,7 @@ def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
         file.coming.discard(worker_id)
     if file.on_workers and worker_id in file.on_workers:
         file.on_workers.discard(worker_id)
+        replication.look_at(state, file)
         if not file.is_available():
             lineage.became_unavailable(state, file)
     if not file.on_workers and not file.coming:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from vinecore.errors import ProtocolError, UsageError
-from vinecore.manager import on_drain, on_files, on_hosts, on_libraries, on_tasks, orders, placement, transfers
+from vinecore.manager import on_drain, on_files, on_hosts, on_libraries, on_tasks, orders, placement, replication, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.state import ManagerState, Shape, WorkerEntry
 from vinecore.model.notes import WorkerJoined, WorkerRemoved
@@ -43,7 +43,9 @@ def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str
             ),
         )
     )
+    state.ring.append(worker_id)
     on_libraries.start_wanted(state, worker)
+    replication.worker_joined(state)
     for library in state.libraries.values():
         for shape in library.shapes:
             if len(shape.ready):
@@ -90,6 +92,7 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
     worker = state.workers.pop(worker_id, None)
     if worker is None:
         return
+    state.ring.remove(worker_id)
     state.counters.workers_removed += 1
     if worker.running:
         state.counters.workers_lost += 1

@@ -310,7 +310,8 @@ def _fetch_to(state: ManagerState, file: FileEntry, instance: Instance) -> None:
         file.coming = set()
     if worker_id not in file.coming and not (file.on_workers and worker_id in file.on_workers):
         file.coming.add(worker_id)
-        state.held[file.name] = worker.held[file.name] = file
+        state.held[file.name] = file
+        worker.hold(file)
         peers = transfers.peers_with(state, file, worker)
         if peers and (transfers.has_room(state, peers) or not file.at_manager):
             transfers.fetch(state, file, worker, peers)

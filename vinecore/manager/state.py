@@ -374,6 +374,7 @@ class WorkerEntry:
         "committed",
         "draining",
         "held",
+        "held_bytes",
         "hello",
         "host",
         "instances",
@@ -407,6 +408,7 @@ class WorkerEntry:
         self.running: dict[int, TaskEntry] = {}
         # Files that are here or were told to come, by cache name: the part of ManagerState.held that names this worker.
         self.held: dict[str, FileEntry] = {}
+        self.held_bytes = 0
         # Those of them that only a rerun of another worker's task would read, oldest first, and their size together.
         self.spares: dict[str, FileEntry] = {}
         self.spare_bytes = 0
@@ -418,9 +420,20 @@ class WorkerEntry:
     def takes_work(self) -> bool:
         return not self.draining and not self.blocked
 
+    def hold(self, file: FileEntry) -> None:
+        """It is here, or was told to come."""
+        if file.name not in self.held:
+            self.held_bytes += file.size_bytes
+        self.held[file.name] = file
+
+    def free_bytes(self) -> float:
+        """Disk that its files leave."""
+        return self.hello.disk_mb * 2**20 - self.held_bytes
+
     def forget_file(self, file: FileEntry) -> None:
         """It is not here any more, nor told to come."""
-        self.held.pop(file.name, None)
+        if self.held.pop(file.name, None) is not None:
+            self.held_bytes -= file.size_bytes
         if self.spares.pop(file.name, None) is not None:
             self.spare_bytes -= file.size_bytes
 
@@ -626,6 +639,10 @@ class ManagerState:
     peer_fetches: dict[tuple[str, int], int] = field(default_factory=dict)
     # Ready entries that wait until a source has a transfer to spare, by that worker; it has transfers under way.
     crowded: dict[int, deque[TaskEntry]] = field(default_factory=dict)
+    # Temps with too few copies and no room for one more yet, by number of copies and name (replication.py).
+    scarce: dict[int, dict[str, FileEntry]] = field(default_factory=dict)
+    # All workers, in the order in which they are looked at for the next copy.
+    ring: deque[int] = field(default_factory=deque)
     # Ready entries that wait for an object to come to the manager first, by its name.
     parked: dict[str, list[TaskEntry]] = field(default_factory=dict)
     # Pieces of finished graphs that workers have not been told of yet, and their size.

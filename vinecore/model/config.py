@@ -43,6 +43,8 @@ class Tunables:
     hungry_minimum_factor: float = 2
     # Transfers from one worker to its peers at the same time; higher: a popular file spreads less like a tree.
     worker_source_max_transfers: float = 10
+    # Workers that hold each temp, as long as it is needed. Higher: less is computed again after a loss, more disk and transfers.
+    temp_replica_count: float = 1
     # Refuse more workers than this; below zero: no limit.
     max_workers: float = -1
     # Dispatch nothing before that many workers are connected.

@@ -1,0 +1,78 @@
+"""Copies of temps on several real workers: with ``temp-replica-count`` 2 the loss of a worker loses no value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from daskvine import FuturesExecutor
+from tests.kit.calls import LIMIT_S, eventually
+from tests.kit.counted import Log, leaf
+from tests.kit.fleet import check_idle, fleet
+from tests.kit.processes import Worker, private_home, workers_below
+from vinecore import Manager
+from vinecore.manager.state import FileEntry
+
+SIZE = 50_000
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return private_home(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    with workers_below(tmp_path) as make:
+        yield make
+
+
+def copies(manager: Manager) -> list[int]:
+    """Copies of each object that some worker holds."""
+
+    def count() -> list[int]:
+        files: list[FileEntry] = [f for f in manager.engine.machine.state.held.values() if f.producer is not None]
+        return [len(file.on_workers or ()) for file in files]
+
+    found: list[int] = manager.engine.call_in_loop(count)
+    return found
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 3])
+def test_so_many_workers_hold_each_value(start: Callable[..., Worker], tmp_path: Path, wanted: int) -> None:
+    log = Log(tmp_path / "log")
+    with Manager(port=0) as manager:
+        manager.tune("temp-replica-count", wanted)
+        fleet(manager.engine, start, 3)
+        with FuturesExecutor(manager=manager) as executor:
+            futures = [executor.submit(leaf, log.path, f"k{i}", 0.0, SIZE, i) for i in range(12)]
+            assert all(future.exception(LIMIT_S) is None for future in futures)
+            assert eventually(lambda: copies(manager) == [wanted] * 12), copies(manager)
+            del futures
+        assert eventually(lambda: not copies(manager))
+        check_idle(manager.engine)
+
+
+def test_a_lost_worker_costs_no_value(start: Callable[..., Worker], tmp_path: Path) -> None:
+    log = Log(tmp_path / "log")
+    with Manager(port=0) as manager:
+        manager.tune("temp-replica-count", 2)
+        workers = fleet(manager.engine, start, 3)
+        with FuturesExecutor(manager=manager) as executor:
+            futures = [executor.submit(leaf, log.path, f"k{i}", 0.0, SIZE, i) for i in range(12)]
+            assert all(future.exception(LIMIT_S) is None for future in futures)
+            assert eventually(lambda: copies(manager) == [2] * 12)
+            for worker in workers[:2]:
+                worker.process.kill()
+                worker.process.wait()
+                # What is left is copied again, as long as there are two workers.
+                left = 2 if worker is workers[0] else 1
+                assert eventually(lambda left=left: manager.stats.workers_connected == (2 if left == 2 else 1))  # type: ignore[misc]
+                assert eventually(lambda left=left: copies(manager) == [left] * 12)  # type: ignore[misc]
+            for number, future in enumerate(futures):
+                assert np.all(future.result(LIMIT_S) == float(number))
+        assert log.starts_by_key() == {f"k{i}": 1 for i in range(12)}
+        assert manager.stats.tasks_recovery == 0

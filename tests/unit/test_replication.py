@@ -1,0 +1,136 @@
+"""``temp-replica-count``: how many workers hold each temp, and what that is good for."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kit.builders import hello
+from tests.unit.test_manager_machine import World
+from vinecore.manager import events, orders
+from vinecore.manager.state import TaskEntry
+from vinecore.wire import messages
+
+SIZE = 100_000
+
+
+class Fleet(World):
+    """Workers of one core that can reach each other; ``copies`` of each temp are wanted."""
+
+    def __init__(self, copies: int, *disks_mb: int) -> None:
+        super().__init__(0)
+        # Copies that were ordered when the latest worker came.
+        self.joined_fetches: list[tuple[int, str]] = []
+        self.machine.state.transfer_key = b"k" * 32
+        self.machine.state.tunables.temp_replica_count = copies
+        for worker_id, disk_mb in enumerate(disks_mb, 1):
+            self.joins(worker_id, disk_mb)
+
+    def joins(self, worker_id: int, disk_mb: int = 1000) -> None:
+        self.do(events.WorkerJoined(0.0, worker_id, hello(1, disk_mb=disk_mb, peer_port=5000 + worker_id)))
+        copies = self.fetches()
+        self.say(worker_id, messages.LibraryReady(1, 1))
+        self.joined_fetches = copies
+
+    def fetches(self) -> list[tuple[int, str]]:
+        return [
+            (order.worker_id, order.message.name) for order in self.of(orders.SendTo) if isinstance(order.message, messages.Fetch)
+        ]
+
+    def make(self, size: int = SIZE) -> tuple[TaskEntry, int]:
+        """A value in the store of a worker: its task and that worker."""
+        call = self.builder.call()
+        self.submit(call)
+        assert call.instance is not None
+        maker = call.instance.worker.worker_id
+        self.answer(call, messages.OK_STORED, b"", size)
+        return call, maker
+
+    def copies_of(self, call: TaskEntry) -> set[int]:
+        assert call.output is not None
+        return call.output.on_workers or set()
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_a_temp_is_copied_until_so_many_workers_hold_it(copies: int) -> None:
+    world = Fleet(copies, 1000, 1000, 1000, 1000)
+    call, _ = world.make()
+    assert call.output is not None
+    for _ in range(5):
+        for worker_id, name in world.fetches():
+            assert name == call.output.name
+            world.say(worker_id, messages.Fetched(name, SIZE))
+    assert len(world.copies_of(call)) == copies and not world.fetches()
+    assert not world.machine.state.scarce
+
+
+def test_the_copy_goes_where_most_disk_is_free() -> None:
+    world = Fleet(2, 10, 500, 10, 10)
+    _call, maker = world.make()
+    if maker == 2:
+        _, maker = world.make()
+    assert [worker_id for worker_id, _ in world.fetches()] == [2]
+
+
+def test_no_copy_where_it_does_not_fit() -> None:
+    world = Fleet(2, 1000, 1, 1)
+    while True:
+        call, maker = world.make(5 * 2**20)
+        if maker == 1:
+            break
+        world.do(events.FileReleased(0.0, [call.output] if call.output is not None else []))
+    assert world.copies_of(call) == {1} and not world.fetches()
+
+
+def test_a_new_worker_gets_what_lacked_a_place() -> None:
+    world = Fleet(2, 1000)
+    call, _ = world.make()
+    assert not world.fetches() and world.machine.state.scarce
+    world.joins(2)
+    assert call.output is not None and world.joined_fetches == [(2, call.output.name)]
+
+
+def test_a_lost_copy_is_replaced_and_nothing_runs_again() -> None:
+    world = Fleet(2, 1000, 1000, 1000)
+    call, maker = world.make()
+    ((second, name),) = world.fetches()
+    world.say(second, messages.Fetched(name, SIZE))
+    reader = world.builder.call(call)
+    world.do(events.WorkerLeft(0.0, maker, "killed"))
+    ((third, again),) = world.fetches()
+    assert again == name and third not in (maker, second)
+    world.submit(reader)
+    assert world.machine.state.counters.rerun == 0
+
+
+def test_a_failed_copy_is_tried_elsewhere() -> None:
+    world = Fleet(2, 1000, 1000, 1000)
+    _, maker = world.make()
+    ((second, name),) = world.fetches()
+    world.say(second, messages.FetchFailed(name, "OSError: refused"))
+    ((third, again),) = world.fetches()
+    assert again == name and third not in (maker, second)
+
+
+def test_what_nobody_needs_is_not_copied() -> None:
+    world = Fleet(2, 1000)
+    call, _ = world.make()
+    assert call.output is not None
+    world.do(events.FileReleased(0.0, [call.output]))
+    world.joins(2)
+    assert not world.joined_fetches and not world.machine.state.scarce
+
+
+def test_a_source_serves_no_more_copies_than_transfers_are_allowed() -> None:
+    world = Fleet(2, 1000, 1000)
+    world.machine.state.tunables.worker_source_max_transfers = 1
+    made = []
+    while len(made) < 3:
+        call, maker = world.make()
+        if maker == 1:
+            made.append(call)
+        under_way = [key for key in world.machine.state.peer_fetches if world.machine.state.peer_fetches[key] == 1]
+        assert len(under_way) <= 1
+    for _ in range(10):
+        for name, worker_id in list(world.machine.state.peer_fetches):
+            world.say(worker_id, messages.Fetched(name, SIZE))
+    assert all(len(world.copies_of(call)) == 2 for call in made)
