@@ -56,6 +56,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 def stored(m: DaskVine) -> list[str]:
     """Names of the objects in the store of the embedded worker."""
+    assert eventually(lambda: m.engine.machine.state.workers), "the worker did not come up"
     (worker,) = m.engine.machine.state.workers.values()
     return sorted(path.name for path in Path(worker.hello.store).iterdir())
 

@@ -166,19 +166,31 @@ TOO_MUCH = """
         return x + 1
 
     if __name__ == "__main__":
-        with DaskVine(local_cores=2) as m:
-            m.tune("no-worker-notice", 0.3)
+        # With a port another worker may come: such a request waits for it.
+        with DaskVine(local_cores=2, port=PORT) as m:
             print(m.get({"x": (inc, 1)}, "x"), flush=True)
+            m.tune("no-worker-notice", 0.3)
             try:
                 m.get({"x": (inc, 5)}, "x", resources={"cores": 64})
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
+            except ValueError as error:
+                print("refused" if "64 cores" in str(error) else error, flush=True)
             print(m.get({"x": (inc, 2)}, "x"), flush=True)
 """
 
 
-def test_request_that_fits_nowhere_is_told_and_can_be_interrupted(script: Callable[[str], Script]) -> None:
-    run = script(TOO_MUCH)
+def test_request_that_no_worker_can_ever_fit_fails(script: Callable[[str], Script]) -> None:
+    out, err, code = script(TOO_MUCH.replace("PORT", "None")).end()
+    assert (out.split(), code) == (["2", "refused", "3"], 0)
+    assert err.startswith("vine: ") and "64 cores" in err, err
+
+
+def test_request_that_fits_nowhere_is_told_and_can_be_interrupted(
+    script: Callable[[str], Script], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    run = script(TOO_MUCH.replace("PORT", "0"))
     assert run.line() == "2"
     assert run.process.stderr is not None
     notice = run.process.stderr.readline()
