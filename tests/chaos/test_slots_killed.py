@@ -1,4 +1,4 @@
-"""kill -9 of a slot, or of the parent of all slots, under a graph and under futures: only what ran or lived there runs again."""
+"""kill -9 of a slot, or of the parent of all slots, under a graph and under futures: only what was there is done again."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daskvine import DaskVine, FuturesExecutor
+from daskvine import DaskVine
 from tests.chaos.conftest import Moment
 from tests.kit.calls import LIMIT_S
 from tests.kit.counted import Log, leaf, plus, tree
-from tests.kit.fleet import check_idle, count_deliveries
+from tests.kit.fleet import check_idle, count_deliveries, executor
 from tests.kit.proc import command_of, parent_of
 
 CPU_S = 0.002
@@ -90,7 +90,7 @@ def test_futures(
 ) -> None:
     log = Log(tmp_path / "log")
     ends: Counter[int] = Counter()
-    with FuturesExecutor(max_workers=2) as ex:
+    with executor(max_workers=2) as ex:
         strike(log, 600, whom)
         leaves: list[Future[Any]] = [ex.submit(leaf, log.path, f"l{i}", CPU_S, SIZE, i) for i in range(300)]
         sums = [ex.submit(plus, log.path, f"s{i}", CPU_S, leaves[i], leaves[-i]) for i in range(300)]

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from daskvine import DaskVine, FuturesExecutor
+from daskvine import DaskVine
 from tests.chaos.conftest import Moment
 from tests.kit.calls import LIMIT_S
 from tests.kit.counted import Log, leaf
-from tests.kit.fleet import check_idle
+from tests.kit.fleet import check_idle, executor
+from tests.kit.proc import command_of
 from vinecore import FunctionCall, Manager, PythonTask, Task
 from vinecore.errors import SlotLost
 
@@ -71,7 +72,7 @@ def check_neighbours(log: Log, most_again: int) -> None:
 def test_futures(tmp_path: Path, moment: Moment, fault: Callable[[str, str], None], how: str) -> None:
     log = Log(tmp_path / "log")
     at = moment.between(1, NEIGHBOURS - 20)
-    with FuturesExecutor(max_workers=2) as ex:
+    with executor(max_workers=2) as ex:
         before = [ex.submit(neighbour, log.path, number) for number in range(at)]
         log.wait_for(moment.draw("wait").randint(1, at))
         bad = ex.submit(fault, log.path, "bad")
@@ -166,7 +167,9 @@ def test_endless_loops_end_at_their_limit(tmp_path: Path, moment: Moment, starte
         assert [task.output for task in tasks] == list(range(40))
         for task in endless:
             assert (task.result, task.exit_code) == ("max wall time", 9)
-        # A limit is the outcome, no loss: nothing is tried again, and nothing of it is left.
+        shells = [pid for pid in started_by_test() if "while :;" in command_of(pid)]
+        assert shells == [], "what a task leaves behind ends with it"
+        # A limit is the outcome, no loss: nothing is tried again.
         starts = log.starts_by_key()
         assert set(starts.values()) == {1} and len(starts) == 41
         check_idle(m.engine)

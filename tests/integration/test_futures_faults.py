@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,10 +20,10 @@ from typing import Any
 import pytest
 
 from daskvine import FuturesExecutor
+from tests.kit.processes import Script
 from vinecore.errors import LoopDied, SlotLost, UsageError
 
 LIMIT_S = 30.0
-MARK = "VINE_FUTURES_TEST"
 
 
 @pytest.fixture(scope="module")
@@ -210,66 +209,6 @@ def test_multiprocessing_pool_of_forks_beside_us(ex: FuturesExecutor) -> None:
 
 
 # ---------------------------------------------------------------- scripts
-
-
-class Script:
-    """A user's program in a process group of its own."""
-
-    def __init__(self, directory: Path, text: str) -> None:
-        self.mark = uuid.uuid4().hex
-        path = directory / "script.py"
-        path.write_text(textwrap.dedent(text))
-        # Buffered, so that a line of a slot leaves in one write, whatever its neighbour prints.
-        path_list = os.pathsep.join(filter(None, sys.path))
-        environment = {**os.environ, MARK: self.mark, "PYTHONUNBUFFERED": "", "PYTHONPATH": path_list}
-        self.process = subprocess.Popen(
-            [sys.executable, str(path)],
-            cwd=directory,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def line(self) -> str:
-        """The next line that it prints."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def end(self, limit_s: float = LIMIT_S) -> tuple[str, str, int]:
-        """What it printed on both streams, and its exit code."""
-        try:
-            out, err = self.process.communicate(timeout=limit_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise
-        return out, err, self.process.returncode
-
-    def pids(self) -> list[int]:
-        """Living processes that carry its mark."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    if f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes():
-                        found.append(int(entry.name))
-                except OSError:
-                    continue
-        return found
-
-    def left_after(self, limit_s: float) -> list[int]:
-        """What is left of it after at most this time."""
-        until = time.monotonic() + limit_s
-        while (left := self.pids()) and time.monotonic() < until:
-            time.sleep(0.01)
-        return left
-
-    def kill(self) -> None:
-        for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
-        self.process.communicate()
 
 
 @pytest.fixture

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from daskvine import FuturesExecutor
 from tests.kit.calls import eventually
 from tests.kit.counted import WORKER
 from tests.kit.processes import Worker
+from vinecore import Manager
 from vinecore.api.engine import Engine
 
 
@@ -43,3 +46,13 @@ def check_idle(engine: Engine) -> None:
         return len(state.tasks), sum(len(worker.running) for worker in state.workers.values())
 
     assert eventually(lambda: engine.call_in_loop(look) == (0, 0)), engine.call_in_loop(look)
+
+
+@contextlib.contextmanager
+def executor(manager: Manager | None = None, **options: Any) -> Iterator[FuturesExecutor]:
+    """One that does not wait for its calls when the test has failed."""
+    ex = FuturesExecutor(manager=manager) if manager is not None else FuturesExecutor(**options)
+    try:
+        yield ex
+    finally:
+        ex.shutdown(cancel_futures=True)

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ LIMIT_S = 30.0
 GONE_LIMIT_S = 8.0
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = ("-m", "vinecore.cli.worker")
+SCRIPT_MARK = "VINE_SCRIPT_MARK"
 _numbers = itertools.count()
 
 
@@ -157,3 +159,58 @@ def workers_below(directory: Path) -> Iterator[Callable[..., Worker]]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.process.wait(LIMIT_S)
             worker.kill()
+
+
+# ---------------------------------------------------------------- programs
+
+
+class Script:
+    """A user's program in a process group of its own."""
+
+    def __init__(self, directory: Path, text: str, name: str = "script.py", **more: str) -> None:
+        self.mark = uuid.uuid4().hex
+        path = directory / name
+        path.write_text(textwrap.dedent(text))
+        # Buffered, so that a line of a slot leaves in one write, whatever its neighbour prints.
+        path_list = os.pathsep.join(filter(None, sys.path))
+        environment = {**os.environ, SCRIPT_MARK: self.mark, "PYTHONUNBUFFERED": "", "PYTHONPATH": path_list, **more}
+        self.process = subprocess.Popen(
+            [sys.executable, str(path)],
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def end(self, limit_s: float = LIMIT_S) -> tuple[str, str, int]:
+        """What it printed on both streams, and its exit code."""
+        try:
+            out, err = self.process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        return out, err, self.process.returncode
+
+    def pids(self) -> list[int]:
+        """Living processes that carry its mark."""
+        return processes_marked(f"{SCRIPT_MARK}={self.mark}")
+
+    def left_after(self, limit_s: float) -> list[int]:
+        """What is left of it after at most this time."""
+        until = time.monotonic() + limit_s
+        while (left := self.pids()) and time.monotonic() < until:
+            time.sleep(0.01)
+        return left
+
+    def kill(self) -> None:
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+        self.process.communicate()

@@ -16,7 +16,7 @@ import sys
 _CODE = "import sys; from vinecore.cli.worker import main; sys.exit(main())"
 # After a polite request to end, a worker gets this long before it is killed.
 END_GRACE_S = 5.0
-# Between the end of its link and that of its process may lie this much; a worker that lives longer has only lost its link.
+# Between the end of its link and that of its process may lie this much; one that lives longer is frozen or stuck.
 LINK_GRACE_S = 1.0
 
 

@@ -482,23 +482,24 @@ class Engine:
                 self.embedded.stop()
 
     def _worker_left(self, pid: int) -> None:
-        """A worker left (loop's thread): if it was ours, see elsewhere whether it died."""
+        """A worker left (loop's thread): if it was ours, another thread replaces it."""
         if self.embedded is not None and self.embedded.process.pid == pid and not self.closed:
             threading.Thread(target=self._revive, name="vine-revive", daemon=True).start()
 
     def _revive(self) -> None:
-        """Start the embedded worker again if it died; calls that wait run on the new one."""
+        """Start the embedded worker again; calls that wait run on the new one."""
         from vinecore.api.embedded import EmbeddedWorker
 
         with self._life_lock:
             embedded = self.embedded
-            how = "" if self.closed or embedded is None else embedded.end_text()
-            if embedded is None or not how:
+            if self.closed or embedded is None:
                 return
+            # It serves one link only. One that lives on without (frozen, say) never comes back, and has to make room.
+            how = embedded.end_text() or "cut off from the manager"
+            embedded.stop()
             now = time.monotonic()
             self._revivals = [at for at in self._revivals if now - at < EMBEDDED_WINDOW_S] + [now]
             if len(self._revivals) <= EMBEDDED_STARTS:
-                embedded.stop()
                 self.embedded = EmbeddedWorker(self.port, self.secret, embedded.cores, embedded.extra)
                 return
         text = f"the worker of this machine ended {len(self._revivals)} times within {EMBEDDED_WINDOW_S:g} s, the last time {how}"

@@ -309,9 +309,11 @@ class ManagerLoop:
             for name in order.names:
                 self.objects.pop(name, None)
         elif isinstance(order, orders.CloseWorker):
+            # The machine has let go of it already: the end of the link is no news to it, only to who started that worker.
             link = self.links.pop(order.worker_id, None)
             if link is not None:
                 link.fail(PeerError(order.reason))
+                self._tell_worker_left(link)
         elif isinstance(order, orders.Say):
             self.say(order.text)
         elif isinstance(order, orders.Emit):
@@ -389,10 +391,13 @@ class ManagerLoop:
         if worker_id and self.links.get(worker_id) is link:
             del self.links[worker_id]
             self._handle(events.WorkerLeft(time.monotonic(), worker_id, str(error or "the connection was closed")))
-            if self.worker_left is not None:
-                self.worker_left(getattr(link, "pid", 0))
+            self._tell_worker_left(link)
         elif not worker_id:
             self.refused_count += 1
+
+    def _tell_worker_left(self, link: Link) -> None:
+        if self.worker_left is not None:
+            self.worker_left(getattr(link, "pid", 0))
 
     def _send(self, worker_id: int, message: object) -> None:
         link = self.links.get(worker_id)
