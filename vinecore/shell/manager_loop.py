@@ -347,7 +347,9 @@ class ManagerLoop:
 
     def link_ready(self, link: Link) -> None:
         """A peer proved itself: a worker's control link, or a data link that goes to a thread."""
-        if link.handshake.kind == "data":  # type: ignore[union-attr]
+        kind = link.handshake.kind  # type: ignore[union-attr]
+        # Over TLS, data links went to threads at their first bytes: taken out of TLS here, a socket would go on in the clear.
+        if kind == "data" and self.identity is None:
             sock, leftover = link.detach_socket()
             data_link = transfer.DataLink(sock, link.reader, link.writer, leftover)
             sock.setblocking(True)
@@ -355,8 +357,8 @@ class ManagerLoop:
             # Known before its thread runs: the end of the loop must find it.
             self._transfers.add(data_link)
             threading.Thread(target=self._serve_data, args=(data_link,), name="vine-transfer", daemon=True).start()
-        elif link.handshake.kind != "worker":  # type: ignore[union-attr]
-            raise PeerError(f"a link of unknown kind {link.handshake.kind!r}")  # type: ignore[union-attr]
+        elif kind != "worker":
+            raise PeerError(f"a link of kind {kind!r}, which is not served here")
 
     def payloads(self, link: Link, payloads: list[bytes]) -> None:
         """Messages of a worker; the first must be its hello."""

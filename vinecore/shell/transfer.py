@@ -20,7 +20,7 @@ from vinecore.shell.store import Store, file_digest
 from vinecore.shell.tls import DATA_PREAMBLE, GO_AHEAD, Identity, binding_of
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
-from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S, Dialer, Listener
+from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S, Dialer, Listener, refusal_of
 
 RECEIVE_BYTES = 1 << 20
 # A transfer without a single byte for this long is given up.
@@ -151,7 +151,13 @@ def _shaken(sock: socket.socket, handshake: Dialer | Listener) -> DataLink:
                 raise PeerError("the data link was closed during the handshake")
             reader.push(data)
             continue
-        answer = handshake.receive(payload)
+        try:
+            answer = handshake.receive(payload)
+        except PeerError as error:
+            refusal = refusal_of(error)
+            if refusal:
+                sock.sendall(writer.write(refusal))
+            raise
         if answer is not None:
             sock.sendall(writer.write(answer))
     reader.rekey(handshake.receive_key, messages.CONTROL_FRAME_LIMIT_BYTES)
