@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tests.bench.systems import BARE_FORK, DASK_THREADS, DISTRIBUTED, OURS, OURS_FUNCTION_CALL, PPE, SUBPROCESS
+from tests.bench.systems import (
+    BARE_FORK,
+    DASK_THREADS,
+    DISTRIBUTED,
+    OURS,
+    OURS_FUNCTION_CALL,
+    OURS_TLS,
+    OURS_TWO_WORKERS,
+    PPE,
+    SUBPROCESS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,7 @@ class Row:
 CASES = (
     Case("noop-calls", OURS, 20_000, 2_000),
     Case("noop-calls", OURS_FUNCTION_CALL, 20_000, 2_000),
+    Case("noop-calls", OURS_TLS, 20_000, 2_000),
     Case("noop-calls", PPE, 20_000, 2_000),
     Case("noop-calls", DISTRIBUTED, 2_000, 500, 3),
     Case("fork-calls", OURS, 3_000, 500),
@@ -75,6 +86,7 @@ CASES = (
     Case("memory", OURS, 100_000, 20_000, 3),
     Case("memory", PPE, 100_000, 20_000, 3),
     Case("dask-tree", OURS, 20_000, 4_000),
+    Case("dask-tree", OURS_TWO_WORKERS, 20_000, 4_000),
     Case("dask-tree", DASK_THREADS, 20_000, 4_000),
     Case("dask-tree", DISTRIBUTED, 2_000, 500, 3),
     Case("dask-tree-shares", OURS, 20_000, 4_000, 1),
@@ -83,9 +95,11 @@ CASES = (
     Case("dask-wide", DISTRIBUTED, 2_000, 500, 3),
     Case("dask-wide-shares", OURS, 20_000, 4_000, 1),
     Case("data-chain", OURS, 64, 16),
+    Case("data-chain", OURS_TWO_WORKERS, 64, 16),
     Case("data-chain", DISTRIBUTED, 64, 16),
     Case("data-chain", DASK_THREADS, 64, 16, 3),
     Case("data-chain-bytes", OURS, 64, 16, 1),
+    Case("data-chain-bytes", OURS_TWO_WORKERS, 64, 16, 1),
     Case("imports", OURS, 200, 20),
     Case("imports", PPE, 200, 20),
     Case("imports", DISTRIBUTED, 200, 20, 3),
@@ -123,6 +137,15 @@ ROWS = (
         (Check(3.0, PPE, at_least=True), Check(50, DISTRIBUTED, at_least=True)),
         "cold_calls_per_s",
     ),
+    Row(
+        "noop-calls TLS",
+        "noop-calls",
+        "calls_per_s",
+        "calls/s",
+        (Check(0.85, OURS, at_least=True),),
+        "cold_calls_per_s",
+        OURS_TLS,
+    ),
     Row("latency p50", "latency", "p50_us", "us", (Check(400),), "cold_us", beside=(PPE,)),
     Row("latency p99", "latency", "p99_us", "us", (Check(2_000),), beside=(PPE,)),
     Row("startup", "startup", "startup_s", "s", (Check(0.3), Check(0.35, DISTRIBUTED)), beside=(PPE,)),
@@ -146,9 +169,20 @@ ROWS = (
     Row("python-tasks", "python-tasks", "tasks_per_s", "tasks/s", (Check(400, at_least=True),)),
     Row("shell-tasks", "shell-tasks", "tasks_per_s", "tasks/s", (Check(0.5, SUBPROCESS, at_least=True),)),
     *_graph_rows("dask-tree"),
+    Row(
+        "dask-tree 2 workers",
+        "dask-tree",
+        "tasks_per_s",
+        "tasks/s",
+        (Check(0.8, OURS, at_least=True),),
+        "cold_tasks_per_s",
+        OURS_TWO_WORKERS,
+    ),
     *_graph_rows("dask-wide"),
     Row("data-chain", "data-chain", "wall_s", "s", (Check(0.6, DISTRIBUTED),), "cold_wall_s", beside=(DASK_THREADS,)),
     Row("data-chain bytes", "data-chain-bytes", "manager_mb", "MB", (Check(1.0),)),
+    Row("data-chain 2 workers", "data-chain", "wall_s", "s", (Check(0.8, DISTRIBUTED),), "cold_wall_s", OURS_TWO_WORKERS),
+    Row("data-chain 2 workers bytes", "data-chain-bytes", "manager_mb", "MB", (Check(1.0),), ours=OURS_TWO_WORKERS),
     Row("imports wall", "imports", "wall_s", "s", (Check(1.0, PPE),), "cold_wall_s", beside=(DISTRIBUTED,)),
     Row("imports CPU", "imports", "cpu_s", "s", (Check(0.6, PPE),), "cold_cpu_s", beside=(DISTRIBUTED,)),
     Row("dask-array", "dask-array", "wall_s", "s", (Check(1.5, DASK_THREADS),), "cold_wall_s", beside=(DISTRIBUTED,)),

@@ -7,10 +7,15 @@ which creation began (imports of the client's side excluded: the startup row mea
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.bench import calls
@@ -18,15 +23,19 @@ from tests.bench import calls
 SLOTS = 2
 # A FunctionCall that is not back in this time will not come back.
 CALL_WAIT_S = 10
+# Workers that are not connected by then will not come.
+JOIN_LIMIT_S = 20.0
 
 OURS = "ours"
 OURS_FUNCTION_CALL = "ours-fc"
+OURS_TLS = "ours-tls"
+OURS_TWO_WORKERS = "ours-2w"
 PPE = "ppe"
 DISTRIBUTED = "distributed"
 DASK_THREADS = "dask-threads"
 SUBPROCESS = "subprocess"
 BARE_FORK = "bare-fork"
-SYSTEMS = (OURS, OURS_FUNCTION_CALL, PPE, DISTRIBUTED, DASK_THREADS, SUBPROCESS, BARE_FORK)
+SYSTEMS = (OURS, OURS_FUNCTION_CALL, OURS_TLS, OURS_TWO_WORKERS, PPE, DISTRIBUTED, DASK_THREADS, SUBPROCESS, BARE_FORK)
 
 
 @dataclass(slots=True)
@@ -76,6 +85,40 @@ def _function_call_pool(manager: Any, started_s: float) -> Pool:
 
 
 @contextmanager
+def two_workers(host: str = "127.0.0.1", before: Callable[[], None] | None = None) -> Iterator[tuple[Any, float]]:
+    """A DaskVine with two worker processes of one core each, and the moment at which its creation began.
+
+    Parameters:
+        host: where the workers find the manager. before: runs in each worker's process before the worker does.
+    """
+    from daskvine import DaskVine
+
+    with TemporaryDirectory(prefix="vine-bench-") as folder:
+        password = Path(folder, "password")
+        password.touch(mode=0o600)
+        password.write_bytes(os.urandom(32).hex().encode())
+        started_s = time.perf_counter()
+        workers: list[subprocess.Popen[bytes]] = []
+        with DaskVine(port=0, password_file=str(password)) as manager:
+            words = [sys.executable, "-m", "vinecore.cli.worker", host, str(manager.port), "--password", str(password)]
+            try:
+                for _ in range(SLOTS):
+                    command = [*words, "--cores", "1"]
+                    workers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=before))
+                deadline_s = time.monotonic() + JOIN_LIMIT_S
+                while manager.stats.workers_connected < SLOTS:
+                    if time.monotonic() > deadline_s:
+                        raise TimeoutError(f"the {SLOTS} workers did not connect in {JOIN_LIMIT_S:g} s")
+                    time.sleep(0.005)
+                yield manager, started_s
+            finally:
+                for worker in workers:
+                    worker.terminate()
+                for worker in workers:
+                    worker.wait(JOIN_LIMIT_S)
+
+
+@contextmanager
 def _distributed_client() -> Iterator[tuple[Any, float]]:
     from distributed import Client, LocalCluster
 
@@ -95,11 +138,11 @@ def open_pool(system: str) -> Iterator[Pool]:
     Raises:
         ValueError: the system has no calls.
     """
-    if system == OURS:
+    if system in (OURS, OURS_TLS):
         from daskvine import FuturesExecutor
 
         started_s = time.perf_counter()
-        with FuturesExecutor(max_workers=SLOTS) as executor:
+        with FuturesExecutor(max_workers=SLOTS, ssl=system == OURS_TLS) as executor:
             yield _executor_pool(executor, started_s)
     elif system == OURS_FUNCTION_CALL:
         from vinecore import Manager
@@ -128,7 +171,9 @@ def open_pool(system: str) -> Iterator[Pool]:
 
             yield Pool(started_s, submit, run_all, lambda: None)
     else:
-        raise ValueError(f"{system!r} cannot run calls; choose from {OURS}, {OURS_FUNCTION_CALL}, {PPE}, {DISTRIBUTED}")
+        raise ValueError(
+            f"{system!r} cannot run calls; choose from {OURS}, {OURS_FUNCTION_CALL}, {OURS_TLS}, {PPE}, {DISTRIBUTED}"
+        )
 
 
 @contextmanager
@@ -144,6 +189,9 @@ def open_graphs(system: str) -> Iterator[Graphs]:
         started_s = time.perf_counter()
         with DaskVine(local_cores=SLOTS) as manager:
             yield Graphs(started_s, manager.get, lambda collection: collection.compute(scheduler=manager.get))
+    elif system == OURS_TWO_WORKERS:
+        with two_workers() as (manager, started_s):
+            yield Graphs(started_s, manager.get, lambda collection: collection.compute(scheduler=manager.get))
     elif system == DASK_THREADS:
         from dask.threaded import get
 
@@ -156,4 +204,4 @@ def open_graphs(system: str) -> Iterator[Graphs]:
         with _distributed_client() as (client, started_s):
             yield Graphs(started_s, client.get, lambda collection: collection.compute(scheduler=client.get))
     else:
-        raise ValueError(f"{system!r} cannot run graphs; choose from {OURS}, {DASK_THREADS}, {DISTRIBUTED}")
+        raise ValueError(f"{system!r} cannot run graphs; choose from {OURS}, {OURS_TWO_WORKERS}, {DASK_THREADS}, {DISTRIBUTED}")
