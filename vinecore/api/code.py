@@ -1,0 +1,184 @@
+"""What an engine knows by identity: libraries, functions, kinds and shapes of tasks, objects; one entry for equal ones.
+
+User threads call this: dictionaries are filled by ``setdefault``, and what must be made once is made under the engine's lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vinecore.wire.messages import INLINE_LIMIT_BYTES
+
+if TYPE_CHECKING:
+    from vinecore.manager.state import CodeEntry, FileEntry, Kind, LibraryEntry, Shape
+    from vinecore.model.resources import Resources
+    from vinecore.runtime.functions import FunctionCache, FunctionPickle
+    from vinecore.shell.manager_loop import ManagerLoop
+
+# Functions remembered before those that are gone are looked for; higher: a longer tail of dead ones in memory.
+CODES_LIMIT_COUNT = 128
+
+
+class CodeMethods:
+    """The part of an engine that makes entries of the core and keeps one for equal ones."""
+
+    _lock: threading.Lock
+    loop: ManagerLoop
+    functions: FunctionCache
+    # The room of the core's tables, which is imported late.
+    _state: Any
+    _code_ids: Iterator[int]
+    _library_ids: Iterator[int]
+    _file_ids: Iterator[int]
+    # The library of futures and graphs, and its shape for tasks without requests.
+    python: LibraryEntry
+    default_shape: Shape
+    codes: dict[FunctionPickle, tuple[CodeEntry, Kind]]
+    _codes_limit: int
+    kinds: dict[tuple[str, Shape], Kind]
+    _shapes: dict[tuple[int, Resources], Shape]
+    _process_library: LibraryEntry | None
+    _process_codes: dict[FunctionPickle | None, CodeEntry]
+
+    if TYPE_CHECKING:
+
+        def post(self, item: object) -> None: ...
+
+    def new_library(self, name: str, **options: Any) -> LibraryEntry:
+        """A library entry with a fresh id; not installed."""
+        library: LibraryEntry = self._state.LibraryEntry(next(self._library_ids), name, **options)
+        return library
+
+    def install(self, library: LibraryEntry) -> None:
+        """Let calls of a library come."""
+        from vinecore.manager.events import LibraryInstalled
+
+        self.post(LibraryInstalled(0.0, library))
+
+    def shape_for(self, library: LibraryEntry, request: Resources, allocates: bool = False) -> Shape:
+        """The shape of a library and a request, one object for equal ones."""
+        if library is self.python and request.is_unset():
+            return self.default_shape
+        key = (library.library_id, request)
+        shape = self._shapes.get(key)
+        if shape is None:
+            with self._lock:
+                shape = self._shapes.get(key) or self._state.Shape(library, request, allocates)
+                self._shapes[key] = shape
+        return shape
+
+    def kind_for(self, name: str, shape: Shape) -> Kind:
+        """What is measured of tasks of this name, one object for equal ones."""
+        key = (name, shape)
+        kind = self.kinds.get(key)
+        if kind is None:
+            kind = self.kinds.setdefault(key, self._state.Kind(name, shape))
+        return kind
+
+    def code_of(self, function: object) -> tuple[CodeEntry, Kind]:
+        """Intern a function for the default library.
+
+        Raises:
+            UnpicklableError: it cannot be pickled; the text names what is at fault.
+        """
+        pickled = self.functions.get(function)
+        found = self.codes.get(pickled)
+        if found is None:
+            code = self.new_code(self.python, pickled.payload, pickled.modules)
+            found = self.codes.setdefault(pickled, (code, self.kind_for(pickled.name, self.default_shape)))
+            if len(self.codes) > self._codes_limit:
+                self._drop_orphans()
+        return found
+
+    def _drop_orphans(self) -> None:
+        """Forget functions that live no more: a program may make new ones without end."""
+        from vinecore.manager.events import CodesUnused
+
+        with self._lock:
+            orphans = [pickled for pickled in self.codes if pickled.is_orphan]
+            unused = [self.codes.pop(pickled)[0] for pickled in orphans]
+            gone = [pickled for pickled in self._process_codes if pickled is not None and pickled.is_orphan]
+            unused += [self._process_codes.pop(pickled) for pickled in gone]
+            # Those that are left live in the user's program: the next look comes when there are twice as many.
+            self._codes_limit = max(CODES_LIMIT_COUNT, 2 * len(self.codes))
+        if unused:
+            self.post(CodesUnused(0.0, unused))
+
+    def new_code(
+        self,
+        library: LibraryEntry,
+        payload: bytes,
+        modules: tuple[str, ...] = (),
+        requires: tuple[CodeEntry, ...] = (),
+        is_piece: bool = False,
+    ) -> CodeEntry:
+        """A code entry; a payload above the inline limit becomes an object of the manager."""
+        file = None
+        if len(payload) > INLINE_LIMIT_BYTES:
+            file = self.new_file([payload], len(payload))
+            payload = b""
+        number = next(self._code_ids)
+        code: CodeEntry = self._state.CodeEntry(number, library.library_id, payload, modules, requires, is_piece, file)
+        return code
+
+    def new_file(self, parts: Sequence[bytes | memoryview], size_bytes: int) -> FileEntry:
+        """An object held by the manager, released with its last use."""
+        number = next(self._file_ids)
+        file: FileEntry = self._state.FileEntry(-number, f"{self.loop.machine.state.run}-b{number}", size_bytes)
+        file.at_manager = True
+        self.loop.objects[file.name] = parts
+        return file
+
+    def new_local(self, path: str, size_bytes: int, name: str) -> FileEntry:
+        """A file on the manager's disk, as an object under a name that says which version of it this is."""
+        from vinecore.shell.transfer import LocalPath
+
+        file: FileEntry = self._state.FileEntry(-next(self._file_ids), f"{self.loop.machine.state.run}-{name}", size_bytes)
+        file.at_manager = True
+        self.loop.objects[file.name] = LocalPath(path)
+        return file
+
+    def process_code(self, function: object | None, request: Resources) -> tuple[CodeEntry, Kind]:
+        """Code for a process of its own: a function, or None for a shell command; with the request of its task.
+
+        Raises:
+            UnpicklableError: the function cannot be pickled.
+        """
+        pickled = None if function is None else self.functions.get(function)
+        shape = self.shape_for(self.process_library(), request, True)
+        return self._process_code_of(pickled), self.kind_for("command" if pickled is None else pickled.name, shape)
+
+    def _process_code_of(self, pickled: FunctionPickle | None) -> CodeEntry:
+        code = self._process_codes.get(pickled)
+        if code is None:
+            payload, modules = (b"", ()) if pickled is None else (pickled.payload, pickled.modules)
+            code = self._process_codes.setdefault(pickled, self.new_code(self.process_library(), payload, modules))
+        return code
+
+    def code_for(self, library: LibraryEntry, function: object) -> CodeEntry:
+        """Intern a function for one of the two libraries that run any function: ``python``, or that of processes.
+
+        Raises:
+            UnpicklableError: it cannot be pickled; the text names what is at fault.
+        """
+        if library is self.python:
+            return self.code_of(function)[0]
+        return self._process_code_of(self.functions.get(function))
+
+    def process_library(self) -> LibraryEntry:
+        """The library whose slots give each task a process; installed at first use."""
+        library = self._process_library
+        if library is None:
+            with self._lock:
+                library = self._process_library
+                if library is None:
+                    library = self._process_library = self.new_library("processes", exec_mode="fork")
+                    self.install(library)
+        return library
+
+    def new_temp(self) -> FileEntry:
+        """A file that some task will make."""
+        file: FileEntry = self._state.FileEntry(-next(self._file_ids))
+        return file
