@@ -106,7 +106,12 @@ class Driver:
             ids = range(self.next_task, self.next_task + 1 + number % 4)
             self.next_task = ids.stop
             self.asked.update(ids)
-            calls = [Call(i, 1, 1, -1, b"", inputs, 0, True) for i in ids]
+            calls = [Call(i, 1, 1, -1, b"", [*inputs], 0, True) for i in ids]
+            if number % 3 == 0:
+                # Some read what an earlier one of their group makes.
+                for call in calls[1:]:
+                    if (number // 7) >> (call.task_id % 5) & 1:
+                        call.inputs.append(ids[number % (call.task_id - ids[0])])
             groups = [calls] if number % 3 == 0 else [[call] for call in calls]
             self.do(events.ManagerSaid(0.0, messages.Run(1, groups, [])))
         elif what == "answer":
