@@ -242,10 +242,11 @@ def test_what_needs_nothing_of_a_long_call_is_handed_back_at_once() -> None:
     world = World(2)
     cut(world, kept(1), kept(2), call(3, 1), kept(4, 2), call(5, 4), call(6, 3))
     assert world.results() == [(i, messages.HANDED_BACK) for i in (2, 4, 5, 6)], "only 3 reads what is made in the slot"
-    answers = [Result(1, 1, messages.OK_KEPT, 5), Result(1, 1, messages.WRITTEN_LATER, 0, b"v")]
+    answers = [Result(1, 1, messages.OK_KEPT, 5), Result(1, 1, messages.WRITTEN_LATER, 0, b"", 100_000)]
     answers += [Result(i, 1, messages.HANDED_BACK, 0) for i in range(2, 7)]
     world.do(events.SlotAnswered(0.0, 1, answers))
     assert world.results() == [(1, messages.OK_KEPT), (1, messages.WRITTEN_LATER), (3, messages.HANDED_BACK)]
+    assert world.machine.state.objects == {"r0-1.1": 100_000}
     assert [o.sequence for o in world.of(orders.Revoke)] == [NOT_REVOKED]
     world.run([call(7)])
     assert world.batches() == [(2, [7])], "the slot that had fewer"
@@ -273,28 +274,30 @@ def test_a_group_is_cut_only_behind_a_call_that_is_long_for_its_kind() -> None:
     """What stays in the slot would have to be written. Whole groups behind it are taken back sooner."""
     world = World(2)
     world.run([call(1)])
-    world.answer(1, 1, us=2900)
-    world.run([call(2), call(3)], [call(4)], [call(5)])
-    slot = world.machine.state.slots[next(slot for slot, ids in world.batches() if 2 in ids)]
-    for slot_id, ids in world.batches():
-        if slot_id != slot.slot_id:
-            world.answer(slot_id, *ids, us=2900)
-    behind = len(slot.outstanding) - 2
+    world.answer(1, 1, us=1900)
+    world.run([call(2), call(3)], *[[call(i)] for i in range(4, 8)])
+    (long,) = [slot for slot in world.machine.state.slots.values() if slot.outstanding[0][0].task_id == 2]
+    assert [c.task_id for c, _ in long.outstanding] == [2, 3, 6]
+    idle = 3 - long.slot_id
+    world.answer(idle, 4, 5, 7, us=1900)
     world.now += STUCK_S
     world.do(events.Tick(0.0))
-    revoked = [o.sequence - slot.first for o in world.of(orders.Revoke)]
-    assert revoked == ([2] if behind else []), "a whole group at most"
-    if behind:
-        world.now += REVOKE_SETTLE_S
-        world.do(events.ClaimRead(0.0, slot.slot_id, slot.first))
-        for slot_id, ids in world.batches():
-            world.answer(slot_id, *ids, us=2900)
-    world.now += CUT_FACTOR * 2900e-6
+    assert [o.sequence - long.first for o in world.of(orders.Revoke)] == [2], "the groups"
+    world.now += REVOKE_SETTLE_S / 2
     world.do(events.Tick(0.0))
-    assert [o.sequence - slot.first for o in world.of(orders.Revoke)] == [1]
+    world.now += REVOKE_SETTLE_S / 2
+    world.do(events.ClaimRead(0.0, long.slot_id, long.first))
+    assert world.batches() == [(idle, [6])]
+    assert world.now >= long.progress_at + CUT_FACTOR * 1900e-6
+    world.answer(idle, 6, us=1900)
+    assert [o.sequence - long.first for o in world.of(orders.Revoke)] == [1], "the rest of the group"
     world.now += REVOKE_SETTLE_S
-    world.do(events.ClaimRead(0.0, slot.slot_id, slot.first))
-    assert world.results() == [(3, messages.HANDED_BACK)]
+    world.do(events.ClaimRead(0.0, long.slot_id, long.first))
+    assert world.results() == [(3, messages.HANDED_BACK)] and not world.batches()
+    for _ in range(3):
+        world.now += REVOKE_SETTLE_S
+        world.do(events.Tick(0.0))
+        assert not world.orders, "there is nothing left to take"
 
 
 def test_a_slot_that_dies_after_its_group_was_cut_reports_nothing_twice() -> None:

@@ -94,8 +94,9 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
     running = worker.running
     freed: set[Instance] = set()
     kept: dict[int, TaskEntry] = {}
+    later = messages.WRITTEN_LATER
     for result in results:
-        if result.status == messages.WRITTEN_LATER:
+        if result.status == later:
             if result.task_id not in kept:
                 kept = _kept_at(worker)
             _written_later(state, worker, kept.get(result.task_id), result)

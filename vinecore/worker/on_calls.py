@@ -239,9 +239,9 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
         return
     library = state.libraries[slot.library_id]
     outstanding, out = slot.outstanding, state.results
-    total, measured = 0, 0
+    total, measured, later = 0, 0, messages.WRITTEN_LATER
     for result in results:
-        if result.status == messages.WRITTEN_LATER:
+        if result.status == later:
             # Of a call that was answered before: its group was cut.
             if result.size_bytes and state.welcome is not None:
                 state.objects[f"{state.welcome.run}-{result.task_id}.{result.attempt}"] = result.size_bytes

@@ -189,6 +189,8 @@ class WorkerState:
         for slot in self.slots.values():
             if slot.sent - slot.first != len(slot.outstanding):
                 raise InvariantError(f"{slot}: numbers {slot.first}..{slot.sent} do not match")
+            if not slot.outstanding and (slot.returned or slot.is_revoking):
+                raise InvariantError(f"{slot} is empty, and something of it is still revoked")
             library = self.libraries.get(slot.library_id)
             if library is None or library.slots.get(slot.slot_id) is not slot:
                 raise InvariantError(f"{slot} belongs to no library")
