@@ -80,6 +80,7 @@ class Network:
         self.runs: Counter[tuple[int, int, int]] = Counter()
         self.frames: Counter[str] = Counter()
         self.revocations = 0
+        self.written_later = 0
 
     def spec(self, task_id: int) -> Spec:
         return self.specs.setdefault(task_id, Spec())
@@ -223,6 +224,7 @@ class FakeSlot:
             for call in group:
                 self.write(self.started, sequence)
                 if sequence >= self.read(self.revoked):
+                    self._hand_out(group)
                     self.out.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
                 else:
                     yield from self._call(call)
@@ -280,6 +282,19 @@ class FakeSlot:
             self.worker.store[f"{RUN}-{call.task_id}.{call.attempt}"] = value
         if call.uses:
             self.kept[call.task_id], self.uses_left[call.task_id] = value, call.uses
+
+    def _hand_out(self, group: list[messages.Call]) -> None:
+        """Values that were kept for the rest of a group are written when that is handed back."""
+        for call in group:
+            if call.task_id in self.kept and not call.publish:
+                result = messages.Result(call.task_id, call.attempt, messages.WRITTEN_LATER, 0, self.kept[call.task_id])
+                if self.network.spec(call.task_id).size_bytes > messages.INLINE_LIMIT_BYTES:
+                    result.value, result.size_bytes = b"", self.network.spec(call.task_id).size_bytes
+                    self.worker.store[f"{RUN}-{call.task_id}.{call.attempt}"] = self.kept[call.task_id]
+                self.out.append(result)
+                self.network.written_later += 1
+        self.kept.clear()
+        self.uses_left.clear()
 
     def _input(self, ref: int | str) -> bytes:
         if isinstance(ref, str):

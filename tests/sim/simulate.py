@@ -415,8 +415,8 @@ class Simulation:
         for entry in self.calls:
             self._check_count(entry, entry.task_id in self.cancelled or entry.task_id in self.doomed)
         for graph, entries in self.graphs:
-            # A revocation may part a bundle behind its first call, whose kept value is then made again.
-            again = self.network.revocations > 0 or any(self.network.spec(e.task_id).raised for e in entries)
+            # A revocation may part a bundle: then the values that were kept for its rest are written, not made again.
+            again = any(self.network.spec(e.task_id).raised for e in entries)
             for entry in entries:
                 self._check_count(entry, again or -graph.graph_id in self.given_up or graph.graph_id in self.broken_graphs)
 

@@ -393,6 +393,31 @@ def test_a_kept_value_that_is_needed_is_made_again() -> None:
     assert made.attempt == 2 and made.state is t.PLACED
 
 
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_kept_value_that_is_written_later_is_not_made_again(size: int) -> None:
+    """The rest of a bundle was handed back: what reads a kept value gets it, and it can be lost like any other."""
+    world = World(cores=1)
+    world.builder.kind.mean_us = 10.0
+    _, entries = graph_in(world, [[], [0], *([[]] * 6)])
+    made, reader = entries[0], entries[1]
+    assert made.bundle is not None and made.bundle is reader.bundle and made.output is not None
+    for entry in made.bundle.entries[2:]:
+        world.answer(entry, messages.HANDED_BACK)
+    world.answer(made, messages.OK_KEPT)
+    later = messages.Result(made.task_id, 1, messages.WRITTEN_LATER, 0, b"" if size else b"v", size)
+    back = messages.Result(reader.task_id, 1, messages.HANDED_BACK, 0)
+    world.do(events.WorkerSaid(0.0, 1, messages.Done([later, back, later])))
+    assert made.state is t.FINISHED and made.attempt == 1 and made.output.is_available()
+    assert reader.state in (t.READY, t.PLACED)
+    assert not [name for order in world.sent(messages.Unlink) for name in order.names], "the second one is a duplicate"
+
+
+def test_a_value_that_nobody_waits_for_any_more_is_not_kept_when_it_is_written_later() -> None:
+    world = World()
+    world.say(1, messages.Done([messages.Result(77, 1, messages.WRITTEN_LATER, 0, b"", 100_000)]))
+    assert [name for order in world.sent(messages.Unlink) for name in order.names] == [f"{RUN}-77.1"]
+
+
 def test_a_missing_object_is_believed_and_counted() -> None:
     world = World()
     file = declared(1)

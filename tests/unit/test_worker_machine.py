@@ -12,7 +12,7 @@ from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
-from vinecore.worker.on_calls import REVOKE_SETTLE_S, STUCK_S
+from vinecore.worker.on_calls import CATCH_UP_S, CUT_FACTOR, REVOKE_SETTLE_S, STUCK_S
 from vinecore.worker.state import NOT_REVOKED
 
 M = TypeVar("M")
@@ -221,6 +221,132 @@ def test_what_the_slot_started_meanwhile_stays_there() -> None:
     world.now += REVOKE_SETTLE_S
     world.do(events.ClaimRead(0.0, 1, 1))
     assert not world.batches()
+
+
+def kept(task_id: int, *inputs: int) -> Call:
+    """A call whose value stays in the slot for others of its group."""
+    return Call(task_id, 1, 1, -1, b"args", list(inputs), 1, False)
+
+
+def cut(world: World, *calls: Call) -> None:
+    """A group whose first call runs for long in slot 1 while slot 2 is idle; what can move has been taken back."""
+    world.run(list(calls))
+    assert world.batches() == [(1, [c.task_id for c in calls])]
+    world.now += STUCK_S
+    world.do(events.Tick(0.0))
+    world.now += REVOKE_SETTLE_S
+    world.do(events.Tick(0.0))
+    world.do(events.ClaimRead(0.0, 1, 0))
+
+
+def test_what_needs_nothing_of_a_long_call_is_handed_back_at_once() -> None:
+    world = World(2)
+    cut(world, kept(1), kept(2), call(3, 1), kept(4, 2), call(5, 4), call(6, 3))
+    assert world.results() == [(i, messages.HANDED_BACK) for i in (2, 4, 5, 6)], "only 3 reads what is made in the slot"
+    answers = [Result(1, 1, messages.OK_KEPT, 5), Result(1, 1, messages.WRITTEN_LATER, 0, b"", 100_000)]
+    answers += [Result(i, 1, messages.HANDED_BACK, 0) for i in range(2, 7)]
+    world.do(events.SlotAnswered(0.0, 1, answers))
+    assert world.results() == [(1, messages.OK_KEPT), (1, messages.WRITTEN_LATER), (3, messages.HANDED_BACK)]
+    assert world.machine.state.objects == {"r0-1.1": 100_000}
+    assert [o.sequence for o in world.of(orders.Revoke)] == [NOT_REVOKED]
+    world.run([call(7)])
+    assert world.batches() == [(2, [7])], "the slot that had fewer"
+    world.run([call(8)])
+    assert world.batches() == [(1, [8])]
+
+
+def test_a_group_that_all_needs_its_long_call_is_left_alone() -> None:
+    world = World(2)
+    world.run([kept(1), kept(2, 1), call(3, 1, 2)])
+    for _ in range(3):
+        world.now += STUCK_S
+        world.do(events.Tick(0.0))
+        assert not world.of(orders.Revoke)
+    assert world.machine.next_deadline() is None, "nothing is looked at again before the slot answers"
+    world.do(events.SlotAnswered(0.0, 1, [Result(1, 1, messages.OK_KEPT, 5)]))
+    world.run([call(4)])
+    world.answer(2, 4)
+    world.now += STUCK_S
+    world.do(events.Tick(0.0))
+    assert not world.of(orders.Revoke), "3 reads what 1 made, which is in the slot"
+
+
+def test_a_group_is_cut_only_behind_a_call_that_is_long_for_its_kind() -> None:
+    """What stays in the slot would have to be written. Whole groups behind it are taken back sooner."""
+    world = World(2)
+    world.run([call(1)])
+    world.answer(1, 1, us=1900)
+    world.run([call(2), call(3)], *[[call(i)] for i in range(4, 8)])
+    (long,) = [slot for slot in world.machine.state.slots.values() if slot.outstanding[0][0].task_id == 2]
+    assert [c.task_id for c, _ in long.outstanding] == [2, 3, 6]
+    idle = 3 - long.slot_id
+    world.answer(idle, 4, 5, 7, us=1900)
+    world.now += STUCK_S
+    world.do(events.Tick(0.0))
+    assert [o.sequence - long.first for o in world.of(orders.Revoke)] == [2], "the groups"
+    world.now += REVOKE_SETTLE_S / 2
+    world.do(events.Tick(0.0))
+    world.now += REVOKE_SETTLE_S / 2
+    world.do(events.ClaimRead(0.0, long.slot_id, long.first))
+    assert world.batches() == [(idle, [6])]
+    assert world.now >= long.progress_at + CUT_FACTOR * 1900e-6
+    world.answer(idle, 6, us=1900)
+    assert [o.sequence - long.first for o in world.of(orders.Revoke)] == [1], "the rest of the group"
+    world.now += REVOKE_SETTLE_S
+    world.do(events.ClaimRead(0.0, long.slot_id, long.first))
+    assert world.results() == [(3, messages.HANDED_BACK)] and not world.batches()
+    for _ in range(3):
+        world.now += REVOKE_SETTLE_S
+        world.do(events.Tick(0.0))
+        assert not world.orders, "there is nothing left to take"
+
+
+def test_a_slot_that_dies_after_its_group_was_cut_reports_nothing_twice() -> None:
+    world = World(2)
+    cut(world, kept(1), kept(2), call(3, 1), call(4, 2))
+    assert world.results() == [(2, messages.HANDED_BACK), (4, messages.HANDED_BACK)]
+    world.do(events.SlotGone(0.0, 1, 0))
+    assert world.results() == [(1, messages.LOST), (3, messages.HANDED_BACK)]
+
+
+def test_a_parent_that_dies_after_a_group_was_cut_reports_nothing_twice() -> None:
+    world = World(2)
+    cut(world, kept(1), kept(2), call(3, 1), call(4, 2))
+    world.do(events.HostGone(0.0, 1, "killed"))
+    assert world.results() == [(1, messages.LOST), (3, messages.HANDED_BACK)]
+
+
+def test_a_cancelled_call_of_a_group_that_was_cut_is_nobodys() -> None:
+    world = World(2)
+    cut(world, kept(1), kept(2), call(3, 1), call(4, 2))
+    world.say(messages.Cancel([(2, 1), (4, 1)]))
+    assert not world.of(orders.ReadClaim), "they are elsewhere"
+
+
+def test_tiny_calls_go_first_to_the_slot_that_was_held_up() -> None:
+    """Where there is little to do for all, the slots would never come to equal shares again."""
+    world = World(2)
+    world.run([call(1)])
+    world.answer(1, 1, us=1)
+    world.run([call(2)])
+    assert world.batches() == [(2, [2])]
+    number = 3
+    world.now += CATCH_UP_S * 1.01
+    for _ in range(4):
+        world.run([call(i) for i in range(number, number + 256)])
+        ((slot, ids),) = world.batches()
+        assert slot == 1, "the other sleeps"
+        world.answer(1, *ids, us=1)
+        number += 256
+    world.answer(2, 2, us=1)
+    for turn in range(2):
+        world.run(*[[call(i) for i in range(start, start + 256)] for start in (number, number + 256)])
+        assert [slot for slot, _ in world.batches()] == [2, 2], turn
+        for slot, ids in world.batches():
+            world.answer(slot, *ids, us=1)
+        number += 512
+    world.run(*[[call(i) for i in range(start, start + 256)] for start in (number, number + 256)])
+    assert sorted(slot for slot, _ in world.batches()) == [1, 2], "even"
 
 
 def test_a_cancelled_call_that_runs_is_killed_and_nobody_is_blamed() -> None:

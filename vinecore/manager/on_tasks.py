@@ -93,7 +93,14 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
     """Results of calls; those of older attempts are dropped by comparison."""
     running = worker.running
     freed: set[Instance] = set()
+    kept: dict[int, TaskEntry] = {}
+    later = messages.WRITTEN_LATER
     for result in results:
+        if result.status == later:
+            if result.task_id not in kept:
+                kept = _kept_at(worker)
+            _written_later(state, worker, kept.get(result.task_id), result)
+            continue
         entry = running.get(result.task_id)
         if entry is None or entry.attempt != result.attempt:
             if result.status == messages.OK_STORED:
@@ -172,17 +179,7 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
             output = entry.output = FileEntry(entry.task_id)
             output.producer = entry
             output.holds = 1  # the handle's, which releases it
-        if entry.graph is not None and entry.graph.bring_home:
-            state.bring_home.append(output)
-        if output.coming:
-            lineage.drop_copies(state, output)
-        output.name = f"{state.run}-{entry.task_id}.{entry.attempt}"
-        output.size_bytes = result.size_bytes
-        output.on_workers = {worker.worker_id}
-        output.maker = worker.worker_id
-        state.held[output.name] = output
-        worker.hold(output)
-        replication.look_at(state, output)
+        _stored(state, worker, entry, output, result.size_bytes)
     elif output is not None:
         output.kept = True
     finish(state, entry)
@@ -191,6 +188,48 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
             lineage.became_available(state, output)
         if not output.is_needed():
             lineage.release(state, output)
+
+
+def _stored(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, output: FileEntry, size_bytes: int) -> None:
+    """The value of this attempt is an object of a worker."""
+    if entry.graph is not None and entry.graph.bring_home:
+        state.bring_home.append(output)
+    if output.coming:
+        lineage.drop_copies(state, output)
+    output.name = f"{state.run}-{entry.task_id}.{entry.attempt}"
+    output.size_bytes = size_bytes
+    output.on_workers = {worker.worker_id}
+    output.maker = worker.worker_id
+    state.held[output.name] = output
+    worker.hold(output)
+    replication.look_at(state, output)
+
+
+def _kept_at(worker: WorkerEntry) -> dict[int, TaskEntry]:
+    """Finished vertices whose values are kept in a slot for others of their bundle, some of which is still placed."""
+    bundles = {entry.bundle for entry in worker.running.values() if entry.bundle is not None}
+    members = [entry for bundle in bundles for entry in bundle.entries if entry.state is t.FINISHED]
+    return {entry.task_id: entry for entry in members if entry.output is not None and entry.output.kept}
+
+
+def _written_later(state: ManagerState, worker: WorkerEntry, entry: TaskEntry | None, result: Result) -> None:
+    """The rest of a bundle was taken from its slot: a value that was kept there for it can be had by all now.
+
+    What reads it is still placed there: the slot hands that back behind the values that it needs.
+    """
+    output = entry.output if entry is not None else None
+    if entry is None or output is None or not output.kept or entry.attempt != result.attempt:
+        if result.size_bytes:
+            _drop_late(state, worker, result)
+        return
+    output.kept = False
+    if result.size_bytes:
+        _stored(state, worker, entry, output, result.size_bytes)
+    else:
+        output.data, output.size_bytes = result.value, len(result.value)
+    lineage.became_available(state, output)
+    if not output.is_needed():
+        lineage.release(state, output)
 
 
 def _reported(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, report: messages.Report, is_last: bool) -> None:

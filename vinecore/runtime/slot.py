@@ -10,8 +10,8 @@ talks to the manager. It must end when its socket does, and it must not let a ca
 Result.
 
 Claims: before a call with sequence number n starts, the slot writes n and then reads the number from which calls are revoked; at
-or above it nothing starts, everything left is handed back. So the worker can take back work from a slot that is stuck in a long
-call, and knows which call a dead slot was running.
+or above it nothing starts, everything left is handed back, behind the values that were kept for what is left of a group. So the
+worker can take back work from a slot that is stuck in a long call, and knows which call a dead slot was running.
 """
 
 from __future__ import annotations
@@ -202,6 +202,8 @@ class Slot:
             for call in group:
                 claims[0] = sequence
                 if sequence >= claims[1]:
+                    if self.kept:
+                        self.hand_out(group)
                     self.report(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0), False)
                 else:
                     self.run_call(call)
@@ -273,6 +275,23 @@ class Slot:
             self.inline[call.task_id] = result.value
         else:
             self.stored[call.task_id] = f"{self.run_name}-{call.task_id}.{call.attempt}"
+
+    def hand_out(self, group: list[Call]) -> None:
+        """The group ends early: values that stayed here for its later calls are needed elsewhere.
+
+        What cannot be written is made again, where it fails in the user's sight.
+        """
+        for call in group:
+            if call.task_id in self.kept and not call.publish:
+                value = self.kept.pop(call.task_id)
+                try:
+                    result = self.publish(call, value, self.encode(call, value))
+                except Exception:
+                    continue
+                result.status = messages.WRITTEN_LATER
+                self.report(result, False)
+        self.kept.clear()
+        self.uses_left.clear()
 
     def encode(self, call: Call, value: object) -> bytes | payloads.Encoded:
         """A value as it travels: a payload, or what a sandboxed task asked for."""

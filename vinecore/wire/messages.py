@@ -38,7 +38,7 @@ LOST = 4  # the slot died while it ran this call; value holds a text
 HANDED_BACK = 5  # never started; nothing was executed
 NO_INPUT = 6  # an input was not here; value holds its name as text
 SPOILT_INPUT = 7  # never started: an earlier task of this slot wrote into an input, which was dropped; the same value
-
+WRITTEN_LATER = 8  # what was OK_KEPT, after all: value holds it, or size_bytes is the length of its object
 
 # Mount.flags and Product.flags
 SYMLINK = 1  # one symbolic link instead of a copy or hard link

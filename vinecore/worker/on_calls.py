@@ -22,8 +22,14 @@ BATCH_BYTES = messages.BATCH_LIMIT_BYTES
 LONG_CALL_US = 3000.0
 # A slot without an answer for this long, while another idles, gives back what it has not started.
 STUCK_S = 0.015
+# A group is cut behind a call that runs for so many means (and STUCK_S); lower: values are written that could stay in the slot.
+CUT_FACTOR = 10.0
 # After this long a slot has surely seen a revocation, or published what it started before (store buffers drain in microseconds).
 REVOKE_SETTLE_S = 0.005
+# Calls that a slot catches up at most, where others had more of them; bounds for how long it is preferred.
+CATCH_UP_COUNT = 16_384
+# Only a slot that has answered within this time is preferred: what goes to one that is stuck has to be taken back again.
+CATCH_UP_S = 0.005
 # Weight of a new measurement in the mean.
 MEAN_WEIGHT = 0.2
 # A batch's mean counts as at most this many means: one long call does not make all batches small.
@@ -143,7 +149,9 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
     enough = 1 if mean > LONG_CALL_US else count
     if len(slots) > 1:
         # Of slots that hold equally much the one that had least so far: work that trickles in spreads over all of them.
-        slots.sort(key=lambda s: (len(s.outstanding), s.sent))
+        slots.sort(key=lambda s: (len(s.outstanding), s.had))
+        if count == BATCH_COUNT:
+            _catch_up(state, library, slots)
     # Twice, slot by slot: one batch runs while the next waits in the socket, but no slot gets its second before all have one.
     for _ in range(2):
         for slot in slots:
@@ -159,6 +167,22 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
                 # Fragments breed: what they free comes back as fragments. A slot that has work can wait for more.
                 continue
             _send_batch(state, library, slot, min(count, share))
+
+
+def _catch_up(state: WorkerState, library: WorkerLibrary, slots: list[WorkerSlot]) -> None:
+    """Tiny calls go first to the slot that had fewest, if it is behind: where slots mostly wait for work it would stay so.
+
+    The others may have nothing to do meanwhile, for the time of two batches.
+    """
+    most = max(slot.had for slot in slots)
+    behind = min(slots, key=lambda slot: slot.had)
+    behind.had = max(behind.had, most - CATCH_UP_COUNT)
+    if behind.outstanding and state.now - behind.progress_at > CATCH_UP_S:
+        return
+    while library.queue and most - behind.had > BATCH_COUNT and len(behind.outstanding) < 2 * BATCH_COUNT:
+        if behind.draining:
+            return  # it has had all the calls that it may have
+        _send_batch(state, library, behind, BATCH_COUNT)
 
 
 def _send_batch(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, count: int) -> None:
@@ -189,6 +213,7 @@ def _send_batch(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, co
     if not outstanding or len(outstanding) == taken:
         slot.progress_at = state.now
     slot.sent += taken
+    slot.had += taken
     library.queued_calls -= taken
     if values:
         batch.values = list(values.items())
@@ -229,12 +254,18 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
         return
     library = state.libraries[slot.library_id]
     outstanding, out = slot.outstanding, state.results
-    total, measured = 0, 0
+    total, measured, later = 0, 0, messages.WRITTEN_LATER
     for result in results:
+        if result.status == later:
+            # Of a call that was answered before: its group was cut.
+            if result.size_bytes and state.welcome is not None:
+                state.objects[f"{state.welcome.run}-{result.task_id}.{result.attempt}"] = result.size_bytes
+            out.append(result)
+            continue
         _, group = outstanding.popleft()
         sequence = slot.first
         slot.first = sequence + 1
-        if sequence >= slot.taken:
+        if sequence >= slot.taken or sequence in slot.returned:
             continue
         if sequence in slot.cancelled:
             slot.cancelled.discard(sequence)
@@ -263,7 +294,9 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
     if not outstanding:
         if slot.taken != NOT_REVOKED or slot.revoked_from != NOT_REVOKED:
             slot.taken = slot.revoked_from = NOT_REVOKED
+            slot.is_revoking = False
             slot.cancelled.clear()
+            slot.returned.clear()
             state.orders.append(orders.Revoke(slot_id, NOT_REVOKED))
         if slot.draining:
             close_slot(state, slot)
@@ -281,10 +314,9 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> 
     again: list[Group] = []
     ours = slot.is_killed or started in slot.cancelled
     # What it wrote and could not report any more has no owner.
-    lost = [(call.task_id, call.attempt) for number, (call, _) in enumerate(slot.outstanding, slot.first) if number < slot.taken]
-    _unlink_results(state, lost)
-    for number, (call, group) in enumerate(slot.outstanding, slot.first):
-        if number >= slot.taken or number in slot.cancelled:
+    _unlink_results(state, [(call.task_id, call.attempt) for _, call, _ in _held(slot)])
+    for number, call, group in _held(slot):
+        if number in slot.cancelled:
             continue
         if number == started and not ours:
             state.results.append(Result(call.task_id, call.attempt, messages.LOST, 0, f"its process {how or 'died'}".encode()))
@@ -305,9 +337,7 @@ def lose_slots(state: WorkerState, library: WorkerLibrary, why: str) -> None:
     """All slots of a library died with their parent: the oldest call of each bears the blame, the others are handed back."""
     for slot in library.slots.values():
         lost = []
-        for number, (call, _) in enumerate(slot.outstanding, slot.first):
-            if number >= slot.taken:
-                continue
+        for number, call, _ in _held(slot):
             lost.append((call.task_id, call.attempt))
             if number not in slot.cancelled:
                 status, text = (messages.LOST, why.encode()) if number == slot.first else (messages.HANDED_BACK, b"")
@@ -351,8 +381,10 @@ def retire(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot) -> None
 def open_slots(state: WorkerState, library: WorkerLibrary, count: int) -> None:
     """Ask for new slots of the current generation."""
     ids = []
+    most = max((slot.had for slot in library.slots.values()), default=0)
     for _ in range(count):
         slot = WorkerSlot(state.next_slot_id, library.library_id, library.generation)
+        slot.had = most
         state.next_slot_id += 1
         state.slots[slot.slot_id] = library.slots[slot.slot_id] = slot
         ids.append(slot.slot_id)
@@ -373,11 +405,7 @@ def cancel(state: WorkerState, tasks: list[tuple[int, int]]) -> None:
         library.queue.clear()
         library.queue.extend(kept)
         for slot in library.slots.values():
-            numbers = {
-                number
-                for number, (call, _) in enumerate(slot.outstanding, slot.first)
-                if number < slot.taken and (call.task_id, call.attempt) in wanted
-            }
+            numbers = {number for number, call, _ in _held(slot) if (call.task_id, call.attempt) in wanted}
             if numbers:
                 slot.cancelled |= numbers
                 state.orders.append(orders.ReadClaim(slot.slot_id))
@@ -397,7 +425,7 @@ def hand_back(state: WorkerState, library_id: int, count: int) -> None:
     if library.owed > 0:
         for slot in library.slots.values():
             border = _group_start(slot, slot.first + 1)
-            if border is not None and slot.revoked_from == NOT_REVOKED and slot.taken == NOT_REVOKED:
+            if border is not None and slot.revoked_from == NOT_REVOKED:
                 _revoke(state, slot, border)
 
 
@@ -419,36 +447,46 @@ def rebalance(state: WorkerState) -> float | None:
         for slot in library.slots.values():
             if not slot.outstanding:
                 continue
-            # While a revocation waits for the claim, that reading serves both.
-            is_revoking = slot.revoked_from != NOT_REVOKED and slot.taken == NOT_REVOKED
-            if slot.cancelled and not slot.is_killed and not is_revoking:
-                # A cancelled call that had not started may start now: look until it has ended.
+            # While a revocation waits for the claim, that reading serves both. Of what was cancelled: a call that had not
+            # started may start now, so look until it has ended.
+            if slot.is_revoking or (slot.cancelled and not slot.is_killed):
                 if state.now >= slot.revoke_checked_at + REVOKE_SETTLE_S:
                     slot.revoke_checked_at = state.now
                     state.orders.append(orders.ReadClaim(slot.slot_id))
                 dues.append(slot.revoke_checked_at + REVOKE_SETTLE_S)
-            if slot.taken != NOT_REVOKED:
-                continue
-            if slot.revoked_from != NOT_REVOKED:
-                if state.now >= slot.revoke_checked_at + REVOKE_SETTLE_S:
-                    slot.revoke_checked_at = state.now
-                    state.orders.append(orders.ReadClaim(slot.slot_id))
-                dues.append(slot.revoke_checked_at + REVOKE_SETTLE_S)
-            elif idle and len(slot.outstanding) > 1:
-                border = _group_start(slot, slot.first + 1)
-                if border is None:
-                    continue
-                if state.now >= slot.progress_at + STUCK_S:
-                    _revoke(state, slot, border)
-                    dues.append(state.now + REVOKE_SETTLE_S)
-                else:
-                    dues.append(slot.progress_at + STUCK_S)
+            if idle and not slot.is_revoking and len(slot.outstanding) > 1:
+                due = _revoke_if_stuck(state, library, slot)
+                if due is not None:
+                    dues.append(due)
     return min(dues, default=None)
+
+
+def _revoke_if_stuck(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot) -> float | None:
+    """Revoke whole groups behind a call that runs for long, and the rest of its own group if that runs for very long.
+
+    Returns when to look again; None: not before something happens.
+    """
+    stuck_at = slot.progress_at + STUCK_S
+    cut_at = max(stuck_at, slot.progress_at + CUT_FACTOR * library.mean_us / 1e6)
+    border = _group_start(slot, slot.first + 1) if slot.taken == NOT_REVOKED else None
+    may_cut = slot.uncut != slot.first
+    if may_cut and state.now >= cut_at:
+        if _movable(slot, slot.first + 1):
+            border = slot.first + 1
+        else:
+            slot.uncut, may_cut = slot.first, False
+    if border is not None and state.now >= stuck_at:
+        _revoke(state, slot, border)
+        return state.now + REVOKE_SETTLE_S
+    if border is not None:
+        return stuck_at
+    return cut_at if may_cut else None
 
 
 def _revoke(state: WorkerState, slot: WorkerSlot, border: int) -> None:
     slot.revoked_from = border
     slot.revoked_at = slot.revoke_checked_at = state.now
+    slot.is_revoking = True
     state.orders.append(orders.Revoke(slot.slot_id, border))
 
 
@@ -460,6 +498,35 @@ def _group_start(slot: WorkerSlot, least: int) -> int | None:
             return number
         previous = group
     return None
+
+
+def _held(slot: WorkerSlot) -> list[tuple[int, Call, Group]]:
+    """What a slot still has to answer for, with its sequence number: taken back calls only close the books."""
+    taken, returned = slot.taken, slot.returned
+    return [
+        (number, call, group)
+        for number, (call, group) in enumerate(slot.outstanding, slot.first)
+        if number < taken and number not in returned
+    ]
+
+
+def _movable(slot: WorkerSlot, border: int) -> list[tuple[int, Call]]:
+    """Calls from ``border`` to the end of its group that read nothing which the group makes before them in this slot.
+
+    What they make for each other does not matter: they are placed one by one again.
+    """
+    rest: list[tuple[int, Call]] = []
+    cut: Group | None = None
+    for number, call, group in _held(slot):
+        if number < border:
+            cut = group
+        elif group is cut:
+            rest.append((number, call))
+    if not rest or cut is None:
+        return []
+    later = {call.task_id for _, call in rest}
+    before = {call.task_id for call in cut.calls if call.task_id not in later}
+    return [(number, call) for number, call in rest if number not in slot.cancelled and before.isdisjoint(refs_of(call))]
 
 
 def claim_read(state: WorkerState, slot_id: int, started: int) -> None:
@@ -479,24 +546,34 @@ def claim_read(state: WorkerState, slot_id: int, started: int) -> None:
             if border is not None:
                 _revoke(state, slot, border)
         return
-    if slot.taken == NOT_REVOKED and state.now >= slot.revoked_at + REVOKE_SETTLE_S:
+    if slot.is_revoking and state.now >= slot.revoked_at + REVOKE_SETTLE_S:
         _take_back(state, slot, max(slot.revoked_from, started + 1))
 
 
 def _take_back(state: WorkerState, slot: WorkerSlot, border: int) -> None:
-    """Queue again the whole groups that begin at or behind ``border``."""
+    """Queue again the whole groups that begin at or behind ``border``; hand back what can run elsewhere of one that it cuts.
+
+    The slot hands back the others of that group itself, when it gets there: the values that they need are in it until then.
+    """
     library = state.libraries[slot.library_id]
+    slot.is_revoking = False
+    for number, call in _movable(slot, border):
+        slot.returned.add(number)
+        slot.had -= 1
+        state.results.append(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
     start = _group_start(slot, border)
     # When nothing can be taken the mark is past the end: answers clear the revocation in the usual way.
-    slot.taken = slot.sent if start is None else start
+    end = min(slot.taken, slot.sent)
+    slot.taken = min(slot.taken, slot.sent if start is None else start)
     taken: list[Group] = []
     for number, (call, group) in enumerate(slot.outstanding, slot.first):
-        if number < slot.taken:
+        if not slot.taken <= number < end:
             continue
         if number in slot.cancelled:
             group.calls = [c for c in group.calls if c is not call]
         if not taken or taken[-1] is not group:
             taken.append(group)
+    slot.had -= end - slot.taken
     for group in reversed(taken):
         if group.calls:
             library.queue.appendleft(group)
@@ -511,7 +588,5 @@ def outstanding_calls(library: WorkerLibrary) -> list[Call]:
     """Every call of a library that has not been answered, queued ones included."""
     calls = [call for group in library.queue for call in group.calls]
     for slot in library.slots.values():
-        for number, (call, _) in enumerate(slot.outstanding, slot.first):
-            if number < slot.taken:
-                calls.append(call)
+        calls.extend(call for _, call, _ in _held(slot))
     return calls

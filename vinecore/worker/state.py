@@ -39,18 +39,22 @@ class WorkerSlot:
         "draining",
         "first",
         "generation",
+        "had",
         "is_killed",
+        "is_revoking",
         "library_id",
         "outstanding",
         "pid",
         "progress_at",
         "retiring",
+        "returned",
         "revoke_checked_at",
         "revoked_at",
         "revoked_from",
         "sent",
         "slot_id",
         "taken",
+        "uncut",
     )
 
     def __init__(self, slot_id: int, library_id: int, generation: int) -> None:
@@ -62,10 +66,16 @@ class WorkerSlot:
         self.outstanding: deque[tuple[Call, Group]] = deque()
         self.first = 0
         self.sent = 0
-        # Sequence numbers >= this were taken back: answers for them only close the books.
+        # Calls that were left to it, and those of its elders when it was made: what slots are compared by.
+        self.had = 0
+        # Sequence numbers >= this were taken back, and so were these: answers for them only close the books.
         self.taken = NOT_REVOKED
-        # Set while a revocation waits for the claim to be read.
+        self.returned: set[int] = set()
+        # From here on the slot starts nothing; while ``is_revoking`` it may not have seen that, the claim has to be read.
         self.revoked_from = NOT_REVOKED
+        self.is_revoking = False
+        # The call behind which its group cannot be cut, since everything there needs what is in the slot.
+        self.uncut = -1
         self.revoked_at = 0.0
         self.revoke_checked_at = 0.0
         self.codes: set[int] = set()
@@ -194,6 +204,8 @@ class WorkerState:
         for slot in self.slots.values():
             if slot.sent - slot.first != len(slot.outstanding):
                 raise InvariantError(f"{slot}: numbers {slot.first}..{slot.sent} do not match")
+            if not slot.outstanding and (slot.returned or slot.is_revoking):
+                raise InvariantError(f"{slot} is empty, and something of it is still revoked")
             library = self.libraries.get(slot.library_id)
             if library is None or library.slots.get(slot.slot_id) is not slot:
                 raise InvariantError(f"{slot} belongs to no library")
