@@ -34,7 +34,7 @@ def net() -> Iterator[Net]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("direction", ["out", "in", "both"])
+@pytest.mark.variants("direction", ["out", "in", "both"])
 def test_cut_link(
     net: Net,
     start: Callable[..., Worker],
@@ -43,14 +43,14 @@ def test_cut_link(
     figure: Callable[[str, float], None],
     direction: str,
 ) -> None:
-    """"out": the manager hears nothing of the worker; "in": the worker hears nothing of anybody."""
+    """\"out\": the manager hears nothing of the worker; "in": the worker hears nothing of anybody."""
     log = Log(tmp_path / "log")
     graph, end, element = tree(log, LEAVES, SIZE, CPU_S)
     victim = moment.draw("who").randrange(2)
     at = moment.between(20, len(graph) * 9 // 10)
     with DaskVine(port=0) as m:
-        m.set_keepalive_interval(0.3)
-        m.set_keepalive_timeout(1.5)
+        m.set_keepalive_interval(0.2)
+        m.set_keepalive_timeout(1.0)
         words = (net.address, m.port, "--cores", 1, "--min-backoff", 0.05, "--max-backoff", 0.2)
         for number, host in enumerate(net.hosts):
             start(*words, prefix=host.prefix, **{WORKER: str(number)})
