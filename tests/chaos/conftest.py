@@ -50,9 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "moment" in metafunc.fixturenames:
-        moments = [Moment(FIRST_SEED + number) for number in range(MOMENTS)]
+    """Every test for each moment. One that names its ``variants`` meets all of them at full size, else one with each moment."""
+    if "moment" not in metafunc.fixturenames:
+        return
+    moments = [Moment(FIRST_SEED + number) for number in range(MOMENTS)]
+    marker = metafunc.definition.get_closest_marker("variants")
+    if marker is None:
         metafunc.parametrize("moment", moments, ids=[f"seed-{moment.seed}" for moment in moments])
+        return
+    name, values = marker.args
+    rows = [(m, value) for m in moments for value in (values if IS_FULL else [m.draw("variant").choice(values)])]
+    metafunc.parametrize(("moment", name), rows, ids=[f"seed-{m.seed}-{value}" for m, value in rows])
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.kit.processes import Script
 
 KINDS = ("return", "exception", "sys.exit", "SIGTERM", "SIGKILL", "Ctrl-C twice")
 # A thousand in all at full size.
-EACH = 167 if IS_FULL else 2 * MOMENTS
+EACH = 167 if IS_FULL else MOMENTS
 AT_ONCE = 3
 CALLS = 40
 # What a program leaves to the worker (a killed one cannot clean up itself) is gone within this time.

@@ -23,7 +23,7 @@ LIMIT_S = 100.0
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("leaves", "size", "cpu_s"),
-    [pytest.param(667, 12_500, 0.003, id="2000-tasks-100kB"), pytest.param(667 if IS_FULL else 100, 2_500_000, 0.003, id="20MB")],
+    [pytest.param(667, 12_500, 0.003, id="2000-tasks-100kB"), pytest.param(667 if IS_FULL else 40, 2_500_000, 0.003, id="20MB")],
 )
 def test_killed_worker(
     start: Callable[..., Worker],

@@ -104,3 +104,21 @@ def test_a_spare_that_is_needed_again_is_not_dropped_for_the_limit(monkeypatch: 
         assert not worker.spares
     world.machine.check()
     assert all(world.on(away) == {worker_id} for worker_id, away in aways.items()), "unfinished tasks read them"
+
+
+def test_a_fetch_from_a_worker_that_is_lost_is_not_waited_for() -> None:
+    """A frozen source says nothing, and a thread of the other side waited for it until a limit of its own."""
+    world = Two()
+    made = [world.builder.call(), world.builder.call()]
+    world.submit(*made)
+    for call in made:
+        world.stored(call)
+    both = world.builder.call(*made)
+    world.submit(both)
+    (fetch,) = world.sent(messages.Fetch)
+    assert both.instance is not None
+    reader = both.instance.worker.worker_id
+    world.do(events.WorkerLeft(0.0, 3 - reader, "nothing was heard of it"))
+    assert world.sent(messages.StopFetch) == [messages.StopFetch(fetch.name, *fetch.sources[0])]
+    world.say(reader, messages.FetchFailed(fetch.name, "OSError: cut off"))
+    assert not world.machine.state.peer_fetches

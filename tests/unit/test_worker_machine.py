@@ -379,6 +379,15 @@ def test_queued_calls_are_handed_back_newest_first() -> None:
     assert world.results() == [(6, messages.HANDED_BACK), (5, messages.HANDED_BACK)]
 
 
+def test_a_fetch_under_way_is_stopped_and_no_other() -> None:
+    world = World()
+    world.say(messages.Fetch("r0-1.1", 10, [("h", 7)]))
+    world.say(messages.StopFetch("r0-2.1", "h", 7))
+    assert not world.of(orders.StopFetch)
+    world.say(messages.StopFetch("r0-1.1", "h", 7))
+    assert [(order.name, order.source) for order in world.of(orders.StopFetch)] == [("r0-1.1", ("h", 7))]
+
+
 def test_a_group_waits_for_its_object() -> None:
     world = World()
     world.say(messages.Fetch("a", 10))

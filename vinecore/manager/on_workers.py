@@ -110,7 +110,7 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
         on_tasks.lose_copy(state, file, worker_id)
     on_tasks.worker_lost(state, worker, lost)
     on_files.relays_lost(state, worker_id)
-    transfers.worker_left(state, worker_id)
+    transfers.worker_left(state, worker)
     if state.notes_wanted:
         state.notes.append(WorkerRemoved(state.now, worker_id, reason, len(lost)))
 

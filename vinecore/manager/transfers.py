@@ -85,8 +85,16 @@ def _look_again(state: ManagerState, source_id: int, most: int | None) -> None:
         del state.crowded[source_id]
 
 
-def worker_left(state: ManagerState, worker_id: int) -> None:
-    """Fetches of a worker that is gone do not end any more; those from it are reported by their other side."""
+def worker_left(state: ManagerState, worker: WorkerEntry) -> None:
+    """Fetches of a worker that is gone do not end any more; those from it are reported by their other side, which need not wait.
+
+    A frozen or cut off source says nothing: without being told, the other side would wait for it until its own limit.
+    """
+    worker_id = worker.worker_id
     for name, destination in [key for key in state.peer_fetches if key[1] == worker_id]:
         ended(state, name, destination)
+    for (name, destination), source_id in state.peer_fetches.items():
+        if source_id == worker_id and destination in state.workers:
+            stop = messages.StopFetch(name, worker.host, worker.hello.peer_port)
+            state.orders.append(orders.SendTo(destination, stop))
     _look_again(state, worker_id, None)

@@ -90,15 +90,25 @@ class DataLink:
 
 
 def dial(
-    addresses: Sequence[tuple[str, int]], secret: bytes | None, kind: str = "data", context: ssl.SSLContext | None = None
+    address: tuple[str, int],
+    secret: bytes | None,
+    kind: str = "data",
+    context: ssl.SSLContext | None = None,
+    opened: Callable[[socket.socket], None] | None = None,
 ) -> DataLink:
     """Open a data link to the manager, or (kind "peer") to another worker; over TLS when a context is given.
+
+    ``opened`` gets the socket before anything is waited for on it: whoever shuts it down ends the wait, from any thread.
 
     Raises:
         PeerError: the manager refused. OSError: it cannot be reached.
     """
-    sock = socket.create_connection(addresses[0], timeout=HANDSHAKE_TIMEOUT_S)
+    sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
     try:
+        sock.settimeout(HANDSHAKE_TIMEOUT_S)
+        if opened is not None:
+            opened(sock)
+        sock.connect(address)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         binding = b""
         if context is not None:

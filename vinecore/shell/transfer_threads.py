@@ -7,7 +7,9 @@ WorkerLoop <--events-- (report, from the thread)
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +39,10 @@ class TransferThreads:
         # Of the manager that is served now.
         self.address: tuple[str, int] = ("", 0)
         self._pool: ThreadPoolExecutor | None = None
+        # The peer that an object is fetched from now, and a duplicate of its socket, by name: the thread may close its own at any
+        # moment, and the number would then be somebody else's.
+        self._fetching: dict[str, tuple[tuple[str, int], socket.socket]] = {}
+        self._fetching_lock = threading.Lock()
 
     def submit(self, function: Callable[..., object], *args: object) -> None:
         """Call ``function`` in a thread; the first call makes them."""
@@ -52,6 +58,14 @@ class TransferThreads:
     def fetch(self, order: orders.FetchObject, worker_id: int) -> None:
         """Bring one object here; reports ObjectArrived or ObjectFailed."""
         self.submit(self._fetch, order, worker_id)
+
+    def stop(self, order: orders.StopFetch) -> None:
+        """End the wait for a peer that is gone (the loop's thread); its fetch goes on with the next source, or fails."""
+        with self._fetching_lock:
+            source, sock = self._fetching.get(order.name, (None, None))
+            if sock is not None and source == order.source:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def upload(self, order: orders.UploadObject, worker_id: int) -> None:
         """Take one object to the manager; reports UploadEnded."""
@@ -73,21 +87,42 @@ class TransferThreads:
             OSError, VineError: of the last one that was asked.
         """
         if not order.sources:
-            with contextlib.closing(transfer.dial([self.address], self.secret, context=self.tls)) as link:
+            with contextlib.closing(transfer.dial(self.address, self.secret, context=self.tls)) as link:
                 return transfer.fetch(link, self.store, worker_id, order.name)
         failure: Exception = PeerError("no peer was named")
-        for host, port in order.sources:
+        for source in order.sources:
             try:
-                with contextlib.closing(transfer.dial([(host or self.address[0], port)], self.secret, "peer", self.tls)) as link:
-                    return transfer.fetch(link, self.store, worker_id, order.name, order.ticket, order.expires_s)
+                return self._fetch_from_peer(order, source, worker_id)
             except (OSError, VineError) as error:
                 failure = error
         raise failure
 
+    def _fetch_from_peer(self, order: orders.FetchObject, source: tuple[str, int], worker_id: int) -> int:
+        """The same with one peer, which ``stop`` may cut short.
+
+        Raises:
+            OSError, VineError: it failed.
+        """
+
+        def opened(sock: socket.socket) -> None:
+            with self._fetching_lock:
+                self._fetching[order.name] = source, sock.dup()
+
+        host, port = source
+        try:
+            address = (host or self.address[0], port)
+            with contextlib.closing(transfer.dial(address, self.secret, "peer", self.tls, opened)) as link:
+                return transfer.fetch(link, self.store, worker_id, order.name, order.ticket, order.expires_s)
+        finally:
+            with self._fetching_lock:
+                _, duplicate = self._fetching.pop(order.name, (None, None))
+            if duplicate is not None:
+                duplicate.close()
+
     def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
         reason = ""
         try:
-            with contextlib.closing(transfer.dial([self.address], self.secret, context=self.tls)) as link:
+            with contextlib.closing(transfer.dial(self.address, self.secret, context=self.tls)) as link:
                 transfer.upload(link, self.store, worker_id, order.transfer_id, order.name)
         except (OSError, VineError) as error:
             reason = f"{type(error).__name__}: {error}"

@@ -439,6 +439,8 @@ class WorkerLoop:
             self.tree.stop_host(order.library_id)
         elif isinstance(order, orders.FetchObject):
             self.transfers.fetch(order, self._worker_id())
+        elif isinstance(order, orders.StopFetch):
+            self.transfers.stop(order)
         elif isinstance(order, orders.UploadObject):
             self.transfers.upload(order, self._worker_id())
         elif isinstance(order, orders.UnlinkObjects):

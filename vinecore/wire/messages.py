@@ -262,6 +262,17 @@ class Fetch(Struct, array_like=True, tag="fetch", frozen=True):
     expires_s: int = 0
 
 
+class StopFetch(Struct, array_like=True, tag="stopfetch", frozen=True):
+    """The peer at this address is gone: a fetch of this object from it is not waited for, the next source is asked.
+
+    No answer but that of the fetch. Harmless when nothing is fetched from there.
+    """
+
+    name: str
+    host: str
+    port: int
+
+
 class Upload(Struct, array_like=True, tag="upload", frozen=True):
     """Send an object to the manager over a data link; UploadFailed when it is not here. ``transfer_id`` is ours."""
 
@@ -511,7 +522,20 @@ class Tired(Struct, array_like=True, tag="tired", frozen=True):
 
 
 FromManager = (
-    Welcome | StartLibrary | StopLibrary | Code | ForgetCode | Run | Cancel | HandBack | Fetch | Upload | Unlink | Ping | Release
+    Welcome
+    | StartLibrary
+    | StopLibrary
+    | Code
+    | ForgetCode
+    | Run
+    | Cancel
+    | HandBack
+    | Fetch
+    | StopFetch
+    | Upload
+    | Unlink
+    | Ping
+    | Release
 )
 FromWorker = Hello | Done | LibraryReady | LibraryGone | Fetched | FetchFailed | UploadFailed | Removed | Pong | Ping | Goodbye
 OnDataLink = Get | Put | Object | Missing

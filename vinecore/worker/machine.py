@@ -71,6 +71,8 @@ class WorkerMachine:
             on_calls.hand_back(state, message.library_id, message.count)
         elif isinstance(message, messages.Fetch):
             on_cache.fetch(state, message)
+        elif isinstance(message, messages.StopFetch):
+            on_cache.stop_fetch(state, message)
         elif isinstance(message, messages.Upload):
             on_cache.upload(state, message)
         elif isinstance(message, messages.Unlink):

@@ -20,6 +20,12 @@ def fetch(state: WorkerState, message: messages.Fetch) -> None:
         )
 
 
+def stop_fetch(state: WorkerState, message: messages.StopFetch) -> None:
+    """A peer is gone; the fetch from it ends as any that fails."""
+    if message.name in state.fetching:
+        state.orders.append(orders.StopFetch(message.name, (message.host, message.port)))
+
+
 def arrived(state: WorkerState, name: str, size_bytes: int) -> None:
     """A fetch is complete; what was dropped meanwhile goes at once."""
     if name in state.unwanted:

@@ -81,6 +81,13 @@ class FetchObject(Record):
     expires_s: int = 0
 
 
+class StopFetch(Record):
+    """Wait no longer for an object from this peer."""
+
+    name: str
+    source: tuple[str, int]
+
+
 class UploadObject(Record):
     """Send an object to the manager over a data link."""
 
@@ -113,6 +120,7 @@ Order = (
     | Revoke
     | ReadClaim
     | FetchObject
+    | StopFetch
     | UploadObject
     | UnlinkObjects
     | LeaveManager
