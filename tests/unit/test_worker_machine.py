@@ -605,3 +605,19 @@ def test_a_library_whose_file_cannot_be_had_fails_and_names_it() -> None:
     ]
     world.do(events.ObjectArrived(0.0, "b", 5))
     assert not world.of(orders.StartHost)
+
+
+def test_a_slot_that_catches_up_stops_at_its_limit() -> None:
+    """It used to be given empty batches without end."""
+    world = World()
+    start(world, max_calls=300, slots=2)
+    host2(world, messages.Began(b""))
+    one, two = opened(world)
+    for number, slot in enumerate((one, two)):
+        host2(world, messages.Forked(slot, 20 + number))
+    library = world.machine.state.libraries[2]
+    library.mean_us = 1.0
+    library.slots[one].had = 2000
+    world.say(messages.Run(2, [[call(i)] for i in range(1, 1001)], []))
+    assert sum(len(tasks) for slot, tasks in world.batches() if slot == two) == 300
+    assert library.slots[two].draining and library.queued_calls + 300 + library.slots[one].sent == 1000
