@@ -348,15 +348,15 @@ class Engine(CodeMethods):
     def _worker_left(self, pid: int) -> None:
         """A worker left (loop's thread): if it was ours, another thread replaces it."""
         if self.embedded is not None and self.embedded.process.pid == pid and not self.closed:
-            threading.Thread(target=self._revive, name="vine-revive", daemon=True).start()
+            threading.Thread(target=self._revive, args=(pid,), name="vine-revive", daemon=True).start()
 
-    def _revive(self) -> None:
-        """Start the embedded worker again; calls that wait run on the new one."""
+    def _revive(self, pid: int) -> None:
+        """Put another embedded worker in the place of this one; calls that wait run on the new one."""
         from vinecore.api.embedded import EmbeddedWorker
 
         with self._life_lock:
             embedded = self.embedded
-            if self.closed or embedded is None:
+            if self.closed or embedded is None or embedded.process.pid != pid:
                 return
             # It serves one link only. One that lives on without (frozen, say) never comes back, and has to make room.
             how = embedded.end_text() or "cut off from the manager"
