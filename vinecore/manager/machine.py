@@ -23,6 +23,7 @@ from vinecore.manager import (
     on_workers,
     orders,
     placement,
+    splices,
 )
 from vinecore.manager.state import ManagerState
 from vinecore.model.config import Tunables
@@ -91,6 +92,8 @@ class ManagerMachine:
                 on_files.wanted(state, event.file, event.handle)
             case events.UploadArrived():
                 on_files.arrived(state, event.transfer_id)
+            case events.SpliceOpened():
+                splices.opened(state, event.transfer_id)
             case events.CodesUnused():
                 on_libraries.drop_codes(state, event.codes)
             case events.HostsChanged():
