@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tests.kit.builders import RUN, hello
+from tests.kit.splices import FakeSplices
 from vinecore.manager import events as to_manager
 from vinecore.manager import orders as from_manager
 from vinecore.manager.machine import ManagerMachine
@@ -434,9 +435,9 @@ class FakeWorker:
             for name in order.names:
                 self.store.pop(name, None)
         elif isinstance(order, from_worker.FetchObject):
-            self.network.later(self.network.delay(), self._fetch_begins, order.name)
+            self.network.later(self.network.delay(), self._fetch_begins, order.name, order.transfer_id)
         elif isinstance(order, from_worker.UploadObject):
-            self.network.later(self.network.delay() * 3, self._uploaded, order.transfer_id, order.name)
+            self.network.later(self.network.delay(), self._upload_begins, order.transfer_id, order.name)
         elif isinstance(order, from_worker.LeaveManager):
             self.left_because = order.reason
             self.crash()
@@ -514,11 +515,14 @@ class FakeWorker:
 
     # -- data links
 
-    def _fetch_begins(self, name: str) -> None:
+    def _fetch_begins(self, name: str, transfer_id: int) -> None:
+        if transfer_id and self.alive:
+            self.shell.splices.asked(transfer_id, self, name)
+            return
         # Once the transfer runs, the manager may forget the object: the bytes arrive all the same.
-        self.network.later(self.network.delay() * 2, self._fetched, name, self.shell.objects.get(name))
+        self.network.later(self.network.delay() * 2, self.fetched, name, self.shell.objects.get(name))
 
-    def _fetched(self, name: str, data: bytes | None) -> None:
+    def fetched(self, name: str, data: bytes | None) -> None:
         if not self.alive:
             return
         if data is None or self.network.rng.random() < self.network.faults.fetch_fails:
@@ -527,12 +531,25 @@ class FakeWorker:
             self.store[name] = data
             self.handle(to_worker.ObjectArrived(self.network.now, name, 100_000))
 
-    def _uploaded(self, transfer_id: int, name: str) -> None:
+    def _upload_begins(self, transfer_id: int, name: str) -> None:
+        if self.alive and name in self.store:
+            # Another file of that name may be dropped while its bytes are under way: they are read from an open one.
+            self.shell.splices.begins(transfer_id)
+        self.network.later(self.network.delay() * 2, self._uploaded, transfer_id, name, self.store.get(name))
+
+    def _uploaded(self, transfer_id: int, name: str, opened: bytes | None) -> None:
         if not self.alive:
+            self.shell.splices.ends(transfer_id, None)
+            return
+        if transfer_id in self.shell.splices.passing:
+            failed = self.network.rng.random() < self.network.faults.upload_fails
+            self.shell.splices.ends(transfer_id, None if failed else opened)
+            reason = "ConnectionResetError: the link broke" if failed else ""
+            self.handle(to_worker.UploadEnded(self.network.now, transfer_id, name, reason))
             return
         reason = ""
         if name not in self.store or self.network.rng.random() < self.network.faults.upload_fails:
-            reason = "it could not be read"
+            reason = "FileLost: it could not be read"
         else:
             self.shell.upload_came(transfer_id, name, self.store[name])
         self.handle(to_worker.UploadEnded(self.network.now, transfer_id, name, reason))
@@ -550,6 +567,7 @@ class ManagerShell:
         # Every worker that ever was, for checks at the end.
         self.all_workers: list[FakeWorker] = []
         self.objects: dict[str, bytes] = {}
+        self.splices = FakeSplices(self)
         self.delivered: list[TaskEntry] = []
         self.delivery_counts: Counter[int] = Counter()
         self.outcomes: dict[int, tuple[object, bytes | None]] = {}
@@ -623,6 +641,8 @@ class ManagerShell:
         elif isinstance(order, from_manager.ForgetObjects):
             for name in order.names:
                 self.objects.pop(name, None)
+        elif isinstance(order, from_manager.EndSplice):
+            self.splices.end(order)
         elif isinstance(order, from_manager.CloseWorker):
             worker = self.workers.pop(order.worker_id, None)
             if worker is not None:

@@ -160,15 +160,19 @@ class ModelWorker:
     def _fetch(self, order: messages.Fetch, number: int) -> None:
         """Ask the sources in turn; without any, the manager."""
         self.fetching.setdefault(order.name, [])
+        if order.transfer_id:
+            self.world.later(LATENCY_S, World.splice_asked, self.world, self, order)
+            return
         took_s = 2 * LATENCY_S + order.size_bytes / BANDWIDTH_BYTES_PER_S
-        self.world.later(took_s, self._fetched, order, number)
+        self.world.later(took_s, self.fetched, order, number)
 
-    def _fetched(self, order: messages.Fetch, number: int) -> None:
+    def fetched(self, order: messages.Fetch, number: int, reason: str = "") -> None:
         if not self.alive:
             return
         world, name = self.world, order.name
-        reason = ""
-        if world.losses and world.rng.random() < FETCH_FAILS:
+        if reason:
+            pass
+        elif world.losses and world.rng.random() < FETCH_FAILS:
             reason = "ConnectionResetError: the peer went away"
         elif order.sources:
             peer = world.workers.get(order.sources[number][1])
@@ -193,7 +197,7 @@ class ModelWorker:
         if order.name in self.objects:
             self.world.later(LATENCY_S, self.world.uploaded, order.transfer_id)
         else:
-            self.answer(messages.UploadFailed(order.transfer_id, order.name, "it is not here"))
+            self.answer(messages.UploadFailed(order.transfer_id, order.name, "FileLost: it is not here"))
 
     def _hand_back(self, count: int) -> None:
         while count > 0 and self.queue:
@@ -219,6 +223,8 @@ class World:
         self.parts = parts
         self.spent = Spent()
         self.joining = Spent()
+        # Destinations that wait for the manager to pass something on, by transfer.
+        self.passing: dict[int, tuple[ModelWorker, messages.Fetch]] = {}
         # Called when the fleet is up and the feed begins.
         self.on_start: Callable[[], object] = lambda: None
         self.machine = ManagerMachine(RUN, Tunables(pipeline_ms=0.0, bundle_ms=0.0, bundle_large_ms=0.0, max_losses=50))
@@ -340,6 +346,10 @@ class World:
                     worker.said(messages.decode_from_manager(what))  # type: ignore[arg-type]
             elif type(what) is orders.Deliver:
                 self._delivered(what.entries)
+            elif type(what) is orders.EndSplice:
+                worker, fetch = self.passing.pop(what.transfer_id, (None, None))
+                if worker is not None and fetch is not None:
+                    worker.fetched(fetch, 0, "PeerError: the data link was closed by the other side")
             elif type(what) is orders.CloseWorker:
                 raise AssertionError(f"worker {what.worker_id} was closed: {what.reason}")
         if self._tick_at == float("inf"):
@@ -370,7 +380,16 @@ class World:
             self._ask(events.WorkerSaid(self.now, worker_id, message))
         self._perform()
 
+    def splice_asked(self, worker: ModelWorker, order: messages.Fetch) -> None:
+        """A destination waits for what the manager passes on."""
+        self.passing[order.transfer_id] = worker, order
+        self.handle(events.SpliceOpened(self.now, order.transfer_id))
+
     def uploaded(self, transfer_id: int) -> None:
+        if transfer_id in self.passing:
+            worker, order = self.passing.pop(transfer_id)
+            worker.fetched(order, 0)
+            return
         self.handle(events.UploadArrived(self.now, transfer_id, TEMP_BYTES))
 
     # ------------------------------------------------------------ the fleet
@@ -504,7 +523,7 @@ class World:
         state = self.machine.state
         self.machine.check()
         assert not state.tasks and not state.held and not state.parked and not state.crowded, "the manager's tables are not empty"
-        assert not state.peer_fetches, f"transfers never end: {state.peer_fetches}"
+        assert not state.peer_fetches and not state.splices, f"transfers never end: {state.peer_fetches} {state.splices}"
         for worker in self.workers.values():
             assert not worker.queue and not worker.objects, f"worker {worker.worker_id} still holds {worker.objects}"
 

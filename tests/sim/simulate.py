@@ -437,9 +437,22 @@ class Simulation:
     def _check_empty(self) -> None:
         """Nobody refers to anything: nothing may be left."""
         state = self.shell.machine.state
-        for name in ("tasks", "relays", "wanted_here", "wanted_later", "parked", "unlinks", "cancels", "delivered"):
+        for name in (
+            "tasks",
+            "relays",
+            "splices",
+            "crowded",
+            "wanted_here",
+            "wanted_later",
+            "parked",
+            "unlinks",
+            "cancels",
+            "delivered",
+        ):
             if getattr(state, name):
                 raise Violation(f"the manager still has {name}: {getattr(state, name)!r:.300}")
+        if self.shell.splices.waiting or self.shell.splices.passing:
+            raise Violation("links of a splice are left")
         permanent = {f.name for f in self.declared if f.holds}
         left = set(self.shell.objects) - permanent
         if left:

@@ -61,7 +61,7 @@ ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("transitions",),
         ("state",),
         ("events", "orders", "invariants"),
-        ("replicas", "transfers", "lineage"),
+        ("replicas", "transfers", "splices", "lineage"),
         ("bundles", "policy", "replication"),
         ("placement",),
         ("on_*",),

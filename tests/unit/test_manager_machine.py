@@ -340,11 +340,10 @@ def test_an_input_elsewhere_comes_through_the_manager() -> None:
     world.stored(two)
     both = world.builder.call(one, two)
     world.submit(both)
-    upload = world.sent(messages.Upload)[0]
-    assert both.state is t.READY
-    world.do(events.UploadArrived(0.0, upload.transfer_id, 100_000))
-    assert both.state is t.PLACED
-    assert [m.name for m in world.sent(messages.Fetch)] == [upload.name]
+    (fetch,) = world.sent(messages.Fetch)
+    assert both.state is t.PLACED and not world.sent(messages.Upload)
+    world.do(events.SpliceOpened(0.0, fetch.transfer_id))
+    assert [(m.transfer_id, m.name) for m in world.sent(messages.Upload)] == [(fetch.transfer_id, fetch.name)]
 
 
 def test_a_lost_value_is_made_again_through_its_lineage() -> None:

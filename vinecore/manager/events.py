@@ -101,6 +101,13 @@ class UploadArrived(Record):
     size_bytes: int
 
 
+class SpliceOpened(Record):
+    """The destination of a splice has dialled and waits for the bytes."""
+
+    now: float
+    transfer_id: int
+
+
 class WorkerJoined(Record):
     """A worker passed the handshake and said hello."""
 
@@ -163,6 +170,7 @@ Event = (
     | FilePruned
     | FileWanted
     | UploadArrived
+    | SpliceOpened
     | WorkerJoined
     | WorkerSaid
     | WorkerLeft

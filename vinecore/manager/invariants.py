@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vinecore.errors import InvariantError
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, LibraryEntry, ManagerState, WorkerEntry
+from vinecore.manager.state import MANAGER, FileEntry, LibraryEntry, ManagerState, WorkerEntry
 from vinecore.model.resources import Resources
 
 
@@ -51,11 +51,32 @@ def check(state: ManagerState) -> None:
         for worker_id in (file.on_workers or set()) | (file.coming or set()):
             if worker_id in state.workers and state.workers[worker_id].held.get(file.name) is not file:
                 raise InvariantError(f"{file} is not in the table of worker {worker_id}, which has it")
+    _check_splices(state)
     for source_id in state.crowded:
-        if source_id not in state.workers or state.workers[source_id].outgoing < 1:
+        if source_id == MANAGER:
+            if not state.splices:
+                raise InvariantError("entries wait for a splice to end, and none is under way")
+        elif source_id not in state.workers or state.workers[source_id].outgoing < 1:
             raise InvariantError(f"entries wait for a transfer of worker {source_id}, which has none under way")
     for library in state.libraries.values():
         _check_library(library)
+
+
+def _check_splices(state: ManagerState) -> None:
+    if {splice.transfer_id for splice in state.splices_to.values()} != state.splices.keys():
+        raise InvariantError(f"splices {sorted(state.splices)} are not those of {sorted(state.splices_to)}")
+    sending: dict[int, int] = {}
+    for (name, destination_id), splice in state.splices_to.items():
+        if (splice.name, splice.destination_id) != (name, destination_id) or destination_id not in state.workers:
+            raise InvariantError(f"{splice} goes to worker {destination_id}, which is gone")
+        if splice.source_id:
+            sending[splice.source_id] = sending.get(splice.source_id, 0) + 1
+    for source_id in state.peer_fetches.values():
+        sending[source_id] = sending.get(source_id, 0) + 1
+    for source in state.workers.values():
+        count = sending.get(source.worker_id, 0)
+        if source.outgoing != count:
+            raise InvariantError(f"{source} has {count} transfers to other workers, {source.outgoing} counted")
 
 
 def _check_library(library: LibraryEntry) -> None:

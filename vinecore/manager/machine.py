@@ -24,6 +24,7 @@ from vinecore.manager import (
     orders,
     placement,
     replication,
+    splices,
 )
 from vinecore.manager.state import ManagerState
 from vinecore.model.config import Tunables
@@ -92,6 +93,8 @@ class ManagerMachine:
                 on_files.wanted(state, event.file, event.handle)
             case events.UploadArrived():
                 on_files.arrived(state, event.transfer_id)
+            case events.SpliceOpened():
+                splices.opened(state, event.transfer_id)
             case events.CodesUnused():
                 on_libraries.drop_codes(state, event.codes)
             case events.HostsChanged():

@@ -1,12 +1,12 @@
 """Workers that leave on purpose: no new work, what waits there goes elsewhere, sole copies are handed over first.
 
 A worker drains because the user said so (it then ends when it is empty), or because it said goodbye (idle, a signal, its wall
-time). What only it holds and somebody needs goes to another worker that can fetch it, else to the manager; then it is released.
+time). What only it holds and somebody needs goes to another worker that takes work, else to the manager; then it is released.
 """
 
 from __future__ import annotations
 
-from vinecore.manager import on_tasks, orders, placement, transfers
+from vinecore.manager import on_tasks, orders, placement, splices, transfers
 from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
 from vinecore.wire import messages
 
@@ -61,7 +61,7 @@ def _is_sole(file: FileEntry, worker_id: int) -> bool:
 
 
 def _hand_over(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> None:
-    """Have another worker fetch it, or bring it to the manager, unless either is under way."""
+    """Have another worker fetch it, through the manager if it must be; without any other, bring it to the manager."""
     if file.coming or file.name in state.wanted_here:
         return
     others = [w for w in state.workers.values() if w is not worker and w.takes_work()]
@@ -75,4 +75,9 @@ def _hand_over(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> Non
             return
         if peers:
             return  # its source is busy: another look when a transfer has ended
-    placement.bring_here(state, file)
+    if not others:
+        placement.bring_here(state, file)
+    elif splices.has_room(state):
+        file.coming = {others[0].worker_id}
+        others[0].hold(file)
+        splices.begin(state, file, others[0])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vinecore.manager import lineage, on_tasks, orders, placement, replication, transfers
+from vinecore.manager import lineage, on_tasks, orders, placement, replication, splices, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.state import FileEntry, ManagerState, Relay, WorkerEntry
 from vinecore.wire import messages
 
-# How a worker's reason begins when the other side answered that it does not have the object.
+# How a worker's reason begins when the source does not have the object, or has damaged bytes.
 NOT_THERE = "FileLost"
 
 
@@ -83,9 +83,19 @@ def arrived(state: ManagerState, transfer_id: int) -> None:
 def upload_failed(state: ManagerState, worker: WorkerEntry, message: messages.UploadFailed) -> None:
     """The object was not there: believe the worker, try another copy or make it again."""
     relay = state.relays.pop(message.transfer_id, None)
-    if relay is None:
+    if relay is not None:
+        _relay_failed(state, relay)
         return
-    _relay_failed(state, relay)
+    splice = state.splices.get(message.transfer_id)
+    if splice is not None and splice.source_id == worker.worker_id:
+        if message.reason.startswith(NOT_THERE) and splice.file.name == splice.name:
+            _drop_bad_copy(state, splice.file, worker.worker_id)
+        splices.source_failed(state, splice)
+
+
+def _drop_bad_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
+    on_tasks.lose_copy(state, file, worker_id)
+    state.unlinks.setdefault(worker_id, []).append(file.name)
 
 
 def relays_lost(state: ManagerState, worker_id: int) -> None:
@@ -98,8 +108,7 @@ def _relay_failed(state: ManagerState, relay: Relay) -> None:
     file = relay.file
     handles = state.wanted_here.pop(relay.name, [])
     if file.name == relay.name:
-        on_tasks.lose_copy(state, file, relay.worker_id)
-        state.unlinks.setdefault(relay.worker_id, []).append(relay.name)
+        _drop_bad_copy(state, file, relay.worker_id)
     placement.unpark(state, relay.name)
     for handle in handles:
         wanted(state, file, handle)
@@ -108,6 +117,7 @@ def _relay_failed(state: ManagerState, relay: Relay) -> None:
 def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched) -> None:
     """A worker has an object that it was told to fetch."""
     transfers.ended(state, message.name, worker.worker_id)
+    splices.ended(state, message.name, worker.worker_id)
     file = state.held.get(message.name)
     if file is not None and file.coming is not None and worker.worker_id in file.coming:
         file.coming.discard(worker.worker_id)
@@ -122,11 +132,16 @@ def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched)
 
 def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.FetchFailed) -> None:
     """A worker could not fetch an object; its calls find it missing and come back."""
+    splice = state.splices_to.get((message.name, worker.worker_id))
+    passed_on_by = 0 if splice is None else splice.source_id
+    splices.ended(state, message.name, worker.worker_id)
     source_id = transfers.ended(state, message.name, worker.worker_id)
     file = state.held.get(message.name)
+    if passed_on_by and file is not None and message.reason.startswith(NOT_THERE):
+        _drop_bad_copy(state, file, passed_on_by)
     if source_id is not None:
         if file is not None and message.reason.startswith(NOT_THERE):
-            on_tasks.lose_copy(state, file, source_id)
+            _drop_bad_copy(state, file, source_id)
         else:
             worker.unreachable.add(source_id)
     if file is None:

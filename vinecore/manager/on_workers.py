@@ -5,7 +5,18 @@ from __future__ import annotations
 from itertools import islice
 
 from vinecore.errors import ProtocolError, UsageError
-from vinecore.manager import on_drain, on_files, on_hosts, on_libraries, on_tasks, orders, placement, replication, transfers
+from vinecore.manager import (
+    on_drain,
+    on_files,
+    on_hosts,
+    on_libraries,
+    on_tasks,
+    orders,
+    placement,
+    replication,
+    splices,
+    transfers,
+)
 from vinecore.manager import transitions as t
 from vinecore.manager.state import ManagerState, Shape, WorkerEntry
 from vinecore.model.notes import WorkerJoined, WorkerRemoved
@@ -111,6 +122,7 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
     on_tasks.worker_lost(state, worker, lost)
     on_files.relays_lost(state, worker_id)
     transfers.worker_left(state, worker)
+    splices.worker_left(state, worker_id)
     if state.notes_wanted:
         state.notes.append(WorkerRemoved(state.now, worker_id, reason, len(lost)))
 

@@ -42,6 +42,13 @@ class ForgetObjects(Record):
     names: list[str]
 
 
+class EndSplice(Record):
+    """Close the links of a splice, if there are any; with ``is_source_gone`` only when its source has begun to send."""
+
+    transfer_id: int
+    is_source_gone: bool = False
+
+
 class CloseWorker(Record):
     """Close the link of a worker."""
 
@@ -61,4 +68,4 @@ class Emit(Record):
     notes: list[Note]
 
 
-Order = SendTo | Deliver | FileHere | FileFailed | ForgetObjects | CloseWorker | Say | Emit
+Order = SendTo | Deliver | FileHere | FileFailed | ForgetObjects | EndSplice | CloseWorker | Say | Emit

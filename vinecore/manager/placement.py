@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from itertools import islice
 
-from vinecore.manager import bundles, orders, transfers
+from vinecore.manager import bundles, orders, splices, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.state import (
     Bundle,
@@ -266,10 +266,10 @@ def _fits(state: ManagerState, instance: Instance, entry: TaskEntry) -> bool:
 
 
 def _reachable(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
-    """True when every input can be used on that worker now or be fetched from the manager.
+    """True when every input can be used on that worker now or be fetched from somewhere.
 
-    An input that only other workers have comes from them; if all of these are busy the entry waits, and if none can be reached it
-    is parked until the object has come to the manager.
+    An input that only other workers have comes from them; if all of these are busy the entry waits. If none can be reached the
+    object passes through the manager; one that is on its way there anyway is waited for.
     """
     worker = instance.worker
     worker_id = worker.worker_id
@@ -284,9 +284,12 @@ def _reachable(state: ManagerState, entry: TaskEntry, instance: Instance) -> boo
         if peers:
             transfers.wait_for_room(state, entry, peers[0])
             return False
-        bring_here(state, file)
-        state.parked.setdefault(file.name, []).append(entry)
-        return False
+        if file.name in state.wanted_here:
+            state.parked.setdefault(file.name, []).append(entry)
+            return False
+        if not splices.has_room(state):
+            splices.wait_for_room(state, entry)
+            return False
     return True
 
 
@@ -303,7 +306,7 @@ def bring_here(state: ManagerState, file: FileEntry) -> None:
 
 
 def _fetch_to(state: ManagerState, file: FileEntry, instance: Instance) -> None:
-    """Tell a worker to fetch an object, once: from a peer that has time, else from the manager."""
+    """Tell a worker to fetch an object, once: from a peer that has time, else from the manager, or through it."""
     worker = instance.worker
     worker_id = worker.worker_id
     if file.coming is None:
@@ -315,6 +318,8 @@ def _fetch_to(state: ManagerState, file: FileEntry, instance: Instance) -> None:
         peers = transfers.peers_with(state, file, worker)
         if peers and (transfers.has_room(state, peers) or not file.at_manager):
             transfers.fetch(state, file, worker, peers)
+        elif file.on_workers and not file.at_manager:
+            splices.begin(state, file, worker)
         else:
             state.orders.append(orders.SendTo(worker_id, messages.Fetch(file.name, file.size_bytes)))
 

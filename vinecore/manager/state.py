@@ -572,6 +572,27 @@ class Relay:
     name: str
 
 
+# In tables that are keyed by worker: the manager itself.
+MANAGER = 0
+
+
+@dataclass(slots=True)
+class Splice:
+    """An object on its way from one worker to another through the manager."""
+
+    transfer_id: int
+    file: FileEntry
+    # The object's name when it was asked for.
+    name: str
+    destination_id: int
+    # Who was told to send it; 0: nobody (yet).
+    source_id: int = 0
+    # The destination has dialled and waits.
+    is_open: bool = False
+    # Sources that were told before.
+    tried: set[int] = field(default_factory=set)
+
+
 @dataclass(slots=True)
 class Counters:
     """Totals for ``Manager.stats``."""
@@ -637,13 +658,17 @@ class ManagerState:
     even_out_at: float | None = None
     # (object, destination) of transfers between workers under way, with the worker that was named first.
     peer_fetches: dict[tuple[str, int], int] = field(default_factory=dict)
-    # Ready entries that wait until a source has a transfer to spare, by that worker; it has transfers under way.
+    # Objects that pass through the manager, by transfer; and by (object, destination).
+    splices: dict[int, Splice] = field(default_factory=dict)
+    splices_to: dict[tuple[str, int], Splice] = field(default_factory=dict)
+    # Ready entries that wait until a source has a transfer to spare, by that worker; it has transfers under way. By
+    # MANAGER: those that wait for a splice to end.
     crowded: dict[int, deque[TaskEntry]] = field(default_factory=dict)
     # Temps with too few copies and no room for one more yet, by number of copies and name (replication.py).
     scarce: dict[int, dict[str, FileEntry]] = field(default_factory=dict)
     # All workers, in the order in which they are looked at for the next copy.
     ring: deque[int] = field(default_factory=deque)
-    # Ready entries that wait for an object to come to the manager first, by its name.
+    # Ready entries that wait for an object which is on its way to the manager, by its name.
     parked: dict[str, list[TaskEntry]] = field(default_factory=dict)
     # Pieces of finished graphs that workers have not been told of yet, and their size.
     forgotten: list[CodeEntry] = field(default_factory=list)

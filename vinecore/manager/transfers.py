@@ -1,7 +1,7 @@
 """Objects from worker to worker: which peers to name, the ticket, limits per source, and what follows when it fails.
 
 A worker that cannot reach a peer is told so once for each pair: from then on what that peer holds comes to it through the
-manager. A peer that does not have the object any more has lost a copy, which is no failure of the link.
+manager (``splices``). A peer that does not have the object any more has lost a copy, which is no failure of the link.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def ended(state: ManagerState, name: str, worker_id: int) -> int | None:
     source = state.workers.get(source_id)
     if source is not None:
         source.outgoing -= 1
-        _look_again(state, source_id, WOKEN if source.outgoing else None)
+        look_again(state, source_id, WOKEN if source.outgoing else None)
     return source_id
 
 
@@ -70,7 +70,7 @@ def wait_for_room(state: ManagerState, entry: TaskEntry, source: WorkerEntry) ->
     state.crowded.setdefault(source.worker_id, deque()).append(entry)
 
 
-def _look_again(state: ManagerState, source_id: int, most: int | None) -> None:
+def look_again(state: ManagerState, source_id: int, most: int | None) -> None:
     """Queue the first entries that wait for a source; all of them when nothing is under way that would call again."""
     waiting = state.crowded.get(source_id)
     if waiting is None:
@@ -97,4 +97,4 @@ def worker_left(state: ManagerState, worker: WorkerEntry) -> None:
         if source_id == worker_id and destination in state.workers:
             stop = messages.StopFetch(name, worker.host, worker.hello.peer_port)
             state.orders.append(orders.SendTo(destination, stop))
-    _look_again(state, worker_id, None)
+    look_again(state, worker_id, None)

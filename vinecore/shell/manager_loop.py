@@ -29,6 +29,7 @@ from vinecore.manager.machine import ManagerMachine
 from vinecore.manager.state import FileEntry, TaskEntry
 from vinecore.model.config import Tunables
 from vinecore.shell import transfer
+from vinecore.shell.splice import Splices
 from vinecore.shell.strangers import ACCEPT_QUEUE, Strangers
 from vinecore.shell.stream import Link
 from vinecore.shell.tls import Identity
@@ -103,6 +104,7 @@ class ManagerLoop:
         self._stop: asyncio.Event | None = None
         self._started = threading.Event()
         self._transfers: set[transfer.DataLink] = set()
+        self._splices = Splices()
 
     # ------------------------------------------------------------ life (user threads)
 
@@ -177,6 +179,7 @@ class ManagerLoop:
         self.joining.end_all()
         for data_link in list(self._transfers):
             data_link.interrupt()
+        self._splices.end_all()
         if self._timer is not None:
             self._timer.cancel()
         await self._turns()
@@ -308,6 +311,8 @@ class ManagerLoop:
         elif isinstance(order, orders.ForgetObjects):
             for name in order.names:
                 self.objects.pop(name, None)
+        elif isinstance(order, orders.EndSplice):
+            self._splices.end(order.transfer_id, order.is_source_gone)
         elif isinstance(order, orders.CloseWorker):
             # The machine has let go of it already: the end of the link is no news to it, only to who started that worker.
             link = self.links.pop(order.worker_id, None)
@@ -410,22 +415,32 @@ class ManagerLoop:
     # ------------------------------------------------------------ data links (transfer threads)
 
     def _serve_data(self, link: transfer.DataLink) -> None:
-        """One object in or out."""
+        """One object in, out or through."""
         request: object = None
         # Over TLS it comes straight from the thread that encrypted it.
         self._transfers.add(link)
-        with contextlib.closing(link):
+        with contextlib.ExitStack() as stack:
+            stack.callback(link.close)
             try:
                 request = link.receive()
-                if isinstance(request, messages.Get):
+                if isinstance(request, messages.Get) and self._is_destination(request):
+                    # From here on it belongs to the table, and is closed with its splice.
+                    stack.pop_all()
+                    self._splices.park(request.transfer_id, link)
+                    self.post(events.SpliceOpened(time.monotonic(), request.transfer_id))
+                elif isinstance(request, messages.Get):
                     parts = self.objects.get(request.name)
-                    if parts is None:
+                    if parts is None or request.transfer_id:
                         link.send(messages.Missing(request.name))
                     else:
                         transfer.send_object(link, request.name, parts)
+                elif isinstance(request, messages.Put) and self._is_source(request):
+                    # How it went is the destination's to say.
+                    with contextlib.suppress(PeerError, OSError):
+                        self._splices.pass_on(link, request)
                 elif isinstance(request, messages.Put):
                     self._receive(link, request)
-            except (PeerError, OSError) as error:
+            except (PeerError, OSError, LoopDied) as error:
                 # A fetch that failed is reported by the worker's half; an upload that was refused or cut looked well from there.
                 if isinstance(request, messages.Put):
                     failed = messages.UploadFailed(request.transfer_id, request.name, str(error))
@@ -433,6 +448,20 @@ class ManagerLoop:
                         self.post(events.WorkerSaid(time.monotonic(), request.worker_id, failed))
             finally:
                 self._transfers.discard(link)
+
+    def _is_destination(self, request: messages.Get) -> bool:
+        """Whether this worker was told to fetch this object through us."""
+        splice = self.machine.state.splices.get(request.transfer_id)
+        return splice is not None and (splice.name, splice.destination_id) == (request.name, request.worker_id)
+
+    def _is_source(self, request: messages.Put) -> bool:
+        """Whether this worker was told to send this object to another one through us."""
+        splice = self.machine.state.splices.get(request.transfer_id)
+        return (
+            splice is not None
+            and (splice.name, splice.source_id) == (request.name, request.worker_id)
+            and splice.file.size_bytes == request.size_bytes
+        )
 
     def _receive(self, link: transfer.DataLink, request: messages.Put) -> None:
         relay = self.machine.state.relays.get(request.transfer_id)

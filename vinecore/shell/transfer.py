@@ -25,6 +25,9 @@ from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S
 RECEIVE_BYTES = 1 << 20
 # A transfer without a single byte for this long is given up.
 STALL_S = 60.0
+# A splice may begin late: its source has other objects to send before. Lower: a busy source loses calls; higher: a lost one is
+# noticed later (one whose worker is gone is noticed by the manager).
+SPLICE_WAIT_S = 300.0
 
 
 class DataLink:
@@ -60,7 +63,7 @@ class DataLink:
         """Pass ``size_bytes`` raw bytes to ``take`` in pieces, and verify them.
 
         Raises:
-            PeerError: closed early, or the bytes are not those that were sent.
+            PeerError: closed early. FileLost: the bytes are not those that the source once had.
         """
         check = xxhash.xxh3_128()
         left = size_bytes
@@ -78,12 +81,14 @@ class DataLink:
             take(piece)
             left -= len(piece)
         if check.digest() != digest:
-            raise PeerError("the bytes of an object do not match their checksum")
+            # Not the link's fault: whoever fetches it from there again gets the same bytes.
+            raise FileLost("the bytes of an object do not match their checksum")
 
     def interrupt(self) -> None:
         """End the connection under the thread that uses it, which then closes it; any thread."""
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            # Of the plain socket: that of TLS would first forget its encryption, under a thread that may be writing.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.sock.close()
@@ -175,14 +180,18 @@ def _shaken(sock: socket.socket, handshake: Dialer | Listener) -> DataLink:
     return DataLink(sock, reader, writer)
 
 
-def fetch(link: DataLink, store: Store, worker_id: int, name: str, ticket: bytes = b"", expires_s: int = 0) -> int:
+def fetch(link: DataLink, store: Store, request: messages.Get) -> int:
     """Ask the other side for an object and store it; returns its size in bytes.
 
     Raises:
-        FileLost: it does not have it. PeerError, OSError: the transfer failed.
+        FileLost: it does not have it, or only damaged. PeerError, OSError: the transfer failed.
     """
-    link.send(messages.Get(worker_id, name, ticket, expires_s))
+    name = request.name
+    link.send(request)
+    if request.transfer_id:
+        link.sock.settimeout(SPLICE_WAIT_S)
     header = link.receive()
+    link.sock.settimeout(STALL_S)
     if isinstance(header, messages.Missing):
         raise FileLost(f"the other side does not have {name}")
     if not isinstance(header, messages.Object) or header.name != name:
@@ -202,11 +211,15 @@ def upload(link: DataLink, store: Store, worker_id: int, transfer_id: int, name:
     """Bring an object of the store to the manager.
 
     Raises:
-        FileNotFoundError: it is not here. PeerError, OSError: the transfer failed.
+        FileLost: it is not here, or cannot be read. PeerError, OSError: the transfer failed.
     """
-    with open(store.path(name), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        link.send(messages.Put(worker_id, transfer_id, name, size, file_digest(file.fileno())))
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(store.path(name), "rb"))
+            size, digest = os.fstat(file.fileno()).st_size, file_digest(file.fileno())
+        except OSError as error:
+            raise FileLost(f"{name} cannot be read: {error.strerror}") from None
+        link.send(messages.Put(worker_id, transfer_id, name, size, digest))
         link.sock.sendfile(file)
     # The manager closes when it has everything: leaving earlier could cut the last bytes.
     while link.sock.recv(4096):

@@ -11,15 +11,18 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from vinecore.errors import PeerError, VineError
 from vinecore.shell import transfer
 from vinecore.shell.store import Store
+from vinecore.wire import messages
 from vinecore.worker import events, orders
 
 TRANSFER_THREADS = 4
+# Others than those: a fetch through the manager waits for the upload of another worker, which must never wait for that in turn.
+UPLOAD_THREADS = 4
 
 
 class TransferThreads:
@@ -38,11 +41,14 @@ class TransferThreads:
         self.report = report
         # Of the manager that is served now.
         self.address: tuple[str, int] = ("", 0)
+        # Connections in use by the threads.
+        self._links: set[transfer.DataLink] = set()
         self._pool: ThreadPoolExecutor | None = None
         # The peer that an object is fetched from now, and a duplicate of its socket, by name: the thread may close its own at any
         # moment, and the number would then be somebody else's.
         self._fetching: dict[str, tuple[tuple[str, int], socket.socket]] = {}
         self._fetching_lock = threading.Lock()
+        self._senders: ThreadPoolExecutor | None = None
 
     def submit(self, function: Callable[..., object], *args: object) -> None:
         """Call ``function`` in a thread; the first call makes them."""
@@ -50,10 +56,17 @@ class TransferThreads:
             self._pool = ThreadPoolExecutor(TRANSFER_THREADS, "vine-transfer")
         self._pool.submit(function, *args)
 
+    def interrupt(self) -> None:
+        """End the transfers that are under way: the manager that they were for is not served any more."""
+        for link in list(self._links):
+            link.interrupt()
+
     def close(self) -> None:
-        """Drop what waits; what runs ends by itself."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        """Drop what waits, end what runs."""
+        self.interrupt()
+        for pool in (self._pool, self._senders):
+            if pool is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def fetch(self, order: orders.FetchObject, worker_id: int) -> None:
         """Bring one object here; reports ObjectArrived or ObjectFailed."""
@@ -69,7 +82,9 @@ class TransferThreads:
 
     def upload(self, order: orders.UploadObject, worker_id: int) -> None:
         """Take one object to the manager; reports UploadEnded."""
-        self.submit(self._upload, order, worker_id)
+        if self._senders is None:
+            self._senders = ThreadPoolExecutor(UPLOAD_THREADS, "vine-upload")
+        self._senders.submit(self._upload, order, worker_id)
 
     def _fetch(self, order: orders.FetchObject, worker_id: int) -> None:
         event: events.Event
@@ -86,18 +101,19 @@ class TransferThreads:
         Raises:
             OSError, VineError: of the last one that was asked.
         """
+        request = messages.Get(worker_id, order.name, order.ticket, order.expires_s, order.transfer_id)
         if not order.sources:
-            with contextlib.closing(transfer.dial(self.address, self.secret, context=self.tls)) as link:
-                return transfer.fetch(link, self.store, worker_id, order.name)
+            with self._using(transfer.dial(self.address, self.secret, context=self.tls)) as link:
+                return transfer.fetch(link, self.store, request)
         failure: Exception = PeerError("no peer was named")
         for source in order.sources:
             try:
-                return self._fetch_from_peer(order, source, worker_id)
+                return self._fetch_from_peer(order, source, request)
             except (OSError, VineError) as error:
                 failure = error
         raise failure
 
-    def _fetch_from_peer(self, order: orders.FetchObject, source: tuple[str, int], worker_id: int) -> int:
+    def _fetch_from_peer(self, order: orders.FetchObject, source: tuple[str, int], request: messages.Get) -> int:
         """The same with one peer, which ``stop`` may cut short.
 
         Raises:
@@ -111,18 +127,28 @@ class TransferThreads:
         host, port = source
         try:
             address = (host or self.address[0], port)
-            with contextlib.closing(transfer.dial(address, self.secret, "peer", self.tls, opened)) as link:
-                return transfer.fetch(link, self.store, worker_id, order.name, order.ticket, order.expires_s)
+            with self._using(transfer.dial(address, self.secret, "peer", self.tls, opened)) as link:
+                return transfer.fetch(link, self.store, request)
         finally:
             with self._fetching_lock:
                 _, duplicate = self._fetching.pop(order.name, (None, None))
             if duplicate is not None:
                 duplicate.close()
 
+    @contextlib.contextmanager
+    def _using(self, link: transfer.DataLink) -> Iterator[transfer.DataLink]:
+        """Close the link at the end; until then ``interrupt`` finds it."""
+        self._links.add(link)
+        try:
+            yield link
+        finally:
+            self._links.discard(link)
+            link.close()
+
     def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
         reason = ""
         try:
-            with contextlib.closing(transfer.dial(self.address, self.secret, context=self.tls)) as link:
+            with self._using(transfer.dial(self.address, self.secret, context=self.tls)) as link:
                 transfer.upload(link, self.store, worker_id, order.transfer_id, order.name)
         except (OSError, VineError) as error:
             reason = f"{type(error).__name__}: {error}"

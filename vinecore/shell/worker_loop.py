@@ -314,6 +314,7 @@ class WorkerLoop:
         if link is not None and isinstance(link.error, PeerError):
             self._say(f"the link to the manager was closed: {link.error}")
         self.link = None
+        self.transfers.interrupt()
         self.tree.end()
         self.store.clear()
 

@@ -159,6 +159,10 @@ class FrameReader:
         if self._fault:
             raise ProtocolError(self._fault)
         if self._size < self._needed:
+            if self._offset:
+                # Less than a header is left: the frames before it would stay in memory until more comes.
+                self._buffer = self._buffer[self._offset :]
+                self._offset = 0
             return None
         if self._pieces:
             # Only when the frame (or its header) is complete, so pieces of a large frame are joined once.

@@ -252,7 +252,8 @@ class Fetch(Struct, array_like=True, tag="fetch", frozen=True):
     """Bring an object here; answered by Fetched or FetchFailed. Duplicates attach.
 
     ``sources``: peers to ask in this order, with the ticket; none means the manager, over a data link. An empty host is the
-    manager's own, as this worker knows it.
+    manager's own, as this worker knows it. ``transfer_id``, to be repeated in Get: the manager passes on what another worker has,
+    which may begin late.
     """
 
     name: str
@@ -260,6 +261,7 @@ class Fetch(Struct, array_like=True, tag="fetch", frozen=True):
     sources: list[tuple[str, int]] = []
     ticket: bytes = b""
     expires_s: int = 0
+    transfer_id: int = 0
 
 
 class StopFetch(Struct, array_like=True, tag="stopfetch", frozen=True):
@@ -274,7 +276,10 @@ class StopFetch(Struct, array_like=True, tag="stopfetch", frozen=True):
 
 
 class Upload(Struct, array_like=True, tag="upload", frozen=True):
-    """Send an object to the manager over a data link; UploadFailed when it is not here. ``transfer_id`` is ours."""
+    """Send an object to the manager over a data link; UploadFailed when it is not here. ``transfer_id`` is ours.
+
+    The manager keeps it, or passes it on to the worker that asked with this ``transfer_id``.
+    """
 
     transfer_id: int
     name: str
@@ -354,7 +359,7 @@ class FetchFailed(Struct, array_like=True, tag="fetchfail", frozen=True):
 
 
 class UploadFailed(Struct, array_like=True, tag="upfail", frozen=True):
-    """An object that was asked for is not here or cannot be read."""
+    """An object that was asked for is not here or cannot be read (``reason`` begins with FileLost), or could not be sent."""
 
     transfer_id: int
     name: str
@@ -381,12 +386,16 @@ class Goodbye(Struct, array_like=True, tag="goodbye", frozen=True):
 
 
 class Get(Struct, array_like=True, tag="get", frozen=True):
-    """Worker asks for an object; answered by Object and that many raw bytes, or Missing. A peer wants to see the ticket."""
+    """Worker asks for an object; answered by Object and that many raw bytes, or Missing. A peer wants to see the ticket.
+
+    With the ``transfer_id`` of its Fetch it waits at the manager until another worker sends the object.
+    """
 
     worker_id: int
     name: str
     ticket: bytes = b""
     expires_s: int = 0
+    transfer_id: int = 0
 
 
 class Put(Struct, array_like=True, tag="put", frozen=True):

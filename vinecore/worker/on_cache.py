@@ -16,7 +16,9 @@ def fetch(state: WorkerState, message: messages.Fetch) -> None:
     else:
         state.fetching[message.name] = []
         state.orders.append(
-            orders.FetchObject(message.name, message.size_bytes, message.sources, message.ticket, message.expires_s)
+            orders.FetchObject(
+                message.name, message.size_bytes, message.sources, message.ticket, message.expires_s, message.transfer_id
+            )
         )
 
 

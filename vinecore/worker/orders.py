@@ -79,6 +79,8 @@ class FetchObject(Record):
     sources: list[tuple[str, int]] = []
     ticket: bytes = b""
     expires_s: int = 0
+    # Not 0: another worker sends it through the manager.
+    transfer_id: int = 0
 
 
 class StopFetch(Record):
