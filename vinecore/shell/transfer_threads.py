@@ -43,12 +43,13 @@ class TransferThreads:
         self.address: tuple[str, int] = ("", 0)
         # Connections in use by the threads.
         self._links: set[transfer.DataLink] = set()
+        self._links_lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._senders: ThreadPoolExecutor | None = None
         # The peer that an object is fetched from now, and a duplicate of its socket, by name: the thread may close its own at any
         # moment, and the number would then be somebody else's.
         self._fetching: dict[str, tuple[tuple[str, int], socket.socket]] = {}
         self._fetching_lock = threading.Lock()
-        self._senders: ThreadPoolExecutor | None = None
 
     def submit(self, function: Callable[..., object], *args: object) -> None:
         """Call ``function`` in a thread; the first call makes them."""
@@ -58,8 +59,9 @@ class TransferThreads:
 
     def interrupt(self) -> None:
         """End the transfers that are under way: the manager that they were for is not served any more."""
-        for link in list(self._links):
-            link.interrupt()
+        with self._links_lock:
+            for link in self._links:
+                link.interrupt()
 
     def close(self) -> None:
         """Drop what waits, end what runs."""
@@ -138,12 +140,15 @@ class TransferThreads:
     @contextlib.contextmanager
     def _using(self, link: transfer.DataLink) -> Iterator[transfer.DataLink]:
         """Close the link at the end; until then ``interrupt`` finds it."""
-        self._links.add(link)
+        with self._links_lock:
+            self._links.add(link)
         try:
             yield link
         finally:
-            self._links.discard(link)
-            link.close()
+            # Under the lock: a number that is given away here may be somebody else's when ``interrupt`` uses it.
+            with self._links_lock:
+                self._links.discard(link)
+                link.close()
 
     def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
         reason = ""
