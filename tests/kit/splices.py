@@ -8,7 +8,8 @@ from vinecore.manager import events
 from vinecore.manager import orders as from_manager
 
 if TYPE_CHECKING:
-    from tests.kit.machines import FakeWorker, ManagerShell
+    from tests.kit.machines import ManagerShell
+    from tests.kit.workers import FakeWorker
 
 
 class FakeSplices:
@@ -23,7 +24,7 @@ class FakeSplices:
         """A destination has dialled."""
         splice = self.shell.machine.state.splices.get(transfer_id)
         if splice is None or (splice.name, splice.destination_id) != (name, destination.worker_id):
-            self.network.later(self.network.delay(), destination.fetched, name, None)
+            self.network.later(self.network.delay(), destination.transfers.fetched, name, None)
             return
         self.waiting[transfer_id] = destination, name
         self.network.later(0.0, self._opened, transfer_id)
@@ -40,7 +41,7 @@ class FakeSplices:
         """The destination has everything, or (None) sees its link end."""
         if transfer_id in self.passing:
             destination, name = self.passing.pop(transfer_id)
-            self.network.later(self.network.delay(), destination.fetched, name, data)
+            self.network.later(self.network.delay(), destination.transfers.fetched, name, data)
 
     def end(self, order: from_manager.EndSplice) -> None:
         """The manager ends it."""

@@ -185,7 +185,8 @@ class ModelWorker:
                 self._fetch(order, number + 1)
                 return
         if reason:
-            self.answer(messages.FetchFailed(name, reason))
+            absent = [number] if reason.startswith("FileLost") else []
+            self.answer(messages.FetchFailed(name, reason, absent, [] if absent else [number]))
         else:
             self.objects.add(name)
             world.fetch_count += 1

@@ -73,11 +73,14 @@ def test_small_pieces_are_forgotten_together() -> None:
     instance = world.builder.library.instances[1]
     graph, entries = finished_chain(world)
     end(world, graph, entries[1:], keep=False)
-    assert world.sent(messages.ForgetCode) == [] and world.builder.piece.code_id in instance.codes
+    assert world.sent(messages.ForgetCode) == [] and instance in world.builder.piece.holders
     others = [CodeEntry(10_000 + number, 1, b"piece") for number in range(on_libraries.FORGET_COUNT)]
+    for code in others:
+        code.holders[instance] = instance.code_life
     end(world, graph, [], keep=False, codes=others)
-    assert [(m.library_id, m.code_ids) for m in world.sent(messages.ForgetCode)] == [(1, [world.builder.piece.code_id])]
-    assert world.builder.piece.code_id not in instance.codes
+    told = [world.builder.piece.code_id, *(code.code_id for code in others)]
+    assert [(m.library_id, m.code_ids) for m in world.sent(messages.ForgetCode)] == [(1, told)]
+    assert instance not in world.builder.piece.holders
     assert not world.machine.state.forgotten and not world.machine.state.forgotten_bytes
 
 
@@ -93,3 +96,17 @@ def test_large_pieces_are_forgotten_at_once_with_their_objects() -> None:
     assert [m.code_ids for m in world.sent(messages.ForgetCode)] == [[world.builder.piece.code_id]]
     assert [m.names for m in world.sent(messages.Unlink)] == [[file.name]]
     assert not file.at_manager
+
+
+def test_pieces_that_few_workers_have_are_told_of_later() -> None:
+    """What counts is how many each worker has: else thousands of workers would be told of one piece each."""
+    world = World(workers=4)
+    instance = world.builder.library.instances[1]
+    graph, entries = finished_chain(world)
+    others = [CodeEntry(10_000 + number, 1, b"piece") for number in range(4 * on_libraries.FORGET_COUNT)]
+    for code in others:
+        code.holders[instance] = instance.code_life
+    end(world, graph, entries[1:], keep=False, codes=others[:-2])
+    assert world.sent(messages.ForgetCode) == [] and len(world.machine.state.forgotten) == len(others) - 2
+    end(world, graph, [], keep=False, codes=others[-2:])
+    assert len(world.sent(messages.ForgetCode)) == 1 and not world.machine.state.forgotten_copies

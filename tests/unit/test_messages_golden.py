@@ -58,7 +58,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.LibraryReady(1, 2, "spawned"), "94a86c696272656164790102a7737061776e6564"),
         (m.LibraryGone(1, "no module", b"tb"), "94a76c6962676f6e6501a96e6f206d6f64756c65c4027462"),
         (m.Fetched("a", 12), "93a766657463686564a1610c"),
-        (m.FetchFailed("a", "disk full"), "93a966657463686661696ca161a96469736b2066756c6c"),
+        (m.FetchFailed("a", "disk full"), "95a966657463686661696ca161a96469736b2066756c6c9090"),
         (m.UploadFailed(11, "a", "not here"), "94a675706661696c0ba161a86e6f742068657265"),
         (m.Removed(["a"]), "92a772656d6f76656491a161"),
         (m.Pong(), "91a4706f6e67"),

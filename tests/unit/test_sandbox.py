@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from vinecore.errors import UsageError
-from vinecore.runtime import forking_slot
+from vinecore.runtime import forking_slot, sandbox
 from vinecore.runtime.forking_slot import Limits
 from vinecore.runtime.sandbox import COPY_BELOW_BYTES, STDOUT, Box, remove_tree
 from vinecore.wire.messages import EXECUTABLE, HOME, ON_FAILURE, ON_SUCCESS, SYMLINK, Mount, Product, Sandbox
@@ -225,3 +226,31 @@ def test_the_disk_is_looked_at_now_and_then(clock: Clock, store: Path) -> None:
     assert limits.exceeded() == ""
     clock.now += forking_slot.DISK_LOOK_S
     assert limits.exceeded() == "sandbox exhaustion" and limits.seen_mb == 3
+
+
+def test_a_disk_that_takes_only_some_products_keeps_none(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task counts as lost: the first product would stay on the full disk, and nobody would ever ask for it."""
+    box = box_of(store, products=(Product("a", "r-1.1.0"), Product("b", "r-1.1.1")))
+    box.build({})
+    for name in "ab":
+        (box.path / name).write_bytes(b"x")
+    move = sandbox._move
+
+    def fails_later(source: Path, target: Path) -> None:
+        if source.name == "b":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        move(source, target)
+
+    monkeypatch.setattr(sandbox, "_move", fails_later)
+    with pytest.raises(OSError, match="No space"):
+        box.collect(True, LIMIT_BYTES)
+    assert list(store.iterdir()) == []
+
+
+def test_an_empty_product_is_no_object(store: Path) -> None:
+    """Its bytes ride along: in the store it would stay behind, since nobody unlinks what has no bytes."""
+    box = box_of(store, products=(Product("empty", "r-1.1.0"),))
+    box.build({})
+    (box.path / "empty").write_bytes(b"")
+    assert box.collect(True, LIMIT_BYTES) == ([("r-1.1.0", 0, b"")], [])
+    assert list(store.iterdir()) == []

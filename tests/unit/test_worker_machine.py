@@ -621,3 +621,59 @@ def test_a_slot_that_catches_up_stops_at_its_limit() -> None:
     world.say(messages.Run(2, [[call(i)] for i in range(1, 1001)], []))
     assert sum(len(tasks) for slot, tasks in world.batches() if slot == two) == 300
     assert library.slots[two].draining and library.queued_calls + 300 + library.slots[one].sent == 1000
+
+
+def test_a_payload_whose_fetch_had_failed_before_is_fetched_again() -> None:
+    """The failure was found out between the manager's two messages: the library was started without its payload."""
+    world = World()
+    world.say(messages.Fetch("p", 10))
+    world.do(events.ObjectFailed(0.0, "p", "refused"))
+    world.say(messages.StartLibrary(2, "g", 1, "direct", b"", [], 2, 60.0, "p"))
+    assert world.of(orders.FetchObject) and not world.of(orders.StartHost)
+    world.do(events.ObjectArrived(0.0, "p", 10))
+    assert [o.library_id for o in world.of(orders.StartHost)] == [2]
+
+
+def boxed(task_id: int) -> Call:
+    box = messages.Sandbox([], [messages.Product("out", f"r0-{task_id}.1.0")], [])
+    return Call(task_id, 1, 1, -1, b"", [], 0, True, False, box)
+
+
+def test_what_slots_of_a_stopped_library_wrote_is_removed() -> None:
+    world = World()
+    world.run([boxed(1)])
+    world.say(messages.StopLibrary(1))
+    assert [o.names for o in world.of(orders.UnlinkObjects)] == [["r0-1.1", "r0-1.1.0"]]
+    kinds = [type(o) for o in world.orders]
+    assert kinds.index(orders.StopHost) < kinds.index(orders.UnlinkObjects), "the slot could write again"
+
+
+def test_what_a_dead_slot_wrote_is_removed_with_its_products() -> None:
+    world = World()
+    world.run([boxed(1)])
+    world.do(events.SlotGone(0.0, 1, 0))
+    assert [o.names for o in world.of(orders.UnlinkObjects)] == [["r0-1.1", "r0-1.1.0"]]
+
+
+def test_an_input_that_a_slot_missed_is_not_believed_to_be_here() -> None:
+    """It was said to be here whenever the manager sent it again, and missing whenever a slot looked."""
+    world = World()
+    world.say(messages.Fetch("a", 10))
+    world.do(events.ObjectArrived(0.0, "a", 10))
+    world.run([call(1, "a")])
+    world.do(events.SlotAnswered(0.0, 1, [Result(1, 1, messages.NO_INPUT, 0, b"a")]))
+    assert "a" not in world.machine.state.objects and [o.names for o in world.of(orders.UnlinkObjects)] == [["a"]]
+    world.say(messages.Fetch("a", 10))
+    assert world.of(orders.FetchObject)
+
+
+def test_damage_by_a_cancelled_call_is_told() -> None:
+    world = World()
+    world.say(messages.Fetch("a", 10))
+    world.do(events.ObjectArrived(0.0, "a", 10))
+    world.run([boxed(1)])
+    world.say(messages.Cancel([(1, 1)]))
+    report = messages.Report(0, b"", [], [], ["a"])
+    world.do(events.SlotAnswered(0.0, 1, [Result(1, 1, messages.OK_INLINE, 5, b"", 0, report)]))
+    assert not world.results() and [m.names for m in world.told(messages.Removed)] == [["a"]]
+    assert "a" not in world.machine.state.objects

@@ -71,7 +71,7 @@ def _check_splices(state: ManagerState) -> None:
             raise InvariantError(f"{splice} goes to worker {destination_id}, which is gone")
         if splice.source_id:
             sending[splice.source_id] = sending.get(splice.source_id, 0) + 1
-    for source_id in state.peer_fetches.values():
+    for source_id, *_ in state.peer_fetches.values():
         sending[source_id] = sending.get(source_id, 0) + 1
     for source in state.workers.values():
         count = sending.get(source.worker_id, 0)
@@ -89,7 +89,7 @@ def _check_library(library: LibraryEntry) -> None:
             if worker_id in library.idle or instance is library.latest:
                 continue
             raise InvariantError(f"{instance} has a free slot and is not offered")
-        if (instance.groups_out > instance.slots) != (worker_id in library.piled):
+        if instance.is_piled != (worker_id in library.piled) or (instance.groups_out > instance.slots and not instance.is_piled):
             raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots")
         if len(instance.local) and worker_id not in library.stocked:
             raise InvariantError(f"{instance} has entries of its own that nobody looks at")

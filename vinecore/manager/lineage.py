@@ -98,8 +98,11 @@ def make_again(state: ManagerState, file: FileEntry) -> None:
     if producer is None:
         if not file.promised:
             state.lost_files.append(file)
-    elif producer.state is t.FINISHED and producer.error is None:
-        rerun(state, producer)
+    elif producer.state is t.FINISHED:
+        if producer.error is not None or file.never_made:
+            state.lost_files.append(file)
+        else:
+            rerun(state, producer)
 
 
 def rerun(state: ManagerState, entry: TaskEntry) -> None:
@@ -126,7 +129,7 @@ def rerun(state: ManagerState, entry: TaskEntry) -> None:
             file.uses += 1
             if not file.is_available():
                 missing += 1
-                if file.producer is None:
+                if file.producer is None or file.producer.error is not None or file.never_made:
                     state.lost_files.append(file)
                 elif not file.kept:
                     pending.append(file.producer)
@@ -164,7 +167,7 @@ def wait_again(state: ManagerState, entry: TaskEntry, cause: str) -> None:
 def use_ended(state: ManagerState, entry: TaskEntry) -> None:
     """A finished entry needs its inputs no more; it lets go of them when its output cannot be lost."""
     inputs = entry.inputs
-    if entry.error is not None or all(file.data is not None or file.at_manager for file in outputs_of(entry)):
+    if entry.error is not None or all(f.data is not None or f.at_manager or f.never_made for f in outputs_of(entry)):
         entry.inputs = ()
         entry.is_final = True
     else:

@@ -27,8 +27,8 @@ def wanted(state: ManagerState, file: FileEntry, handle: object) -> None:
         return
     producer = file.producer
     is_over = producer is not None and producer.state is t.FINISHED and (producer.is_final or producer.error is not None)
-    if producer is None or is_over or not file.is_needed():
-        why = "nothing made it" if producer is None else "it was released"
+    if producer is None or is_over or file.never_made or not file.is_needed():
+        why = "nothing made it" if producer is None else "the task ended without it" if file.never_made else "it was released"
         if producer is not None and producer.error is not None:
             why = f"the task that makes it failed: {producer.error}"
         state.orders.append(orders.FileFailed(file, handle, f"{why}, and no copy of it is left"))
@@ -115,10 +115,10 @@ def _relay_failed(state: ManagerState, relay: Relay) -> None:
 
 
 def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched) -> None:
-    """A worker has an object that it was told to fetch."""
+    """A worker has an object that it was told to fetch, or tried again for the start of a library."""
     transfers.ended(state, message.name, worker.worker_id)
     splices.ended(state, message.name, worker.worker_id)
-    file = state.held.get(message.name)
+    file = worker.held.get(message.name) or _needed_by_library(state, worker, message.name)
     if file is not None and file.coming is not None and worker.worker_id in file.coming:
         file.coming.discard(worker.worker_id)
         was_lost = not file.is_available()
@@ -130,20 +130,36 @@ def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched)
             lineage.became_available(state, file)
 
 
+def _needed_by_library(state: ManagerState, worker: WorkerEntry, name: str) -> FileEntry | None:
+    """The file of a library that a worker fetched once more by itself; what nobody needs there is dropped."""
+    for instance in worker.instances.values():
+        library = instance.library
+        for file in (library.file, *(file for file, _, _ in library.setup.mounts)):
+            if file is not None and file.name == name and file.is_needed():
+                file.coming = (file.coming or set()) | {worker.worker_id}
+                state.held[name] = file
+                worker.hold(file)
+                return file
+    state.unlinks.setdefault(worker.worker_id, []).append(name)
+    return None
+
+
 def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.FetchFailed) -> None:
     """A worker could not fetch an object; its calls find it missing and come back."""
     splice = state.splices_to.get((message.name, worker.worker_id))
     passed_on_by = 0 if splice is None else splice.source_id
     splices.ended(state, message.name, worker.worker_id)
-    source_id = transfers.ended(state, message.name, worker.worker_id)
+    named = transfers.ended(state, message.name, worker.worker_id)
+    worker.unreachable.update(named[number] for number in message.unreached if 0 <= number < len(named))
     file = state.held.get(message.name)
-    if passed_on_by and file is not None and message.reason.startswith(NOT_THERE):
-        _drop_bad_copy(state, file, passed_on_by)
-    if source_id is not None:
-        if file is not None and message.reason.startswith(NOT_THERE):
-            _drop_bad_copy(state, file, source_id)
-        else:
-            worker.unreachable.add(source_id)
+    lacking = [named[number] for number in message.absent if 0 <= number < len(named)]
+    if passed_on_by and message.reason.startswith(NOT_THERE):
+        lacking.append(passed_on_by)
+    for source_id in lacking:
+        # It may have vanished there without a word.
+        state.unlinks.setdefault(source_id, []).append(message.name)
+        if file is not None:
+            on_tasks.lose_copy(state, file, source_id)
     if file is None:
         return
     if file.coming is not None:
@@ -155,7 +171,8 @@ def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.Fet
         state.held.pop(file.name, None)
     # If it was code: whatever needs it next must send it again.
     for instance in worker.instances.values():
-        instance.codes.clear()
+        instance.code_life += 1
+        instance.known_code = None
 
 
 def lost_copy(state: ManagerState, worker_id: int, name: str) -> None:

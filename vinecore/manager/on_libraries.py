@@ -9,10 +9,12 @@ from vinecore.manager.state import RAISED, CodeEntry, GraphEntry, Instance, Libr
 from vinecore.model.notes import LibraryMoved
 from vinecore.wire import messages
 
-# Pieces of finished graphs are forgotten on workers when there are so many of them, or so many bytes; higher: fewer
-# messages, more memory.
+# Pieces of finished graphs are forgotten on workers when each has so many of them, or so many bytes, on the average; higher:
+# fewer messages, more memory.
 FORGET_COUNT = 32
 FORGET_BYTES = 256 * 1024
+# And when so many bytes of them have gathered here, wherever they are.
+FORGET_TOTAL_BYTES = 16 * 1024 * 1024
 
 
 def installed(state: ManagerState, library: LibraryEntry) -> None:
@@ -32,10 +34,16 @@ def forget_codes(state: ManagerState, graph: GraphEntry, codes: list[CodeEntry])
         if code.file is not None:
             lineage.release(state, code.file)
         state.forgotten.append(code)
-        state.forgotten_bytes += len(code.payload) if code.file is None else code.file.size_bytes
-    if len(state.forgotten) < FORGET_COUNT and state.forgotten_bytes < FORGET_BYTES:
+        size = len(code.payload) if code.file is None else code.file.size_bytes
+        state.forgotten_bytes += size
+        state.forgotten_copies += len(code.holders)
+        state.forgotten_copies_bytes += size * len(code.holders)
+    workers = max(1, len(state.workers))
+    few = state.forgotten_copies < FORGET_COUNT * workers and state.forgotten_copies_bytes < FORGET_BYTES * workers
+    if few and state.forgotten_bytes < FORGET_TOTAL_BYTES:
         return
-    gone, state.forgotten, state.forgotten_bytes = state.forgotten, [], 0
+    gone, state.forgotten = state.forgotten, []
+    state.forgotten_bytes = state.forgotten_copies = state.forgotten_copies_bytes = 0
     _tell_forgotten(state, gone)
 
 
@@ -56,10 +64,10 @@ def _tell_forgotten(state: ManagerState, gone: list[CodeEntry]) -> None:
     told: dict[Instance, list[int]] = {}
     for code in gone:
         for instance in code.holders:
-            if instance.state is not t.GONE and code.code_id in instance.codes:
-                instance.codes.discard(code.code_id)
+            if instance.state is not t.GONE:
+                instance.known_code = None
                 told.setdefault(instance, []).append(code.code_id)
-        code.holders = []
+        code.holders = {}
     for instance, ids in told.items():
         message = messages.ForgetCode(instance.library.library_id, ids)
         state.orders.append(orders.SendTo(instance.worker.worker_id, message))

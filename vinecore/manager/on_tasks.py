@@ -104,7 +104,12 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
         entry = running.get(result.task_id)
         if entry is None or entry.attempt != result.attempt:
             if result.status == messages.OK_STORED:
-                _drop_late(state, worker, result)
+                _drop_late(state, worker, f"{state.run}-{result.task_id}.{result.attempt}")
+            if result.report is not None:
+                for name, size, content in result.report.products:
+                    if size and not content:
+                        _drop_late(state, worker, name)
+                _lose_damaged(state, worker, result.report)
             continue
         del running[result.task_id]
         instance = placement.unplace(entry)
@@ -134,9 +139,8 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
             state.activate(library.shapes[0])  # any of them: instances take what is near them whatever its shape
 
 
-def _drop_late(state: ManagerState, worker: WorkerEntry, result: Result) -> None:
-    """Nobody waits for this result any more: its object must not stay in the store."""
-    name = f"{state.run}-{result.task_id}.{result.attempt}"
+def _drop_late(state: ManagerState, worker: WorkerEntry, name: str) -> None:
+    """Nobody waits for this result or product any more: its object must not stay in the store."""
     file = state.held.get(name)
     if file is None or not file.on_workers or worker.worker_id not in file.on_workers:
         state.unlinks.setdefault(worker.worker_id, []).append(name)
@@ -220,7 +224,7 @@ def _written_later(state: ManagerState, worker: WorkerEntry, entry: TaskEntry | 
     output = entry.output if entry is not None else None
     if entry is None or output is None or not output.kept or entry.attempt != result.attempt:
         if result.size_bytes:
-            _drop_late(state, worker, result)
+            _drop_late(state, worker, f"{state.run}-{result.task_id}.{result.attempt}")
         return
     output.kept = False
     if result.size_bytes:
@@ -241,9 +245,12 @@ def _reported(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, report
             state.unlinks.setdefault(worker.worker_id, []).append(name)
             continue
         file.size_bytes = size
+        file.never_made = False
         if content or size == 0:
             file.data = content
         else:
+            if file.coming:
+                lineage.drop_copies(state, file)
             file.name = name
             file.on_workers = {worker.worker_id}
             file.maker = worker.worker_id
@@ -251,6 +258,11 @@ def _reported(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, report
             worker.hold(file)
             replication.look_at(state, file)
         lineage.became_available(state, file)
+    _lose_damaged(state, worker, report)
+
+
+def _lose_damaged(state: ManagerState, worker: WorkerEntry, report: messages.Report) -> None:
+    """What a task wrote into is no copy any more, whoever still waits for that task."""
     for name in report.damaged:
         damaged = state.held.get(name)
         state.unlinks.setdefault(worker.worker_id, []).append(name)
@@ -282,6 +294,9 @@ def finish(state: ManagerState, entry: TaskEntry) -> None:
     graph = entry.graph
     if graph is not None:
         graph.finished_count += 1
+    if entry.products and entry.error is None:
+        for file in entry.products:
+            file.never_made = not file.is_available()
     if entry.inputs:
         lineage.use_ended(state, entry)
     if entry.handle is not None:

@@ -75,14 +75,21 @@ def said(state: ManagerState, worker_id: int, message: object) -> None:
     if worker is None:
         return
     worker.last_heard = state.now
-    if isinstance(message, messages.Done):
-        on_tasks.answered(state, worker, message.results)
-    elif isinstance(message, messages.LibraryReady):
+    kind = type(message)
+    if kind is messages.Done:
+        on_tasks.answered(state, worker, message.results)  # type: ignore[attr-defined]
+    elif kind is messages.Fetched:
+        on_files.fetched(state, worker, message)  # type: ignore[arg-type]
+    elif kind is not messages.Pong:
+        _said_rarely(state, worker, message)
+
+
+def _said_rarely(state: ManagerState, worker: WorkerEntry, message: object) -> None:
+    worker_id = worker.worker_id
+    if isinstance(message, messages.LibraryReady):
         on_libraries.ready(state, worker, message)
     elif isinstance(message, messages.LibraryGone):
         on_libraries.gone(state, worker, message)
-    elif isinstance(message, messages.Fetched):
-        on_files.fetched(state, worker, message)
     elif isinstance(message, messages.FetchFailed):
         on_files.fetch_failed(state, worker, message)
     elif isinstance(message, messages.UploadFailed):
@@ -94,7 +101,7 @@ def said(state: ManagerState, worker_id: int, message: object) -> None:
         state.orders.append(orders.SendTo(worker_id, messages.Pong()))
     elif isinstance(message, messages.Goodbye):
         on_drain.goodbye(state, worker)
-    elif not isinstance(message, messages.Pong):
+    else:
         raise ProtocolError(f"a worker sent {type(message).__name__}, which a manager does not take now")
 
 
@@ -147,18 +154,22 @@ def tick(state: ManagerState) -> None:
     state.ticked_at = state.now
     interval, timeout = tunables.keepalive_interval, tunables.keepalive_timeout
     if interval > 0 and state.workers and state.now >= keepalive_due(state):
-        first = state.now
+        now = first = state.now
         for worker in list(state.workers.values()):
-            silent = state.now - worker.last_heard
+            heard = worker.last_heard
+            silent = now - heard
             if silent > timeout:
                 why = f"nothing was heard of it for {silent:.0f} s"
                 state.orders.append(orders.CloseWorker(worker.worker_id, why))
                 left(state, worker.worker_id, why)
                 continue
-            if silent >= interval and state.now - worker.pinged_at >= interval:
-                worker.pinged_at = state.now
+            if silent >= interval and now - worker.pinged_at >= interval:
+                worker.pinged_at = now
                 state.orders.append(orders.SendTo(worker.worker_id, messages.Ping()))
-            first = min(first, max(worker.last_heard, worker.pinged_at))
+            if heard < worker.pinged_at:
+                heard = worker.pinged_at
+            if heard < first:
+                first = heard
         pause = KEEPALIVE_PAUSE_S * len(state.workers)
         state.keepalive_due = max(first + state.keepalive_for, state.now + pause)
     if state.blocked_hosts:

@@ -260,7 +260,7 @@ def _fits(state: ManagerState, instance: Instance, entry: TaskEntry) -> bool:
     # One shape alone, of which every slot can run one at once: whatever waits there never runs beside too many others.
     return (
         len(worker.running) == instance.outstanding
-        and worker.committed == amount.times(instance.groups_out)
+        and instance.alike is entry.kind.shape
         and not amount.times(instance.slots).missing_in(worker.total)
     )
 
@@ -280,7 +280,10 @@ def _reachable(state: ManagerState, entry: TaskEntry, instance: Instance) -> boo
             continue
         peers = transfers.peers_with(state, file, worker)
         if transfers.has_room(state, peers):
+            state.found_peers[file] = peers
             continue
+        # What was found for other inputs holds for this worker and this moment only.
+        state.found_peers.clear()
         if peers:
             transfers.wait_for_room(state, entry, peers[0])
             return False
@@ -315,7 +318,7 @@ def _fetch_to(state: ManagerState, file: FileEntry, instance: Instance) -> None:
         file.coming.add(worker_id)
         state.held[file.name] = file
         worker.hold(file)
-        peers = transfers.peers_with(state, file, worker)
+        peers = state.found_peers.pop(file, None) or transfers.peers_with(state, file, worker)
         if peers and (transfers.has_room(state, peers) or not file.at_manager):
             transfers.fetch(state, file, worker, peers)
         elif file.on_workers and not file.at_manager:
@@ -333,6 +336,8 @@ def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, insid
             refs.append(file.value_id)
         elif file.data is not None:
             refs.append(file.value_id)
+            if instance.values is None:
+                instance.values = {}
             if file.value_id not in instance.values:
                 instance.values[file.value_id] = file.data
                 instance.bytes += len(file.data)
@@ -346,10 +351,9 @@ def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, insid
 
 def _know_code(state: ManagerState, code: CodeEntry, instance: Instance) -> None:
     """Send code the first time an instance needs it, what it names first."""
-    instance.codes.add(code.code_id)
-    code.holders.append(instance)
+    code.holders[instance] = instance.code_life
     for required in code.requires:
-        if required.code_id not in instance.codes:
+        if required is not instance.known_code and required.holders.get(instance) != instance.code_life:
             _know_code(state, required, instance)
     if code.library_id != instance.library.library_id or (not code.payload and code.file is None):
         return  # part of the library's own payload
@@ -379,8 +383,11 @@ def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> N
     instance.outstanding += 1
     instance.calls += 1
     code = entry.code
-    if code.code_id not in instance.codes:
-        _know_code(state, code, instance)
+    if code is not instance.known_code:
+        if code.holders.get(instance) != instance.code_life:
+            _know_code(state, code, instance)
+        if not code.is_piece:
+            instance.known_code = code
 
 
 def even_out(state: ManagerState) -> float | None:
@@ -398,8 +405,12 @@ def even_out(state: ManagerState) -> float | None:
         # The next look would otherwise follow at once, where many answer at any time.
         soonest = state.now + EVEN_OUT_PAUSE_S * len(library.instances)
         for instance in list(islice(library.piled.values(), EVEN_OUT_LOOKS)):
-            library.piled.move_to_end(instance.worker.worker_id)
             extra = instance.groups_out - instance.slots
+            if extra <= 0:
+                instance.is_piled = False
+                del library.piled[instance.worker.worker_id]
+                continue
+            library.piled.move_to_end(instance.worker.worker_id)
             if not instance.worker.takes_work():
                 continue
             due = max(instance.progress_at + STUCK_S, instance.asked_at + ASK_AGAIN_S)
@@ -432,8 +443,12 @@ def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
     """A group takes what one of its calls asks for: they run one after the other."""
     if instance.groups_out == 0:
         instance.progress_at = state.now
+        instance.alike = shape
+    elif instance.alike is not shape:
+        instance.alike = None
     instance.groups_out += 1
-    if instance.groups_out == instance.slots + 1:
+    if instance.groups_out > instance.slots and not instance.is_piled:
+        instance.is_piled = True
         instance.library.piled[instance.worker.worker_id] = instance
     if shape.constrained:
         worker = instance.worker
@@ -453,7 +468,10 @@ def _place_one(state: ManagerState, entry: TaskEntry, instance: Instance) -> Non
     call = Call(
         entry.task_id, entry.attempt, entry.code.code_id, entry.index, entry.payload, refs, 0, True, entry.payload_file, box
     )
-    instance.groups.append([call])
+    if instance.groups is None:
+        instance.groups = [[call]]
+    else:
+        instance.groups.append([call])
 
 
 def _filled(
@@ -497,16 +515,20 @@ def _place_bundle(state: ManagerState, chosen: list[TaskEntry], instance: Instan
             publish = True
         refs = _input_refs(state, entry, instance, inside) if entry.inputs else []
         calls.append(Call(entry.task_id, entry.attempt, entry.code.code_id, entry.index, b"", refs, uses, publish))
-    instance.groups.append(calls)
+    if instance.groups is None:
+        instance.groups = [calls]
+    else:
+        instance.groups.append(calls)
 
 
 def send_run(state: ManagerState, instance: Instance) -> None:
     """Send what was gathered for an instance."""
-    groups, instance.groups = instance.groups, []
+    groups, instance.groups = instance.groups, None
+    assert groups is not None
     values: list[tuple[int, bytes]] = []
-    if instance.values:
+    if instance.values is not None:
         values = list(instance.values.items())
-        instance.values = {}
+        instance.values = None
     state.counters.dispatched += instance.calls
     instance.calls = instance.bytes = 0
     state.orders.append(orders.SendTo(instance.worker.worker_id, messages.Run(instance.library.library_id, groups, values)))
@@ -522,8 +544,6 @@ def unplace(entry: TaskEntry) -> Instance:
         bundle.remaining -= 1
         if bundle.remaining:
             return instance
-    if instance.groups_out == instance.slots + 1:
-        instance.library.piled.pop(instance.worker.worker_id, None)
     instance.groups_out -= 1
     shape = entry.kind.shape
     if shape.constrained:

@@ -43,6 +43,7 @@ class FileEntry:
         "kept",
         "maker",
         "name",
+        "never_made",
         "on_workers",
         "producer",
         "promised",
@@ -65,6 +66,7 @@ class FileEntry:
         self.kept = False  # unwritten in a slot, for the rest of its bundle
         self.producer: TaskEntry | None = None
         self.promised = False  # declared before the task that makes it was submitted: readers wait for that
+        self.never_made = False  # its producer ended well without it: another run would be no better
         # Every entry that has it as input and was submitted; finished ones are skipped, not removed.
         self.consumers: list[TaskEntry] = []
         # Unfinished consumers, and references from outside (futures, requested keys, declarations).
@@ -112,8 +114,9 @@ class CodeEntry:
         self.file = file  # holds the payload when it is large
         # What workers are told: the same to all of them.
         self.message: messages.Code | None = None
-        # Of a piece: instances that were sent it; those that forgot it or are gone are skipped, not removed.
-        self.holders: list[Instance] = []
+        # Instances that were sent it, with their ``code_life`` then. Here and not there: many vertices of a piece are placed one
+        # after the other, so this table is in the processor's caches, which those of thousands of instances are not.
+        self.holders: dict[Instance, int] = {}
 
 
 class Kind:
@@ -269,7 +272,7 @@ class LibraryEntry:
         # Instances with ready entries of their own, and those of them that may have room.
         self.stocked: dict[int, Instance] = {}
         self.near: dict[int, Instance] = {}
-        # Instances with more groups than slots.
+        # Instances with more groups than slots; those that have no more are met here, and dropped, when work is evened out.
         self.piled: OrderedDict[int, Instance] = OrderedDict()
         # Slots of all instances that are up.
         self.slots_up = 0
@@ -302,20 +305,26 @@ class LibraryEntry:
         self.line_up()
         for table in (self.hungry, self.idle, self.stocked, self.near, self.piled):
             table.pop(worker_id, None)
+        instance = self.instances.get(worker_id)
+        if instance is not None:
+            instance.is_piled = False
 
 
 class Instance:
     """A library on one worker."""
 
     __slots__ = (
+        "alike",
         "asked_at",
         "bytes",
         "calls",
-        "codes",
+        "code_life",
         "error",
         "error_data",
         "groups",
         "groups_out",
+        "is_piled",
+        "known_code",
         "library",
         "local",
         "mean_us",
@@ -336,13 +345,20 @@ class Instance:
         self.outstanding = 0
         # Groups placed here whose last call has not been answered.
         self.groups_out = 0
+        # The shape of all that is placed here; None: nothing is, or several that ask for something.
+        self.alike: Shape | None = None
         self.mean_us = 0.0
-        self.codes: set[int] = set()
+        # Grows when everything that was sent here has to be sent again; and the function that was used last and is here.
+        self.code_life = 0
+        self.known_code: CodeEntry | None = None
+        # Is in LibraryEntry.piled.
+        self.is_piled = False
         # Ready entries whose large inputs are here.
         self.local = ReadyQueue()
-        # The Run message being gathered.
-        self.groups: list[list[Call]] = []
-        self.values: dict[int, bytes] = {}
+        # The Run message being gathered. Tables that are empty most of the time are None then: of thousands of instances none is
+        # in the processor's caches when it is its turn.
+        self.groups: list[list[Call]] | None = None
+        self.values: dict[int, bytes] | None = None
         self.calls = 0
         self.bytes = 0
         self.error = ""
@@ -656,8 +672,10 @@ class ManagerState:
     blocked_hosts: dict[str, float] = field(default_factory=dict)
     # When to look again whether work should move between workers; None: no reason to.
     even_out_at: float | None = None
-    # (object, destination) of transfers between workers under way, with the worker that was named first.
-    peer_fetches: dict[tuple[str, int], int] = field(default_factory=dict)
+    # (object, destination) of transfers between workers under way, with the workers that were named, the one to ask first first.
+    peer_fetches: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
+    # Peers from which the worker that is being given an entry may fetch its inputs, found when these were looked at.
+    found_peers: dict[FileEntry, list[WorkerEntry]] = field(default_factory=dict)
     # Objects that pass through the manager, by transfer; and by (object, destination).
     splices: dict[int, Splice] = field(default_factory=dict)
     splices_to: dict[tuple[str, int], Splice] = field(default_factory=dict)
@@ -670,9 +688,11 @@ class ManagerState:
     ring: deque[int] = field(default_factory=deque)
     # Ready entries that wait for an object which is on its way to the manager, by its name.
     parked: dict[str, list[TaskEntry]] = field(default_factory=dict)
-    # Pieces of finished graphs that workers have not been told of yet, and their size.
+    # Pieces of finished graphs that workers have not been told of, their size, their copies on workers, and the size of those.
     forgotten: list[CodeEntry] = field(default_factory=list)
     forgotten_bytes: int = 0
+    forgotten_copies: int = 0
+    forgotten_copies_bytes: int = 0
     next_transfer_id: int = 1
     orders: list[object] = field(default_factory=list)
     delivered: list[TaskEntry] = field(default_factory=list)

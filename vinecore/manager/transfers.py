@@ -44,25 +44,28 @@ def has_room(state: ManagerState, peers: list[WorkerEntry]) -> bool:
 
 def fetch(state: ManagerState, file: FileEntry, worker: WorkerEntry, peers: list[WorkerEntry]) -> None:
     """Order a fetch from peers; the ticket lets this worker, and nobody else, have the object for a while."""
+    # One that was dropped while it was on its way, and is wanted again: the worker answers both orders once.
+    ended(state, file.name, worker.worker_id)
     named = peers[:NAMED_PEERS]
     named[0].outgoing += 1
-    state.peer_fetches[file.name, worker.worker_id] = named[0].worker_id
+    state.peer_fetches[file.name, worker.worker_id] = tuple([peer.worker_id for peer in named])
     expires = int(state.now + state.epoch_offset_s) + LIFETIME_S
     ticket = make_ticket(state.transfer_key, file.name, worker.worker_id, expires)
     sources = [(peer.host, peer.hello.peer_port) for peer in named]
     state.orders.append(orders.SendTo(worker.worker_id, messages.Fetch(file.name, file.size_bytes, sources, ticket, expires)))
 
 
-def ended(state: ManagerState, name: str, worker_id: int) -> int | None:
-    """A fetch ended, well or not: its source has a transfer to spare. Returns the source; None when it was not from a peer."""
-    source_id = state.peer_fetches.pop((name, worker_id), None)
-    if source_id is None:
-        return None
+def ended(state: ManagerState, name: str, worker_id: int) -> tuple[int, ...]:
+    """A fetch ended, well or not: its source has a transfer to spare. Returns the workers named; none if from the manager."""
+    named = state.peer_fetches.pop((name, worker_id), ())
+    if not named:
+        return ()
+    source_id = named[0]
     source = state.workers.get(source_id)
     if source is not None:
         source.outgoing -= 1
         look_again(state, source_id, WOKEN if source.outgoing else None)
-    return source_id
+    return named
 
 
 def wait_for_room(state: ManagerState, entry: TaskEntry, source: WorkerEntry) -> None:
@@ -93,8 +96,8 @@ def worker_left(state: ManagerState, worker: WorkerEntry) -> None:
     worker_id = worker.worker_id
     for name, destination in [key for key in state.peer_fetches if key[1] == worker_id]:
         ended(state, name, destination)
-    for (name, destination), source_id in state.peer_fetches.items():
-        if source_id == worker_id and destination in state.workers:
+    for (name, destination), named in state.peer_fetches.items():
+        if worker_id in named and destination in state.workers:
             stop = messages.StopFetch(name, worker.host, worker.hello.peer_port)
             state.orders.append(orders.SendTo(destination, stop))
     look_again(state, worker_id, None)

@@ -151,7 +151,8 @@ class ForkingSlot(Slot):
             status = messages.SPOILT_INPUT if str(error) in self._spoilt else messages.NO_INPUT
             result = Result(call.task_id, call.attempt, status, 0, str(error).encode())
         except OSError as error:
-            # The sandbox could not be built or emptied (disk full, rights): not the task's fault.
+            # The sandbox could not be built or emptied (disk full, rights): not the task's fault. A value would have no owner.
+            (Path(self.store) / f"{self.run_name}-{call.task_id}.{call.attempt}").unlink(missing_ok=True)
             result = Result(call.task_id, call.attempt, messages.LOST, 0, f"its sandbox failed: {error}".encode())
         except Exception as error:
             result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))

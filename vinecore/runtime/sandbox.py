@@ -142,7 +142,11 @@ class Box:
         return {name: value for name, value in merged.items() if value is not None}
 
     def collect(self, succeeded: bool, inline_limit_bytes: int) -> tuple[list[tuple[str, int, bytes]], list[str]]:
-        """Outputs go into the store: (name, size, content when small and wanted home) of each, and the paths that are missing."""
+        """Outputs go into the store: (name, size, content when small and wanted home) of each, and the paths that are missing.
+
+        Raises:
+            OSError: the disk does not take one of them; none is in the store then.
+        """
         taken: list[tuple[str, int, bytes]] = []
         missing: list[str] = []
         inline_bytes = 0
@@ -156,14 +160,20 @@ class Box:
                 missing.append(product.path)
                 continue
             limit = min(inline_limit_bytes, INLINE_TOTAL_BYTES - inline_bytes)
-            taken.append(self._take(product, source, limit, last[product.path] == number))
+            try:
+                taken.append(self._take(product, source, limit, last[product.path] == number))
+            except OSError:
+                # The task counts as lost: what it has left so far would never be asked for, on a disk that may be full.
+                for name, _, _ in taken:
+                    (self.store / name).unlink(missing_ok=True)
+                raise
             inline_bytes += len(taken[-1][2])
         return taken, missing
 
     def _take(self, product: Product, source: Path, inline_limit_bytes: int, may_move: bool) -> tuple[str, int, bytes]:
         info = source.stat()
         size = info.st_size
-        if product.flags & messages.HOME and size <= inline_limit_bytes:
+        if size == 0 or (product.flags & messages.HOME and size <= inline_limit_bytes):
             return product.name, size, source.read_bytes()
         aside = self.store / f".aside-{product.name}"
         try:

@@ -98,6 +98,10 @@ class MissingInput(Exception):
     """An input of a call is not here (its producer failed, or its object was lost)."""
 
 
+class NoRoom(Exception):
+    """A result could not be written here: another worker may be able to."""
+
+
 def _is_inert(value: object) -> bool:
     """Whether nothing can happen when this object ends: plain values, and arrays of numbers (numpy is not imported here)."""
     kind = type(value)
@@ -257,6 +261,8 @@ class Slot:
                 self.keep(call, value, result)
         except MissingInput as error:
             result = Result(call.task_id, call.attempt, messages.NO_INPUT, 0, str(error).encode())
+        except NoRoom as error:
+            result = Result(call.task_id, call.attempt, messages.LOST, 0, str(error).encode())
         except BaseException as error:
             result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
         result.duration_us = int((perf_counter() - started) * 1e6)
@@ -388,13 +394,13 @@ class Slot:
         try:
             payloads.write_file(aside, encoded)
             os.rename(aside, f"{self.store}/{name}")
-        except OSError:
+        except OSError as error:
             # A partial object must not stay behind: it would hold the space that the next try needs.
             try:
                 os.unlink(aside)
             except FileNotFoundError:
                 pass
-            raise
+            raise NoRoom(f"its result could not be written: {error.strerror}") from None
         if call.index >= 0 and _is_inert(value):
             self.recent.put(name, value, size)
         return Result(call.task_id, call.attempt, messages.OK_STORED, 0, b"", size)

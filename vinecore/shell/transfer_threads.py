@@ -7,6 +7,7 @@ WorkerLoop <--events-- (report, from the thread)
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import ssl
 import threading
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from vinecore.errors import PeerError, VineError
+from vinecore.errors import FileLost, PeerError, VineError
 from vinecore.shell import transfer
 from vinecore.shell.store import Store
 from vinecore.wire import messages
@@ -23,6 +24,8 @@ from vinecore.worker import events, orders
 TRANSFER_THREADS = 4
 # Others than those: a fetch through the manager waits for the upload of another worker, which must never wait for that in turn.
 UPLOAD_THREADS = 4
+# Errors of the disk here, and not of the other side.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class TransferThreads:
@@ -89,16 +92,22 @@ class TransferThreads:
         self._senders.submit(self._upload, order, worker_id)
 
     def _fetch(self, order: orders.FetchObject, worker_id: int) -> None:
+        absent: list[int] = []
+        unreached: list[int] = []
         event: events.Event
         try:
-            size = self._fetch_from_anywhere(order, worker_id)
+            size = self._fetch_from_anywhere(order, worker_id, absent, unreached)
             event = events.ObjectArrived(time.monotonic(), order.name, size)
         except (OSError, VineError) as error:
-            event = events.ObjectFailed(time.monotonic(), order.name, f"{type(error).__name__}: {error}")
+            why = f"{type(error).__name__}: {error}"
+            event = events.ObjectFailed(time.monotonic(), order.name, why, absent, unreached)
         self.report(event)
 
-    def _fetch_from_anywhere(self, order: orders.FetchObject, worker_id: int) -> int:
+    def _fetch_from_anywhere(self, order: orders.FetchObject, worker_id: int, absent: list[int], unreached: list[int]) -> int:
         """Ask the peers that were named, one after the other; without any, the manager.
+
+        Parameters:
+            absent, unreached: get the numbers of the peers that do not have it, and of those that did not answer well.
 
         Raises:
             OSError, VineError: of the last one that was asked.
@@ -108,10 +117,16 @@ class TransferThreads:
             with self._using(transfer.dial(self.address, self.secret, context=self.tls)) as link:
                 return transfer.fetch(link, self.store, request)
         failure: Exception = PeerError("no peer was named")
-        for source in order.sources:
+        for number, source in enumerate(order.sources):
             try:
                 return self._fetch_from_peer(order, source, request)
+            except FileLost as error:
+                absent.append(number)
+                failure = error
             except (OSError, VineError) as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    raise  # this disk is to blame, and no other peer would help
+                unreached.append(number)
                 failure = error
         raise failure
 

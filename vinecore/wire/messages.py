@@ -352,10 +352,16 @@ class Fetched(Struct, array_like=True, tag="fetched", frozen=True):
 
 
 class FetchFailed(Struct, array_like=True, tag="fetchfail", frozen=True):
-    """An object could not be brought here; ``reason`` is for people."""
+    """An object could not be brought here; ``reason`` is for people.
+
+    Of the sources that were named, by number: ``absent`` answered that they do not have it, ``unreached`` did not answer as they
+    should.
+    """
 
     name: str
     reason: str
+    absent: list[int] = []
+    unreached: list[int] = []
 
 
 class UploadFailed(Struct, array_like=True, tag="upfail", frozen=True):

@@ -77,11 +77,13 @@ class ObjectArrived(Record):
 
 
 class ObjectFailed(Record):
-    """A fetch failed."""
+    """A fetch failed. ``absent``, ``unreached``: numbers of sources, as in FetchFailed."""
 
     now: float
     name: str
     reason: str
+    absent: list[int] = []
+    unreached: list[int] = []
 
 
 class UploadEnded(Record):

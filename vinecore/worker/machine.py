@@ -100,7 +100,7 @@ class WorkerMachine:
         elif isinstance(event, events.ObjectArrived):
             on_cache.arrived(state, event.name, event.size_bytes)
         elif isinstance(event, events.ObjectFailed):
-            on_cache.failed(state, event.name, event.reason)
+            on_cache.failed(state, event)
         elif isinstance(event, events.UploadEnded):
             on_cache.upload_ended(state, event.transfer_id, event.name, event.reason)
         elif isinstance(event, events.ManagerGone):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vinecore.wire import messages
-from vinecore.worker import on_calls, on_libraries, orders
+from vinecore.worker import events, on_calls, on_libraries, orders
 from vinecore.worker.state import WorkerState
 
 
@@ -41,13 +41,14 @@ def arrived(state: WorkerState, name: str, size_bytes: int) -> None:
     _settle(state, name, "")
 
 
-def failed(state: WorkerState, name: str, reason: str) -> None:
+def failed(state: WorkerState, event: events.ObjectFailed) -> None:
     """A fetch failed: the manager hears why, calls that need it find it missing."""
+    name, reason = event.name, event.reason
     if name not in state.unwanted and on_libraries.may_fetch_again(state, name):
         state.orders.append(orders.FetchObject(name, 0))
         return
     state.unwanted.discard(name)
-    state.orders.append(orders.ToManager(messages.FetchFailed(name, reason)))
+    state.orders.append(orders.ToManager(messages.FetchFailed(name, reason, event.absent, event.unreached)))
     _settle(state, name, reason)
 
 

@@ -262,15 +262,18 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
                 state.objects[f"{state.welcome.run}-{result.task_id}.{result.attempt}"] = result.size_bytes
             out.append(result)
             continue
-        _, group = outstanding.popleft()
+        call, group = outstanding.popleft()
         sequence = slot.first
         slot.first = sequence + 1
         if sequence >= slot.taken or sequence in slot.returned:
             continue
         if sequence in slot.cancelled:
             slot.cancelled.discard(sequence)
-            if result.status == messages.OK_STORED:
-                _unlink_results(state, [(result.task_id, result.attempt)])
+            if result.status == messages.OK_STORED or result.report is not None:
+                _unlink_results(state, [call])
+            if result.report is not None and result.report.damaged:
+                _forget_damaged(state, result.report)
+                state.orders.append(orders.ToManager(messages.Removed(result.report.damaged)))
             continue
         if result.status == messages.HANDED_BACK and len(group.calls) == 1:
             library.queue.appendleft(group)
@@ -280,6 +283,12 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
             state.objects[f"{state.welcome.run}-{result.task_id}.{result.attempt}"] = result.size_bytes
         if result.report is not None:
             state.objects.update((name, size) for name, size, content in result.report.products if size and not content)
+            _forget_damaged(state, result.report)
+        if result.status == messages.NO_INPUT:
+            # The slot has looked, and the manager will believe it: a copy that came since then would have no owner.
+            name = result.value.decode("utf-8", "replace")
+            if state.objects.pop(name, None) is not None:
+                state.orders.append(orders.UnlinkObjects([name]))
         out.append(result)
         if result.status <= messages.RAISED:
             total += result.duration_us
@@ -303,6 +312,12 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
     feed(state, library)
 
 
+def _forget_damaged(state: WorkerState, report: messages.Report) -> None:
+    """The slot has dropped what its call wrote into."""
+    for name in report.damaged:
+        state.objects.pop(name, None)
+
+
 def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> None:
     """A slot died: blame the call it had started, run the others elsewhere, fork a new one."""
     slot = state.slots.pop(slot_id, None)
@@ -314,7 +329,7 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> 
     again: list[Group] = []
     ours = slot.is_killed or started in slot.cancelled
     # What it wrote and could not report any more has no owner.
-    _unlink_results(state, [(call.task_id, call.attempt) for _, call, _ in _held(slot)])
+    _unlink_results(state, [call for _, call, _ in _held(slot)])
     for number, call, group in _held(slot):
         if number in slot.cancelled:
             continue
@@ -336,19 +351,24 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> 
 def lose_slots(state: WorkerState, library: WorkerLibrary, why: str) -> None:
     """All slots of a library died with their parent: the oldest call of each bears the blame, the others are handed back."""
     for slot in library.slots.values():
-        lost = []
         for number, call, _ in _held(slot):
-            lost.append((call.task_id, call.attempt))
             if number not in slot.cancelled:
                 status, text = (messages.LOST, why.encode()) if number == slot.first else (messages.HANDED_BACK, b"")
                 state.results.append(Result(call.task_id, call.attempt, status, 0, text))
-        _unlink_results(state, lost)
 
 
-def _unlink_results(state: WorkerState, calls: list[tuple[int, int]]) -> None:
-    """Remove results that nobody is told of, if they were written."""
+def unlink_unreported(state: WorkerState, library: WorkerLibrary) -> None:
+    """Slots ended with calls that they had not answered: what these wrote has no owner."""
+    for slot in library.slots.values():
+        _unlink_results(state, [call for _, call, _ in _held(slot)])
+
+
+def _unlink_results(state: WorkerState, calls: list[Call]) -> None:
+    """Remove results and products that nobody is told of, if they were written."""
     if calls and state.welcome is not None:
-        state.orders.append(orders.UnlinkObjects([f"{state.welcome.run}-{task}.{attempt}" for task, attempt in calls]))
+        names = [f"{state.welcome.run}-{call.task_id}.{call.attempt}" for call in calls]
+        names += [product.name for call in calls if call.sandbox is not None for product in call.sandbox.products]
+        state.orders.append(orders.UnlinkObjects(names))
 
 
 def close_slot(state: WorkerState, slot: WorkerSlot) -> None:

@@ -18,8 +18,12 @@ def start_library(state: WorkerState, message: messages.StartLibrary) -> None:
     library = state.libraries[message.library_id] = WorkerLibrary(message)
     library.restarts.append(state.now)
     needed = {message.payload_name, *(mount.source for mount in message.mounts if isinstance(mount.source, str))}
-    library.missing = {name for name in needed if name in state.fetching}
-    for name in library.missing:
+    library.missing = {name for name in needed if name and name not in state.objects}
+    for name in sorted(library.missing):
+        if name not in state.fetching:
+            # That it could not be fetched was found out before this message came.
+            state.fetching[name] = []
+            state.orders.append(orders.FetchObject(name, 0))
         state.late_starts.setdefault(name, []).append(message.library_id)
     if not library.missing:
         state.orders.append(orders.StartHost(message.library_id, message))
@@ -60,12 +64,14 @@ def stop_library(state: WorkerState, library_id: int) -> None:
     library.stopping = True
     for call in on_calls.outstanding_calls(library):
         state.results.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
-    _forget(state, library)
     state.orders.append(orders.StopHost(library_id))
+    _forget(state, library)
     state.orders.append(orders.ToManager(messages.LibraryGone(library_id, "")))
 
 
 def _forget(state: WorkerState, library: WorkerLibrary) -> None:
+    """Close the books of an instance whose processes are gone."""
+    on_calls.unlink_unreported(state, library)
     for slot_id in list(library.slots):
         del library.slots[slot_id]
         del state.slots[slot_id]
@@ -176,8 +182,8 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
         why = f"slots of library {spec.name!r} ended {len(ends)} times in {spec.restart_window_s:g} s before their first call"
         for call in on_calls.outstanding_calls(library):
             state.results.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
-        _forget(state, library)
         state.orders.append(orders.StopHost(library.library_id))
+        _forget(state, library)
         state.orders.append(orders.ToManager(messages.LibraryGone(library.library_id, f"{why}: its process {how or 'died'}")))
 
 

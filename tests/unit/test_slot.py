@@ -1,0 +1,47 @@
+"""A slot without its socket: what it reports of single calls."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vinecore.runtime import payload as payloads
+from vinecore.runtime.slot import Slot
+from vinecore.wire import messages
+
+
+def slot_in(store: Path, function: Any) -> Slot:
+    begin = messages.Begin(1, "library", b"", [], str(store), "r", 1000)
+    return Slot(None, memoryview(bytearray(16)), begin, {7: function})  # type: ignore[arg-type]
+
+
+def call(uses: int = 0) -> messages.Call:
+    return messages.Call(1, 3, 7, -1, pickle.dumps(((), {})), [], uses, True)
+
+
+@pytest.mark.parametrize("uses", [0, 2])
+def test_a_result_that_the_disk_does_not_take_is_no_fault_of_the_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uses: int
+) -> None:
+    """It was raised as the function's own OSError, and not tried anywhere else."""
+
+    def full(path: str, encoded: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(payloads, "write_file", full)
+    slot = slot_in(tmp_path, lambda: b"x" * 5000)
+    result = slot.execute(call(uses))
+    assert result.status == messages.LOST and b"No space left" in result.value
+    assert not slot.kept and not slot.stored
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_oserror_of_the_function_is_its_own(tmp_path: Path) -> None:
+    def fails() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert slot_in(tmp_path, fails).execute(call()).status == messages.RAISED
