@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
     "vinecore.manager": (
         ("transitions",),
+        ("ready",),
         ("state",),
         ("events", "orders", "invariants"),
         ("replicas", "transfers", "splices", "lineage"),

@@ -11,7 +11,8 @@ from vinecore.errors import FileLost, LibraryFailed, ProtocolError, SlotLost, Ta
 from vinecore.manager import events, orders
 from vinecore.manager import transitions as t
 from vinecore.manager.machine import ManagerMachine
-from vinecore.manager.state import CANCELLED, RAISED, GraphEntry, ReadyQueue, TaskEntry
+from vinecore.manager.ready import ReadyQueue
+from vinecore.manager.state import CANCELLED, RAISED, GraphEntry, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 from vinecore.wire.messages import Result
@@ -536,7 +537,7 @@ def test_an_illegal_message_leaves_the_tables_alone() -> None:
 def test_a_queue_takes_an_entry_twice_and_yields_it_once() -> None:
     builder = Builder()
     entries = [builder.call() for _ in range(3)]
-    queue = ReadyQueue()
+    queue: ReadyQueue[TaskEntry] = ReadyQueue()
     for entry in [entries[2], entries[0], entries[0], entries[1]]:
         entry.state = t.READY
         queue.push(entry)

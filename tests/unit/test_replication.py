@@ -7,6 +7,7 @@ import pytest
 from tests.kit.builders import hello
 from tests.unit.test_manager_machine import World
 from vinecore.manager import events, orders
+from vinecore.manager.replication import PAUSE_S
 from vinecore.manager.state import TaskEntry
 from vinecore.wire import messages
 
@@ -106,9 +107,23 @@ def test_a_failed_copy_is_tried_elsewhere() -> None:
     world = Fleet(2, 1000, 1000, 1000)
     _, maker = world.make()
     ((second, name),) = world.fetches()
-    world.say(second, messages.FetchFailed(name, "OSError: refused"))
+    world.say(second, messages.FetchFailed(name, "OSError: refused", unreached=[0]))
     ((third, again),) = world.fetches()
     assert again == name and third not in (maker, second)
+
+
+def test_a_worker_that_cannot_take_copies_is_left_alone_for_a_while() -> None:
+    world = Fleet(2, 1000, 1000)
+    _, maker = world.make()
+    ((second, name),) = world.fetches()
+    world.say(second, messages.FetchFailed(name, "OSError: no space left on device"))
+    assert not world.fetches()
+    world.now += PAUSE_S - 1.0
+    world.do(events.Tick(0.0))
+    assert not world.fetches()
+    world.now += 2.0
+    world.do(events.Tick(0.0))
+    assert world.fetches() == [(second, name)] and second != maker
 
 
 def test_what_nobody_needs_is_not_copied() -> None:

@@ -62,3 +62,15 @@ def test_a_workspace_that_is_swept_before_it_is_locked_is_made_again(
     assert made.objects.is_dir()
     made.remove()
     assert not made.workspace.exists()
+
+
+def test_parts_of_objects_go_only_with_their_writers(temporary: Path) -> None:
+    made = Store(str(temporary / "mine"))
+    whole, part = made.path("r1-1.1"), made.aside("r1-1.1")
+    for path in (whole, part):
+        path.write_bytes(b"x")
+    made.unlink(["r1-1.1", "r1-2.1"])
+    assert not whole.exists() and part.exists(), "a slot that lives may still be writing"
+    made.unlink(["r1-1.1", "r1-2.1"], partial=True)
+    assert list(made.objects.iterdir()) == []
+    made.remove()

@@ -172,7 +172,7 @@ def test_a_dead_slot_hands_the_rest_of_a_bundle_back() -> None:
     world.answer(1, 1, status=messages.OK_KEPT)
     world.do(events.SlotGone(0.0, 1, 1))
     assert world.results() == [(2, messages.LOST), (3, messages.HANDED_BACK)]
-    assert [o.names for o in world.of(orders.UnlinkObjects)] == [["r0-2.1", "r0-3.1"]]
+    assert [(o.names, o.partial) for o in world.of(orders.UnlinkObjects)] == [(["r0-2.1", "r0-3.1"], True)]
 
 
 def stuck(world: World) -> None:

@@ -15,6 +15,9 @@ from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
 CANDIDATES = 16
 # Files that are tried for each event; the others have their turn at the next one.
 TRIES = 32
+# A worker that could not take what its source had (its disk is full, say) gets no copies for this long; lower: more vain
+# transfers, higher: a disk with room again is used later.
+PAUSE_S = 15.0
 
 
 def look_at(state: ManagerState, file: FileEntry) -> None:
@@ -76,9 +79,6 @@ def _copy(state: ManagerState, file: FileEntry) -> bool:
 
 def _can_take(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> bool:
     has = worker.worker_id in (file.on_workers or ()) or worker.worker_id in (file.coming or ())
-    return (
-        not has
-        and worker.takes_work()
-        and worker.free_bytes() > file.size_bytes
-        and bool(transfers.peers_with(state, file, worker))
-    )
+    if has or state.now < worker.copies_from:
+        return False
+    return worker.takes_work() and worker.free_bytes() > file.size_bytes and bool(transfers.peers_with(state, file, worker))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from typing import Protocol
 
 from vinecore.manager import transitions as t
+from vinecore.manager.ready import ReadyQueue
 from vinecore.model.allocation import allocate
 from vinecore.model.config import Tunables
 from vinecore.model.notes import Note
@@ -131,54 +131,6 @@ class Kind:
         self.mean_bytes = 0.0
 
 
-class ReadyQueue:
-    """Ready entries of one shape: priority first, then order of submission.
-
-    Entries that are no longer READY are dropped when met. In-order arrivals cost an append, others a heap push.
-    """
-
-    __slots__ = ("_heap", "_line", "_pushed")
-
-    def __init__(self) -> None:
-        self._line: deque[TaskEntry] = deque()
-        # The third number only tells apart an entry from an older, stale place of the same entry.
-        self._heap: list[tuple[float, int, int, TaskEntry]] = []
-        self._pushed = 0
-
-    def push(self, entry: TaskEntry) -> None:
-        line = self._line
-        if not line or (line[-1].priority >= entry.priority and line[-1].task_id < entry.task_id):
-            line.append(entry)
-        else:
-            self._pushed += 1
-            heappush(self._heap, (-entry.priority, entry.task_id, self._pushed, entry))
-
-    def pop(self) -> TaskEntry | None:
-        """Take the first entry that is still ready."""
-        line, heap = self._line, self._heap
-        while True:
-            if heap and (not line or (heap[0][0], heap[0][1]) < (-line[0].priority, line[0].task_id)):
-                entry = heappop(heap)[3]
-            elif line:
-                entry = line.popleft()
-            else:
-                return None
-            if entry.state is t.READY and not entry.dequeued:
-                entry.dequeued = True
-                return entry
-
-    def drain(self) -> list[TaskEntry]:
-        """Take everything that is still ready, in order."""
-        out = []
-        while (entry := self.pop()) is not None:
-            out.append(entry)
-        return out
-
-    def __len__(self) -> int:
-        """Upper bound: stale entries are counted until they are met."""
-        return len(self._line) + len(self._heap)
-
-
 class Shape:
     """Where a group of tasks can run: one library and one request."""
 
@@ -190,7 +142,7 @@ class Shape:
         # What is unset follows the rules of allocation (a share of the worker), instead of being nothing.
         self.allocates = allocates
         self.constrained = allocates or not request.is_unset()
-        self.ready = ReadyQueue()
+        self.ready: ReadyQueue[TaskEntry] = ReadyQueue()
         self.queued = False  # is in ManagerState.active
         library.shapes.append(self)
 
@@ -354,7 +306,7 @@ class Instance:
         # Is in LibraryEntry.piled.
         self.is_piled = False
         # Ready entries whose large inputs are here.
-        self.local = ReadyQueue()
+        self.local: ReadyQueue[TaskEntry] = ReadyQueue()
         # The Run message being gathered. Tables that are empty most of the time are None then: of thousands of instances none is
         # in the processor's caches when it is its turn.
         self.groups: list[list[Call]] | None = None
@@ -388,6 +340,7 @@ class WorkerEntry:
         "amounts",
         "blocked",
         "committed",
+        "copies_from",
         "draining",
         "held",
         "held_bytes",
@@ -425,6 +378,8 @@ class WorkerEntry:
         # Files that are here or were told to come, by cache name: the part of ManagerState.held that names this worker.
         self.held: dict[str, FileEntry] = {}
         self.held_bytes = 0
+        # When it may be given copies of temps again.
+        self.copies_from = 0.0
         # Those of them that only a rerun of another worker's task would read, oldest first, and their size together.
         self.spares: dict[str, FileEntry] = {}
         self.spare_bytes = 0

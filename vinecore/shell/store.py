@@ -116,10 +116,12 @@ class Store:
         """Where an object is written before it is complete."""
         return self.objects / f".aside-{checked_name(name)}"
 
-    def unlink(self, names: list[str]) -> None:
-        """Drop objects; those that are not there are no error."""
+    def unlink(self, names: list[str], partial: bool = False) -> None:
+        """Drop objects; those that are not there are no error. ``partial``: their writers are dead and may have left parts."""
         for name in names:
             self.path(name).unlink(missing_ok=True)
+            if partial:
+                self.aside(name).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Drop all objects (another manager comes)."""

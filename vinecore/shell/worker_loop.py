@@ -445,7 +445,7 @@ class WorkerLoop:
         elif isinstance(order, orders.UploadObject):
             self.transfers.upload(order, self._worker_id())
         elif isinstance(order, orders.UnlinkObjects):
-            self.store.unlink(order.names)
+            self.store.unlink(order.names, order.partial)
         elif isinstance(order, orders.LeaveManager):
             self.leave_reason = self.leave_reason or order.reason
             self.exit_wanted = self.exit_wanted or order.exit

@@ -270,7 +270,7 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
         if sequence in slot.cancelled:
             slot.cancelled.discard(sequence)
             if result.status == messages.OK_STORED or result.report is not None:
-                _unlink_results(state, [call])
+                _unlink_results(state, [call], False)
             if result.report is not None and result.report.damaged:
                 _forget_damaged(state, result.report)
                 state.orders.append(orders.ToManager(messages.Removed(result.report.damaged)))
@@ -301,15 +301,20 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
             library.mean_us = 0.1
     slot.progress_at = state.now
     if not outstanding:
-        if slot.taken != NOT_REVOKED or slot.revoked_from != NOT_REVOKED:
-            slot.taken = slot.revoked_from = NOT_REVOKED
-            slot.is_revoking = False
-            slot.cancelled.clear()
-            slot.returned.clear()
-            state.orders.append(orders.Revoke(slot_id, NOT_REVOKED))
-        if slot.draining:
-            close_slot(state, slot)
+        _emptied(state, slot)
     feed(state, library)
+
+
+def _emptied(state: WorkerState, slot: WorkerSlot) -> None:
+    """A slot has answered everything: nothing is revoked there any more, and it ends if it was to."""
+    if slot.taken != NOT_REVOKED or slot.revoked_from != NOT_REVOKED:
+        slot.taken = slot.revoked_from = NOT_REVOKED
+        slot.is_revoking = False
+        slot.cancelled.clear()
+        slot.returned.clear()
+        state.orders.append(orders.Revoke(slot.slot_id, NOT_REVOKED))
+    if slot.draining:
+        close_slot(state, slot)
 
 
 def _forget_damaged(state: WorkerState, report: messages.Report) -> None:
@@ -329,7 +334,7 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> 
     again: list[Group] = []
     ours = slot.is_killed or started in slot.cancelled
     # What it wrote and could not report any more has no owner.
-    _unlink_results(state, [call for _, call, _ in _held(slot)])
+    _unlink_results(state, [call for _, call, _ in _held(slot)], True)
     for number, call, group in _held(slot):
         if number in slot.cancelled:
             continue
@@ -360,15 +365,15 @@ def lose_slots(state: WorkerState, library: WorkerLibrary, why: str) -> None:
 def unlink_unreported(state: WorkerState, library: WorkerLibrary) -> None:
     """Slots ended with calls that they had not answered: what these wrote has no owner."""
     for slot in library.slots.values():
-        _unlink_results(state, [call for _, call, _ in _held(slot)])
+        _unlink_results(state, [call for _, call, _ in _held(slot)], True)
 
 
-def _unlink_results(state: WorkerState, calls: list[Call]) -> None:
-    """Remove results and products that nobody is told of, if they were written."""
+def _unlink_results(state: WorkerState, calls: list[Call], is_dead: bool) -> None:
+    """Remove results and products that nobody is told of, if they were written. ``is_dead``: perhaps only in part."""
     if calls and state.welcome is not None:
         names = [f"{state.welcome.run}-{call.task_id}.{call.attempt}" for call in calls]
         names += [product.name for call in calls if call.sandbox is not None for product in call.sandbox.products]
-        state.orders.append(orders.UnlinkObjects(names))
+        state.orders.append(orders.UnlinkObjects(names, is_dead))
 
 
 def close_slot(state: WorkerState, slot: WorkerSlot) -> None:

@@ -98,9 +98,10 @@ class UploadObject(Record):
 
 
 class UnlinkObjects(Record):
-    """Remove objects from the store."""
+    """Remove objects from the store; ``partial``: also what was written of them before their writer died."""
 
     names: list[str]
+    partial: bool = False
 
 
 class LeaveManager(Record):

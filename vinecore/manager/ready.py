@@ -1,0 +1,70 @@
+"""The queue of what is ready, one for each shape."""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from typing import Generic, Protocol, TypeVar
+
+from vinecore.manager import transitions as t
+
+
+class Queued(Protocol):
+    """What the queue must see of an entry."""
+
+    task_id: int
+    priority: float
+    state: str
+    # It was taken out, or is in another queue.
+    dequeued: bool
+
+
+E = TypeVar("E", bound=Queued)
+
+
+class ReadyQueue(Generic[E]):
+    """Ready entries of one shape: priority first, then order of submission.
+
+    Entries that are no longer READY are dropped when met. In-order arrivals cost an append, others a heap push.
+    """
+
+    __slots__ = ("_heap", "_line", "_pushed")
+
+    def __init__(self) -> None:
+        self._line: deque[E] = deque()
+        # The third number only tells apart an entry from an older, stale place of the same entry.
+        self._heap: list[tuple[float, int, int, E]] = []
+        self._pushed = 0
+
+    def push(self, entry: E) -> None:
+        line = self._line
+        if not line or (line[-1].priority >= entry.priority and line[-1].task_id < entry.task_id):
+            line.append(entry)
+        else:
+            self._pushed += 1
+            heappush(self._heap, (-entry.priority, entry.task_id, self._pushed, entry))
+
+    def pop(self) -> E | None:
+        """Take the first entry that is still ready."""
+        line, heap = self._line, self._heap
+        while True:
+            if heap and (not line or (heap[0][0], heap[0][1]) < (-line[0].priority, line[0].task_id)):
+                entry = heappop(heap)[3]
+            elif line:
+                entry = line.popleft()
+            else:
+                return None
+            if entry.state is t.READY and not entry.dequeued:
+                entry.dequeued = True
+                return entry
+
+    def drain(self) -> list[E]:
+        """Take everything that is still ready, in order."""
+        out = []
+        while (entry := self.pop()) is not None:
+            out.append(entry)
+        return out
+
+    def __len__(self) -> int:
+        """Upper bound: stale entries are counted until they are met."""
+        return len(self._line) + len(self._heap)
