@@ -106,7 +106,7 @@ def test_sources_are_judged_one_by_one() -> None:
     assert file is not None
     for worker_id in (1, 2):
         file.on_workers = (file.on_workers or set()) | {worker_id}
-        state.workers[worker_id].held[file.name] = file
+        state.workers[worker_id].hold(file)
     for host in ("h1", "h2"):
         world.do(events.HostsChanged(0.0, block=host, until=1e9))
     world.submit(world.builder.call(made))
