@@ -94,15 +94,15 @@ MUTATIONS = [
         "the border of a revocation is ignored",
         "worker.on_calls",
         "_take_back",
-        "if number < slot.taken:",
-        "if number < slot.first:",
+        "if not slot.taken <= number < end:",
+        "if not slot.first <= number < end:",
     ),
     Mutation("a dead slot takes its calls along", "worker.on_calls", "slot_gone", "again.append(group)", "pass"),
     Mutation(
         "a dead parent takes its calls along",
         "worker.on_calls",
         "lose_slots",
-        "if number < slot.taken and number not in slot.cancelled:",
+        "if number not in slot.cancelled:",
         "if False:",
     ),
     Mutation(
@@ -122,9 +122,9 @@ MUTATIONS = [
     Mutation("a ticket is for anybody", "model.ticket", "make_ticket", "{worker_id} {expires_s}", "{expires_s}"),
     Mutation("a ticket is for anything", "model.ticket", "make_ticket", " {name}", ""),
     Mutation("a transfer's place is not given back", "manager.transfers", "ended", "source.outgoing -= 1", "pass"),
-    Mutation("who waits for a source is forgotten", "manager.transfers", "_look_again", "entry.dequeued = False", "continue"),
+    Mutation("who waits for a source is forgotten", "manager.transfers", "look_again", "entry.dequeued = False", "continue"),
     Mutation("an object that a peer lacks stays there", "manager.on_files", "fetch_failed", ".append(message.name)", ""),
-    Mutation("who cannot be reached is asked for ever", "manager.on_files", "fetch_failed", "in message.unreached", "in ()"),
+    Mutation("who cannot be reached is asked for ever", "manager.on_files", "fetch_failed", "in unreached if", "in () if"),
     Mutation(
         "transfers of a lost worker never end", "manager.transfers", "worker_left", "ended(state, name, destination)", "pass"
     ),
