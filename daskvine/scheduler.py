@@ -127,6 +127,7 @@ def _run(graph: GraphSubmission, plan: Plan, pieces: Iterator[Piece], planner: _
         if not at_once:
             graph.add_pieces(gathered)
             gathered = []
+            graph.let_core_catch_up()
     if gathered:
         graph.add_pieces(gathered)
     graph.wait()
