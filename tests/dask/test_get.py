@@ -5,6 +5,7 @@ Executions are counted through files, because vertices run in other processes. L
 
 from __future__ import annotations
 
+import itertools
 import operator
 import os
 import pickle
@@ -22,9 +23,10 @@ from dask import local
 from dask._task_spec import Alias, DataNode, Dict, List, Task, TaskRef
 from dask.highlevelgraph import HighLevelGraph
 
-from daskvine import DaskVine
+from daskvine import DaskVine, scheduler
 from tests.dask.conftest import Runs
 from vinecore.errors import MissingKeyError, RemoteError, RemoteTraceback, UnpicklableError, UsageError
+from vinecore.manager.events import VerticesSubmitted
 from vinecore.wire import messages
 
 LIMIT_S = 30.0
@@ -187,6 +189,32 @@ def test_vertices_run_in_both_slots_and_never_here(calls: DaskVine) -> None:
     graph["all"] = (pid_of, *graph)
     pids = calls.get(graph, "all", reuse=False)
     assert len(pids) == 2 and os.getpid() not in pids
+
+
+def test_a_large_graph_is_converted_no_faster_than_the_core_takes_it(calls: DaskVine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both share an interpreter: slots would wait for the end of the conversion, then get everything at once."""
+    seen: list[tuple[str, int]] = []
+    pack, handle = scheduler.pack_piece, calls.engine.machine.handle
+
+    def packed(*arguments: Any) -> Any:
+        piece = pack(*arguments)
+        seen.append(("packed", len(piece.numbers)))
+        return piece
+
+    def watched(event: Any) -> Any:
+        if isinstance(event, VerticesSubmitted):
+            time.sleep(0.01)  # a core that is slow: who does not wait for it is ahead by then
+            seen.append(("taken", len(event.entries)))
+        return handle(event)
+
+    monkeypatch.setattr(scheduler, "pack_piece", packed)
+    monkeypatch.setattr(calls.engine.machine, "handle", watched)
+    graph: Graph = {("w", number): (inc, number) for number in range(3000)}
+    assert calls.get(graph, list(graph), reuse=False) == tuple(range(1, 3001))
+    assert [count for what, count in seen if what == "packed"] == [count for what, count in seen if what == "taken"]
+    assert len(seen) > 5 * scheduler.LEAD_PIECES
+    leads = itertools.accumulate(1 if what == "packed" else -1 for what, _ in seen)
+    assert max(leads) <= scheduler.LEAD_PIECES
 
 
 def wait_for_others(path: str, value: Any, count: int, *inputs: Any) -> Any:

@@ -135,6 +135,9 @@ class GraphSubmission:
         self._remaining = len(self.requested)
         self._failed: TaskEntry | None = None
         self._ended = threading.Condition()
+        # Hand-overs, counted by the caller, and those that the core has taken, counted by the loop.
+        self._handed_over = 0
+        self._taken = 0
 
     # -------------------------------------------------- the loop's side
 
@@ -146,6 +149,12 @@ class GraphSubmission:
         else:
             self._remaining -= 1
         return self
+
+    def _took(self) -> None:
+        """The core has taken what was handed over before (loop's thread)."""
+        with self._ended:
+            self._taken += 1
+            self._ended.notify_all()
 
     def flush(self) -> None:
         """After a batch: wake the caller when there is nothing left to wait for (loop's thread)."""
@@ -169,6 +178,19 @@ class GraphSubmission:
         """Hand the next vertices to the core, in post-order, all at once."""
         entries = [entry for piece, plans in pieces for entry in self._entries(piece, plans)]
         self.engine.post(VerticesSubmitted(0.0, self.graph, entries))
+        self._handed_over += 1
+        self.engine.post(self._took)
+
+    def let_core_catch_up(self) -> None:
+        """Wait until the core has taken all that was handed over; one that has ended is left to ``wait``.
+
+        Who converts a graph and the core share one interpreter: without this the core gets little of it until the conversion
+        is over, slots wait for work that was handed over long ago, and the last part of the graph comes all at once.
+        """
+        thread = self.engine.loop.thread
+        with self._ended:
+            while self._taken < self._handed_over and thread is not None and thread.is_alive():
+                self._ended.wait(1.0)
 
     def _entries(self, piece: Piece, plans: Sequence[VertexPlan]) -> list[TaskEntry]:
         engine, outputs = self.engine, self._outputs
