@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vinecore import FunctionCall, Manager
+from vinecore.api.engine import Engine
+from vinecore.manager import events, orders
+from vinecore.wire import messages
 
 LIMIT_S = 30.0
 
@@ -63,3 +66,22 @@ def note(directory: str, value: Any = None) -> Any:
 
 def fails(text: str) -> None:
     raise KeyError(text)
+
+
+def codes_told(engine: Engine) -> set[int]:
+    """Ids of the code that workers were sent and not told to forget, from here on; filled while the manager runs."""
+    told: set[int] = set()
+    handle = engine.machine.handle
+
+    def watched(event: events.Event) -> list[orders.Order]:
+        out = handle(event)
+        for order in out:
+            if isinstance(order, orders.SendTo):
+                if isinstance(order.message, messages.Code):
+                    told.add(order.message.code_id)
+                elif isinstance(order.message, messages.ForgetCode):
+                    told.difference_update(order.message.code_ids)
+        return out
+
+    engine.machine.handle = watched  # type: ignore[method-assign]
+    return told
