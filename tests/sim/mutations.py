@@ -129,7 +129,9 @@ MUTATIONS = [
     Mutation(
         "an object that a peer lacks stays there", "manager.on_files", "fetch_failed", ".append(message.name)", "", rare=True
     ),
-    Mutation("who cannot be reached is asked for ever", "manager.on_files", "fetch_failed", "in unreached if", "in () if"),
+    Mutation(
+        "who cannot be reached is asked for ever", "manager.on_files", "fetch_failed", "in message.unreached if", "in () if"
+    ),
     Mutation(
         "transfers of a lost worker never end", "manager.transfers", "worker_left", "ended(state, name, destination)", "pass"
     ),
