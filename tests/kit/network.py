@@ -25,8 +25,10 @@ class Spec:
     raises: int = 0
     kills: int = 0
     raised: int = 0
-    # In a sandbox: times that only the child dies, times that it writes into what it mounts; products that it never makes.
+    # In a sandbox: times that only the child dies, that the slot dies before it has told of the end, that it writes into what it
+    # mounts; products that it never makes.
     child_kills: int = 0
+    late_kills: int = 0
     damages: int = 0
     leaves_out: frozenset[int] = frozenset()
     product_sizes: tuple[int, ...] = ()

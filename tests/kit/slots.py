@@ -155,6 +155,10 @@ class FakeSlot:
         if box is not None:
             self.in_box = None
             self._box_ended(call, box, spec, inputs)
+            if spec.late_kills > 0:
+                spec.late_kills -= 1
+                self.die()
+                return
         else:
             self._plain_ended(call, spec, inputs)
         if network.now - self.last_flush > FLUSH_AFTER_S:

@@ -144,6 +144,7 @@ class BoxUser:
         if not self.calm:
             spec.kills = int(rng.random() < 0.03)
             spec.child_kills = int(rng.random() < 0.05)
+            spec.late_kills = int(rng.random() < 0.03)
             spec.damages = int(rng.random() < 0.05)
             if rng.random() < 0.05:
                 spec.leaves_out = frozenset(n for n in range(products) if rng.random() < 0.5)

@@ -89,6 +89,7 @@ MUTATIONS = [
         "_Bundle.can_join",
         "worker_id not in file.on_workers",
         "not file.on_workers",
+        rare=True,
     ),
     Mutation(
         "the border of a revocation is ignored",
@@ -122,9 +123,15 @@ MUTATIONS = [
     Mutation("a ticket is for anybody", "model.ticket", "make_ticket", "{worker_id} {expires_s}", "{expires_s}"),
     Mutation("a ticket is for anything", "model.ticket", "make_ticket", " {name}", ""),
     Mutation("a transfer's place is not given back", "manager.transfers", "ended", "source.outgoing -= 1", "pass"),
-    Mutation("who waits for a source is forgotten", "manager.transfers", "look_again", "entry.dequeued = False", "continue"),
-    Mutation("an object that a peer lacks stays there", "manager.on_files", "fetch_failed", ".append(message.name)", ""),
-    Mutation("who cannot be reached is asked for ever", "manager.on_files", "fetch_failed", "in unreached if", "in () if"),
+    Mutation(
+        "who waits for a source is forgotten", "manager.transfers", "look_again", "entry.dequeued = False", "continue", rare=True
+    ),
+    Mutation(
+        "an object that a peer lacks stays there", "manager.on_files", "fetch_failed", ".append(message.name)", "", rare=True
+    ),
+    Mutation(
+        "who cannot be reached is asked for ever", "manager.on_files", "fetch_failed", "in message.unreached if", "in () if"
+    ),
     Mutation(
         "transfers of a lost worker never end", "manager.transfers", "worker_left", "ended(state, name, destination)", "pass"
     ),
@@ -134,10 +141,11 @@ MUTATIONS = [
         "slot_answered",
         "if result.status == messages.NO_INPUT:",
         "if False:",
+        rare=True,
     ),
     # Sandboxes.
     Mutation("a rerun does not pin its inputs", "manager.lineage", "rerun", "file.uses += 1", "pass"),
-    Mutation("products of late results stay", "manager.on_tasks", "answered", "if size and not content:", "if False:"),
+    Mutation("products of late results stay", "manager.on_tasks", "answered", "if size and not content:", "if False:", rare=True),
     Mutation("products of dead slots stay", "worker.on_calls", "_unlink_results", "names += [product.name", "[product.name"),
     Mutation("products of a retry are kept", "manager.on_tasks", "_reported", "or not is_last:", "and is_last:"),
     Mutation(

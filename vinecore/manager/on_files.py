@@ -150,9 +150,8 @@ def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.Fet
     passed_on_by = 0 if splice is None else splice.source_id
     splices.ended(state, message.name, worker.worker_id)
     named = transfers.ended(state, message.name, worker.worker_id)
-    # Where no source is named it was this worker's own disk: to try the same pair again would be as bad.
-    unreached = message.unreached if message.unreached or message.absent else [0]
-    worker.unreachable.update(named[number] for number in unreached if 0 <= number < len(named))
+    # Where no source is named it was this worker's own disk: nobody else is to blame.
+    worker.unreachable.update(named[number] for number in message.unreached if 0 <= number < len(named))
     file = state.held.get(message.name)
     lacking = [named[number] for number in message.absent if 0 <= number < len(named)]
     if passed_on_by and message.reason.startswith(NOT_THERE):
