@@ -84,14 +84,6 @@ MUTATIONS = [
     Mutation("late results stay in the store", "manager.on_tasks", "_drop_late", ".append(name)", ""),
     Mutation("the last retry is not used", "manager.on_tasks", "_raised", "entry.retries > 0", "entry.retries > 1"),
     Mutation(
-        "inputs elsewhere join a bundle",
-        "manager.bundles",
-        "_Bundle.can_join",
-        "worker_id not in file.on_workers",
-        "not file.on_workers",
-        rare=True,
-    ),
-    Mutation(
         "the border of a revocation is ignored",
         "worker.on_calls",
         "_take_back",
