@@ -173,6 +173,8 @@ def test_nothing_is_left_in_the_store(runs: Runs) -> None:
 
 def test_large_literals_leave_nothing_behind(m: DaskVine) -> None:
     """Neither here, nor in the store, nor in the memory of slots: code of a graph that is over is forgotten."""
+    # What earlier tests let go of is unlinked a little later.
+    assert eventually(lambda: stored(m) == m.engine.call_in_loop(lambda: sorted(m.engine.machine.state.held)))
     before = stored(m)
     for number in range(6):
         array = np.full(500_000, float(number))
