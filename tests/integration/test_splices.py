@@ -117,6 +117,12 @@ def made(size: int, number: int) -> bytes:
     return bytes([number]) * size
 
 
+def made_in_a_while(size: int, number: int) -> bytes:
+    """Long enough that no worker makes them all."""
+    time.sleep(0.05)
+    return made(size, number)
+
+
 def digest(*values: bytes) -> list[str]:
     return [xxhash.xxh3_128(value).hexdigest() for value in values]
 
@@ -168,6 +174,24 @@ def test_objects_pass_through(encrypted: bool, peers: str) -> None:
         answers = [ex.submit(digest, *run.values) for _ in range(4)]
         for answer in answers:
             run.check(answer.result(LIMIT_S))
+
+
+def test_many_pass_through_in_all_directions_at_once() -> None:
+    """More than the threads of every worker: nobody who should send may be waiting for bytes with all of them."""
+    with FuturesExecutor(port=0) as ex, workers(ex.port, count=3):
+        state = ex.engine.machine.state
+        eventually(lambda: len(state.workers) == 3, "the workers did not come")
+        values = [ex.submit(made_in_a_while, 200_000, number) for number in range(48)]
+        for value in values:
+            assert value.exception(LIMIT_S) is None
+        holders = [min(file.on_workers) for file in list(state.held.values()) if file.on_workers and file.size_bytes > 200_000]
+        assert min(holders.count(worker_id) for worker_id in list(state.workers)) > 8, "they are not spread"
+        answers = [ex.submit(digest, *values) for _ in range(6)]
+        for answer in answers:
+            assert answer.result(LIMIT_S) == expected(200_000, range(48))
+        assert ex.engine.call_in_loop(lambda: state.next_transfer_id) > 24
+        eventually(lambda: not state.splices and not state.crowded and not len(ex.engine.loop._splices), "a splice is left")
+        ex.engine.call_in_loop(ex.engine.machine.check)
 
 
 MEMORY = """
