@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -116,6 +117,14 @@ def idle(port: int, source: str, data: bytes) -> Iterator[list[socket.socket]]:
         yield socks
 
 
+def taken_in(socks: list[socket.socket]) -> bool:
+    """Whether the other side has dealt with all of them: it has closed as many as it does not keep."""
+    poll = select.poll()
+    for sock in socks:
+        poll.register(sock, select.POLLIN)
+    return len(poll.poll(0)) >= COUNT - PENDING_PER_ADDRESS
+
+
 @contextlib.contextmanager
 def worker(port: int, encrypted: bool) -> Iterator[int]:
     """A worker's process, as its id."""
@@ -182,6 +191,7 @@ def test_a_thousand_idle_connections_to_a_manager(source: str, encrypted: bool, 
             # The last that came are still held: no limit of time has ended them yet.
             if time.monotonic() - begin < HANDSHAKE_TIMEOUT_S / 2:
                 assert held(socks[-1]), "the port holds nobody: this proves nothing"
+            eventually(lambda: taken_in(socks), "too many are held")
             eventually(lambda: costs.now()[1] - costs.first[1] < MOST_DESCRIPTORS, "too many are held")
             costs.check()
             with worker(port, encrypted):
@@ -219,11 +229,11 @@ def test_a_thousand_idle_connections_to_a_worker(source: str, encrypted: bool, n
         makers = [ex.submit(os.urandom, 300_000) for _ in range(8)]
         assert all(len(future.result(LIMIT_S)) == 300_000 for future in makers)
         costs = [Costs(pid) for pid in (first, second)]
-        with idle(ports[first], source, data) as socks, idle(ports[second], source, data):
+        with idle(ports[first], source, data) as socks, idle(ports[second], source, data) as more:
+            eventually(lambda: taken_in(socks) and taken_in(more), "too many are held")
             eventually(lambda: all(c.now()[1] - c.first[1] < MOST_DESCRIPTORS for c in costs), "too many are held")
             for cost in costs:
                 cost.check()
-            del socks
             lengths = [ex.submit(total, *makers) for _ in range(4)]
             assert [future.result(LIMIT_S) for future in lengths] == [8 * 300_000] * 4
         relayed = ex.engine.call_in_loop(lambda: sorted(worker.unreachable for worker in state.workers.values()))

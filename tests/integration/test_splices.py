@@ -132,13 +132,21 @@ def expected(size: int, numbers: range) -> list[str]:
     return digest(*(made(size, number) for number in numbers))
 
 
+def all_up(ex: FuturesExecutor, count: int) -> None:
+    """Wait until every worker has a slot that is ready: else one of them would make everything."""
+    state = ex.engine.machine.state
+    assert ex.submit(len, b"").result(LIMIT_S) == 0
+    eventually(lambda: len(state.workers) == count, "the workers did not come")
+    eventually(lambda: max(library.slots_up for library in state.libraries.values()) == count, "a library did not start")
+
+
 class Run:
     """Two values of a size, each on its own worker, and a task that needs both."""
 
     def __init__(self, ex: FuturesExecutor, size: int) -> None:
         self.ex, self.size = ex, size
         self.state = ex.engine.machine.state
-        eventually(lambda: len(self.state.workers) == 2, "the workers did not come")
+        all_up(ex, 2)
         # Both are busy with one each.
         self.values = [ex.submit(made, size, number) for number in range(2)]
         for value in self.values:
@@ -181,7 +189,7 @@ def test_many_pass_through_in_all_directions_at_once() -> None:
     """More than the threads of every worker: nobody who should send may be waiting for bytes with all of them."""
     with FuturesExecutor(port=0) as ex, workers(ex.port, count=3):
         state = ex.engine.machine.state
-        eventually(lambda: len(state.workers) == 3, "the workers did not come")
+        all_up(ex, 3)
         values = [ex.submit(made_in_a_while, 200_000, number) for number in range(48)]
         for value in values:
             assert value.exception(LIMIT_S) is None
@@ -208,8 +216,9 @@ def lengths(*values):
 with FuturesExecutor(port=0) as ex:
     print(ex.port, flush=True)
     state = ex.engine.machine.state
+    ex.submit(len, b"").result(60)
     until = time.monotonic() + 60
-    while len(state.workers) < 2 and time.monotonic() < until:
+    while max(library.slots_up for library in state.libraries.values()) < 2 and time.monotonic() < until:
         time.sleep(0.02)
     small = [ex.submit(made, 200_000, number) for number in range(2)]
     ex.submit(lengths, *small).result(60)
