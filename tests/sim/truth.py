@@ -147,7 +147,8 @@ class Truth:
             self._check_count(entry, entry.task_id in self.cancelled or entry.task_id in self.errors)
         for graph, entries in self.graphs:
             # A revocation may part a bundle: then the values that were kept for its rest are written, not made again.
-            again = any(self.network.spec(e.task_id).raised for e in entries)
+            # An input that a leaving or unwilling peer does not give ends its bundle: what that kept is made again.
+            again = self.network.frames["FetchFailed"] > 0 or any(self.network.spec(e.task_id).raised for e in entries)
             for entry in entries:
                 self._check_count(entry, again or -graph.graph_id in self.given_up or graph.graph_id in self.broken_graphs)
 
