@@ -143,12 +143,14 @@ class Truth:
 
     def _check_runs(self) -> None:
         """Without faults each task runs once, and once more for each time it raised."""
+        # A peer that leaves, or whose clock is wrong, does not give an input: what was kept for its readers is made again, and a slot
+        # that missed it may be believed after another copy has come.
+        missed = self.network.frames["FetchFailed"] > 0
         for entry in self.calls:
-            self._check_count(entry, entry.task_id in self.cancelled or entry.task_id in self.errors)
+            self._check_count(entry, missed or entry.task_id in self.cancelled or entry.task_id in self.errors)
         for graph, entries in self.graphs:
             # A revocation may part a bundle: then the values that were kept for its rest are written, not made again.
-            # An input that a leaving or unwilling peer does not give ends its bundle: what that kept is made again.
-            again = self.network.frames["FetchFailed"] > 0 or any(self.network.spec(e.task_id).raised for e in entries)
+            again = missed or any(self.network.spec(e.task_id).raised for e in entries)
             for entry in entries:
                 self._check_count(entry, again or -graph.graph_id in self.given_up or graph.graph_id in self.broken_graphs)
 
