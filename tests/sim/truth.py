@@ -143,8 +143,8 @@ class Truth:
 
     def _check_runs(self) -> None:
         """Without faults each task runs once, and once more for each time it raised."""
-        # A peer that leaves, or whose clock is wrong, does not give an input: what was kept for its readers is made again, and a slot
-        # that missed it may be believed after another copy has come.
+        # A peer that leaves, or whose clock is wrong, does not give an input: what was kept for its readers is made again, and a
+        # slot that missed it may be believed after another copy has come.
         missed = self.network.frames["FetchFailed"] > 0
         for entry in self.calls:
             self._check_count(entry, missed or entry.task_id in self.cancelled or entry.task_id in self.errors)
