@@ -50,3 +50,8 @@ def test_library_failed_where_a_value_must_be_made_again() -> None:
 def test_stale_missing_input_of_a_copy_that_came() -> None:
     """A slot had found an input missing, a new copy came before the manager heard of that: the copy stayed and had no owner."""
     simulate(107727)
+
+
+def test_end_of_a_bundle_that_had_lost_an_entry() -> None:
+    """A vertex taken out of a bundle had its value kept by another one: the end of the first made that value again."""
+    simulate(407926)

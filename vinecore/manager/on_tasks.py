@@ -130,7 +130,7 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
             _not_run(state, entry, status, result.value)
         bundle = entry.bundle
         if bundle is not None and bundle.remaining == 0:
-            _bundle_ended(state, bundle.entries)
+            _bundle_ended(state, bundle)
     for instance in freed:
         instance.progress_at = state.now
         library = instance.library
@@ -318,7 +318,7 @@ def _again(state: ManagerState, entry: TaskEntry, cause: str) -> None:
     bundle = entry.bundle
     lineage.wait_again(state, entry, cause)
     if bundle is not None and bundle.remaining == 0:
-        _bundle_ended(state, bundle.entries)
+        _bundle_ended(state, bundle)
 
 
 def _cut_short(state: ManagerState, entry: TaskEntry, report: messages.Report) -> None:
@@ -387,11 +387,14 @@ def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
         state.held.pop(file.name, None)
 
 
-def _bundle_ended(state: ManagerState, entries: list[TaskEntry]) -> None:
-    """The slot's table is empty now: a kept value that somebody still needs is made again."""
-    for entry in entries:
+def _bundle_ended(state: ManagerState, bundle: Bundle) -> None:
+    """The slot's table is empty now: a kept value that somebody still needs is made again.
+
+    An entry that was taken out of this bundle may have its value kept by another one since.
+    """
+    for entry in bundle.entries:
         output = entry.output
-        if output is not None and output.kept:
+        if output is not None and output.kept and entry.bundle is bundle:
             output.kept = False
             if not output.is_needed():
                 lineage.release(state, output)
@@ -425,7 +428,7 @@ def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, v
             if not output.is_available():
                 pending.extend(c for c in output.consumers if c.state is not t.FINISHED)
     for bundle in ended:
-        _bundle_ended(state, bundle.entries)
+        _bundle_ended(state, bundle)
 
 
 def _give_up(state: ManagerState, graph: GraphEntry) -> None:
@@ -476,7 +479,7 @@ def graph_cancelled(state: ManagerState, graph: GraphEntry) -> None:
             if entry.output is not None:
                 outside.extend(c for c in entry.output.consumers if c.graph is not graph)
     for bundle in ended:
-        _bundle_ended(state, bundle.entries)
+        _bundle_ended(state, bundle)
     for reader in outside:
         fail(state, reader, CANCELLED, b"")
 
