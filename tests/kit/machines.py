@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
+
 from tests.kit.builders import RUN, hello
 from tests.kit.network import Network, Violation
 from tests.kit.splices import FakeSplices
@@ -44,7 +46,7 @@ class ManagerShell:
         self.outcomes: dict[int, tuple[object, bytes | None]] = {}
         self.on_deliver: Callable[[TaskEntry], None] | None = None
         self.files: list[tuple[FileEntry, object, bytes | str]] = []
-        self.on_file: Callable[[FileEntry, object, bytes | None, str], None] | None = None
+        self.on_file: Callable[[FileEntry, object, bytes | None, str, str], None] | None = None
         self.said: list[str] = []
         self.notes: list[object] = []
         self.tick_at = 0.0
@@ -58,6 +60,7 @@ class ManagerShell:
         worker_id = self.next_worker_id
         self.next_worker_id += 1
         said = hello(cores, memory_mb, machine, f"host{worker_id}", peer_port=worker_id if has_port else 0)
+        said = msgspec.structs.replace(said, store=f"/objects-{worker_id}")
         worker = self.workers[worker_id] = FakeWorker(self.network, self, worker_id, said)
         self.all_workers.append(worker)
         self.handle(to_manager.WorkerJoined(self.network.now, worker_id, said))
@@ -120,7 +123,7 @@ class ManagerShell:
         elif isinstance(order, from_manager.FileFailed):
             self.files.append((order.file, order.handle, order.reason))
             if self.on_file is not None:
-                self.on_file(order.file, order.handle, None, order.reason)
+                self.on_file(order.file, order.handle, None, order.reason, "")
         elif isinstance(order, from_manager.ForgetObjects):
             for name in order.names:
                 self.objects.pop(name, None)
@@ -152,16 +155,16 @@ class ManagerShell:
         file = order.file
         data: bytes | None
         if order.path:
-            holder = next((w for w in self.workers.values() if w.said.machine == "here" and file.name in w.store), None)
-            # A worker on this machine may be gone by now: reading the path fails, and the reader asks again.
-            data = holder.store[file.name] if holder is not None else None
+            holder = next((w for w in self.workers.values() if order.path == f"{w.said.store}/{file.name}"), None)
+            # A worker on this machine, or its copy, may be gone by now: reading the path fails, and the reader asks again.
+            data = holder.store.get(file.name) if holder is not None else None
         else:
             data = file.data if file.data is not None else self.objects.get(file.name)
             if data is None:
                 raise Violation(f"{file} is said to be here")
         self.files.append((file, order.handle, data or b""))
         if self.on_file is not None:
-            self.on_file(file, order.handle, data, "")
+            self.on_file(file, order.handle, data, "", order.path)
 
 
 class MachinePair:

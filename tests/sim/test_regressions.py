@@ -55,3 +55,8 @@ def test_stale_missing_input_of_a_copy_that_came() -> None:
 def test_end_of_a_bundle_that_had_lost_an_entry() -> None:
     """A vertex taken out of a bundle had its value kept by another one: the end of the first made that value again."""
     simulate(407926)
+
+
+def test_vanished_copy_on_the_machine_of_the_manager() -> None:
+    """A copy that the reader was sent to and that was not there was named again and again, while another worker had one."""
+    simulate(510335)

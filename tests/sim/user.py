@@ -257,11 +257,11 @@ class User:
     def _is_unwanted(self, number: int) -> bool:
         return number in self.truth.dropped or number in self.truth.given_up
 
-    def _want(self, file: FileEntry) -> None:
+    def _want(self, file: FileEntry, gone: str = "") -> None:
         if not self._is_unwanted(file.value_id):
-            self.shell.handle(events.FileWanted(self.network.now, file, self))
+            self.shell.handle(events.FileWanted(self.network.now, file, self, gone))
 
-    def _file(self, file: FileEntry, handle: object, data: bytes | None, reason: str) -> None:
+    def _file(self, file: FileEntry, handle: object, data: bytes | None, reason: str, path: str) -> None:
         truth, number = self.truth, file.value_id
         if self._is_unwanted(number):
             return
@@ -270,7 +270,7 @@ class User:
         elif reason:
             raise Violation(f"{file} cannot be had: {reason}")
         elif data is None:
-            self.network.later(0.001, self._want, file)
+            self.network.later(0.001, self._want, file, path)
         elif data != truth.values[number]:
             raise Violation(f"{file} has the wrong bytes")
         else:

@@ -61,10 +61,17 @@ class FileWaiter:
         Raises:
             UsageError: it would have to be waited for. FileLost: it cannot be had.
         """
-        self.engine.loop.handle_now(FileWanted(time.monotonic(), self.file, self))
-        if not self.done.is_set():
-            self.engine.refuse_in_loop("reading a value that is on another machine")
-        return self._take(payloads.decode_file, payloads.decode)
+        for _ in range(TRIES):
+            gone, self.path = self.path, ""
+            self.done.clear()
+            self.engine.loop.handle_now(FileWanted(time.monotonic(), self.file, self, gone))
+            if not self.done.is_set():
+                self.engine.refuse_in_loop("reading a value that is on another machine")
+            try:
+                return self._take(payloads.decode_file, payloads.decode)
+            except FileNotFoundError:
+                continue
+        raise FileLost(f"{self.file.name} vanished {TRIES} times before it could be read")
 
     def raw(self, timeout: float | None) -> bytes:
         """Wait, then return the bytes as they are."""
@@ -73,9 +80,9 @@ class FileWaiter:
     def _read(self, timeout: float | None, from_path: Any, from_bytes: Any) -> Any:
         deadline = None if timeout is None else time.monotonic() + timeout
         for _ in range(TRIES):
+            gone, self.path, self.error = self.path, "", None
             self.done.clear()
-            self.path, self.error = "", None
-            self.engine.post(FileWanted(0.0, self.file, self))
+            self.engine.post(FileWanted(0.0, self.file, self, gone))
             self._wait(deadline)
             try:
                 return self._take(from_path, from_bytes)

@@ -86,11 +86,15 @@ class FilePruned(Record):
 
 
 class FileWanted(Record):
-    """Somebody wants the bytes of a file at the manager; answered by the order FileHere, or FileFailed."""
+    """Somebody wants the bytes of a file at the manager; answered by the order FileHere, or FileFailed.
+
+    ``gone``: the path of the last answer, where the file was not.
+    """
 
     now: float
     file: FileEntry
     handle: object
+    gone: str = ""
 
 
 class UploadArrived(Record):

@@ -90,7 +90,7 @@ class ManagerMachine:
             case events.FilePruned():
                 on_files.pruned(state, event.file)
             case events.FileWanted():
-                on_files.wanted(state, event.file, event.handle)
+                on_files.wanted(state, event.file, event.handle, event.gone)
             case events.UploadArrived():
                 on_files.arrived(state, event.transfer_id)
             case events.SpliceOpened():

@@ -11,8 +11,16 @@ from vinecore.wire import messages
 NOT_THERE = "FileLost"
 
 
-def wanted(state: ManagerState, file: FileEntry, handle: object) -> None:
-    """Somebody wants the bytes here: say where they are, bring them, or make them again first."""
+def wanted(state: ManagerState, file: FileEntry, handle: object, gone: str = "") -> None:
+    """Somebody wants the bytes here: say where they are, bring them, or make them again first.
+
+    ``gone``: a path that was said before, where they are not: the worker whose copy that should be has lost it.
+    """
+    if gone and file.on_workers:
+        for worker_id in list(file.on_workers):
+            if gone == f"{state.workers[worker_id].hello.store}/{file.name}":
+                state.unlinks.setdefault(worker_id, []).append(file.name)
+                on_tasks.lose_copy(state, file, worker_id)
     if file.data is not None or file.at_manager:
         state.orders.append(orders.FileHere(file, handle, ""))
         return
