@@ -1,4 +1,4 @@
-"""Calls of functions that live in a program of their own, ``squares_program.py``: it is sent to the workers and started there.
+"""Calls of functions that live in a program of their own, ``programs/squares.py``: it is sent to the workers and started there.
 
 Prints the sum of 100 calls, the answer to a call with keyword arguments, and what a call that fails has to say.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from vinecore import FunctionCall, Manager
 
 WAIT_S = 5
-PROGRAM = Path(__file__).with_name("squares_program.py")
+PROGRAM = Path(__file__).parent / "programs" / "squares.py"
 
 
 def main(argv: list[str] | None = None) -> int:

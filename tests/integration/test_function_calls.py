@@ -547,3 +547,45 @@ def test_leaving_the_block_by_an_exception_ends_everything(tmp_path: Path) -> No
         assert started(tmp_path / "gate", 1)
         1 / 0  # noqa: B018
     assert manager.engine.closed
+
+
+def fork_and_come_back(number: int) -> tuple[str, int]:
+    """The child returns too, late: its value must not be taken for the parent's, nor for that of a later call."""
+    if os.fork() == 0:
+        time.sleep(0.02)
+        return "child", number
+    return "parent", number
+
+
+def fork_with_a_large_value(directory: str) -> bytes:
+    child = os.fork()
+    if child == 0:
+        time.sleep(0.05)
+        return b"c" * 300_000
+    Path(directory, str(child)).touch()
+    return b"p" * 200_000
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("mode", ["fork", "direct"])
+def test_a_child_that_comes_back_from_a_call_answers_for_nobody(
+    m: Manager, install: Callable[..., str], tmp_path: Path, mode: str
+) -> None:
+    library = install(fork_and_come_back, fork_with_a_large_value, add, exec_mode=mode, slots=1)
+    mixed = [FunctionCall(library, "fork_and_come_back" if i % 5 == 0 else "add", i) for i in range(60)]
+    assert finish(m, *mixed) == [("parent", i) if i % 5 == 0 else i + 1 for i in range(60)]
+    large = [FunctionCall(library, "fork_with_a_large_value", str(tmp_path)) for _ in range(3)]
+    for call in large:
+        call.enable_temp_output()
+        m.submit(call)
+    while not m.empty():
+        assert m.wait(LIMIT_S) is not None
+    children = [path.name for path in tmp_path.iterdir()]
+    assert len(children) == 3 and eventually(lambda: not any(_is_alive(child) for child in children))
+    assert finish(m, *[FunctionCall(library, "add", call.output_file, b"") for call in large]) == [b"p" * 200_000] * 3

@@ -121,7 +121,6 @@ class Slot:
         functions: dict[int, Callable[..., object]],
     ) -> None:
         self.sock = sock
-        self.pid = os.getpid()
         self.claims = claims
         self.store = begin.store
         self.run_name = begin.run
@@ -240,8 +239,6 @@ class Slot:
     def run_call(self, call: Call) -> None:
         """Run one call and gather its Result."""
         result = self.execute(call)
-        if os.getpid() != self.pid:
-            os._exit(0)  # a child that the call forked came back here: it must not answer in the slot's name
         with self.out_lock:
             self.out.append(result)
         if perf_counter() - self.last_flush > FLUSH_AFTER_S:
@@ -250,8 +247,11 @@ class Slot:
     def execute(self, call: Call) -> Result:
         """Run one call; nothing that user code raises gets out of here."""
         started = perf_counter()
+        process = os.getpid()
         try:
             value = self.evaluate(call)
+            if os.getpid() != process:
+                os._exit(0)  # a child that the call forked came back here: neither its value nor its answer counts
             if call.publish:
                 encoded = self.encode(call, value)
                 result = self.publish(call, value, encoded)
@@ -264,6 +264,8 @@ class Slot:
         except NoRoom as error:
             result = Result(call.task_id, call.attempt, messages.LOST, 0, str(error).encode())
         except BaseException as error:
+            if os.getpid() != process:
+                os._exit(1)
             result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
         result.duration_us = int((perf_counter() - started) * 1e6)
         return result
