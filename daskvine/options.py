@@ -11,6 +11,7 @@ from typing import Any
 
 from vinecore import Resources
 from vinecore.api.files import File
+from vinecore.api.texts import checked_text, checked_variable_name
 from vinecore.errors import UsageError
 
 FUNCTION_CALLS = "function-calls"
@@ -220,6 +221,7 @@ def _checked_variables(given: Any) -> dict[str, EnvironmentValue]:
     for name, value in given.items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
             raise UsageError(f"a name in env_vars must be a str without '=', not {name!r}")
+        checked_variable_name(name)
         if value is not None and not callable(value):
             checked_variable(name, value)
     return dict(given)
@@ -231,9 +233,9 @@ def checked_variable(name: str, value: Any) -> str:
     Raises:
         UsageError: it is no text that an environment can hold.
     """
-    if not isinstance(value, str) or "\0" in value:
+    if not isinstance(value, str):
         raise UsageError(f"env_vars[{name!r}] must be a str, None, or a function that returns a str, not {value!r}")
-    return value
+    return checked_text(value, f"env_vars[{name!r}]")
 
 
 def _checked_files(given: Any) -> dict[File, str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A library in a program of its own: it loads a table once, then answers calls through two pipes.
 
-``../library_from_command.py`` sends it to the workers and calls it. It needs nothing but Python's standard library: a program that
+``../library_from_command.py`` sends it to the workers and calls it. It needs Python's standard library only: a program that
 speaks this protocol may be written in any language that can read and write pickles.
 """
 

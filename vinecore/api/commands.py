@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import BUFFER, FILE, TEMP, File, checked_name
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TempOutput
+from vinecore.api.texts import checked_text, checked_variable_name
 from vinecore.errors import FileLost, InputMissing, LoopDied, TaskFailed, UsageError
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
@@ -111,7 +112,8 @@ class SandboxedTask(SubmittableTask):
 
     def set_env_var(self, name: str, value: str | None = None) -> None:
         """Set a variable of the task's environment; None unsets it."""
-        self._variables[str(name)] = None if value is None else str(value)
+        text = None if value is None else checked_text(str(value), f"the environment variable {name}")
+        self._variables[checked_variable_name(name)] = text
 
     def _configure(self, options: Mapping[str, Any]) -> None:
         """Keywords of the constructor.
@@ -302,14 +304,14 @@ class Task(SandboxedTask):
                 f"a command is a str, not {type(command).__name__} (options go as keywords: Task(command, **options))"
             )
         super().__init__()
-        self.command_line = command
+        self.command_line = checked_text(command, "a command")
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self._configure(options)
 
     def set_command(self, command: str) -> None:
         """Replace the command line."""
-        self.command_line = command
+        self.command_line = checked_text(command, "a command")
 
     @property
     def command(self) -> str:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vinecore.api.texts import NAME_LIMIT_BYTES, checked_text
 from vinecore.errors import FileLost, InputMissing, LostError, UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.wire.messages import INLINE_LIMIT_BYTES
@@ -294,6 +295,9 @@ def checked_name(name: Any) -> str:
         raise TypeError(f"a name in the task's directory is a str, not {type(name).__name__}")
     if not name or name.startswith("/") or ".." in name.split("/"):
         raise ValueError(f"{name!r} leads out of the task's directory: use a relative name without '..'")
+    checked_text(name, "a name in the task's directory")
+    if any(len(part.encode()) > NAME_LIMIT_BYTES for part in name.split("/")):
+        raise UsageError(f"a name in the task's directory has at most {NAME_LIMIT_BYTES} bytes between two '/', unlike {name!r}")
     return name
 
 

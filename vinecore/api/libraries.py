@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import FILE, TEMP, File, checked_name
 from vinecore.api.tasks import InstalledLibrary
+from vinecore.api.texts import checked_text
 from vinecore.errors import UnpicklableError, UsageError
 from vinecore.manager.state import NO_REQUEST, LibrarySetup
 from vinecore.runtime import payload as payloads
@@ -160,6 +161,7 @@ class LibraryMethods:
         """
         if not isinstance(library_name, str) or not library_name:
             raise UsageError(f"a library needs a name, not {library_name!r}")
+        checked_text(library_name, "the name of a library")
         if not function_list:
             raise UsageError(f"library {library_name!r} needs at least one function")
         functions: dict[str, Callable[..., Any]] = {}
@@ -175,8 +177,8 @@ class LibraryMethods:
                 raise UsageError(f"create_library_from_functions has no option {name!r}")
             if name != "add_env" and value:
                 raise UsageError(f"{name}={value!r} is not supported in this version: calls use the worker's own Python")
-        if init_command is not None and (not isinstance(init_command, str) or "\0" in init_command):
-            raise UsageError(f"init_command must be a str, not {init_command!r}")
+        if init_command is not None:
+            checked_text(init_command, "init_command")
         task = LibraryTask(library_name, functions, checked_mode(exec_mode))
         task.init_command = init_command or ""
         task.modules = task.required = _hoisted(hoisting_modules)
@@ -225,11 +227,13 @@ class LibraryMethods:
     def _program_path(self, path: str | os.PathLike[str], name: str, env: File | None) -> str:
         if not isinstance(name, str) or not name:
             raise UsageError(f"a library needs a name, not {name!r}")
+        checked_text(name, "the name of a library")
         if env is not None:
             raise UsageError("env is not supported in this version: programs run in the worker's environment")
         absolute = os.path.abspath(os.fspath(path))
         if not os.path.isfile(absolute):
             raise UsageError(f"the program {absolute} of library {name!r} is no file")
+        checked_text(os.path.basename(absolute), "the program's file name")
         return absolute
 
     def install_library(self, task: LibraryTask) -> None:
@@ -298,6 +302,7 @@ def code_of_program(engine: Engine, library: InstalledLibrary, function: str) ->
     """Which functions a program has, only the program knows: the name itself is the code."""
     found = library.codes.get(function)
     if found is None:
+        checked_text(function, "a function's name")
         if not function or function.split() != [function]:
             raise UsageError(f"a function's name has no blanks, unlike {function!r}")
         code = engine.new_code(library.entry, function.encode())
@@ -314,7 +319,7 @@ def _hoisted(hoisting: Sequence[Any] | None) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for item in hoisting:
         if isinstance(item, str):
-            names[item] = None
+            names[checked_text(item, "a module of hoisting_modules")] = None
         elif isinstance(item, ModuleType):
             names[item.__name__] = None
         elif callable(item):
