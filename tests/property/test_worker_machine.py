@@ -45,6 +45,8 @@ class Driver:
 
     def __init__(self, slots: int, max_calls: int) -> None:
         self.max_calls = max_calls
+        self.most = slots
+        self.has_hoisted = False
         self.machine = WorkerMachine()
         self.now = 1.0
         self.slots: dict[int, Slot] = {}
@@ -73,6 +75,7 @@ class Driver:
             self.slots.clear()
             return [events.HostSaid(self.now, 1, messages.Began(b""))]
         elif isinstance(order, orders.ToHost) and isinstance(order.message, messages.Hoist):
+            self.has_hoisted = True  # slots of an old generation work beside the new ones
             return [events.HostSaid(self.now, 1, messages.Hoisted(order.message.modules, 1))]
         elif isinstance(order, orders.OpenSlots):
             self.slots.update((i, Slot()) for i in order.slot_ids)
@@ -83,6 +86,7 @@ class Driver:
             # A group is one unit, so only what comes before the last one counts.
             assert not self.max_calls or order.message.first + len(calls) - len(order.message.groups[-1]) < self.max_calls
             slot.calls.extend(enumerate(calls, order.message.first))
+            assert self.has_hoisted or sum(bool(s.calls) for s in self.slots.values()) <= self.most, "more calls than slots"
         elif isinstance(order, orders.Revoke):
             self.slots[order.slot_id].revoked = order.sequence
         elif isinstance(order, orders.ReadClaim):

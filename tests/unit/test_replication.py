@@ -6,8 +6,8 @@ import pytest
 
 from tests.kit.builders import hello
 from tests.unit.test_manager_machine import World
-from vinecore.manager import events, orders
-from vinecore.manager.replication import PAUSE_S
+from vinecore.manager import events, orders, replication
+from vinecore.manager.replication import PAUSE_S, SPLICES_AT_ONCE, TRIES
 from vinecore.manager.state import TaskEntry
 from vinecore.wire import messages
 
@@ -149,3 +149,48 @@ def test_a_source_serves_no_more_copies_than_transfers_are_allowed() -> None:
         for name, worker_id in list(world.machine.state.peer_fetches):
             world.say(worker_id, messages.Fetched(name, SIZE))
     assert all(len(world.copies_of(call)) == 2 for call in made)
+
+
+def test_values_that_cannot_be_copied_hold_up_no_others() -> None:
+    world = Fleet(2)
+    # Nobody reaches the first worker: its values pass through the manager, a few at a time.
+    for worker_id, port in ((1, 0), (2, 5002), (3, 5003)):
+        world.do(events.WorkerJoined(0.0, worker_id, hello(1, peer_port=port)))
+        if worker_id == 1:
+            world.say(1, messages.LibraryReady(1, 1))
+            for _ in range(TRIES + SPLICES_AT_ONCE + 8):
+                world.make()
+    world.say(2, messages.LibraryReady(1, 1))
+    world.do(events.WorkerDrained(0.0, 1))
+    state = world.machine.state
+    call, maker = world.make()
+    for _ in range(4):
+        world.do(events.Tick(0.0))
+    assert maker == 2 and len(state.splices) >= SPLICES_AT_ONCE
+    assert call.output is not None and (call.output.name, 3) in state.peer_fetches
+
+
+def test_nothing_is_looked_at_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = Fleet(2, 1000)
+    for _ in range(5):
+        world.make()
+    looked: list[str] = []
+    copy = replication._copy
+    monkeypatch.setattr(replication, "_copy", lambda state, file: looked.append(file.name) or copy(state, file))
+    world.submit(world.builder.call())
+    assert not looked
+    world.joins(2)
+    assert len(looked) >= 5
+
+
+def test_values_of_workers_that_cannot_be_reached_are_copied_through_the_manager() -> None:
+    world = Fleet(2)
+    for worker_id in (1, 2):
+        world.do(events.WorkerJoined(0.0, worker_id, hello(1)))
+        world.say(worker_id, messages.LibraryReady(1, 1))
+    call, maker = world.make()
+    assert call.output is not None
+    ((destination, name),) = world.fetches()
+    assert destination == 3 - maker and name == call.output.name and world.machine.state.splices_to
+    world.say(destination, messages.Fetched(name, SIZE))
+    assert world.copies_of(call) == {1, 2} and not world.machine.state.splices

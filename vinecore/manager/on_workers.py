@@ -152,6 +152,7 @@ def tick(state: ManagerState) -> None:
     """Keepalive, and the one line about work that has no place to run."""
     tunables = state.tunables
     state.ticked_at = state.now
+    state.copies_stalled = False
     interval, timeout = tunables.keepalive_interval, tunables.keepalive_timeout
     if interval > 0 and state.workers and state.now >= keepalive_due(state):
         now = first = state.now

@@ -639,6 +639,8 @@ class ManagerState:
     crowded: dict[int, deque[TaskEntry]] = field(default_factory=dict)
     # Temps with too few copies and no room for one more yet, by number of copies and name (replication.py).
     scarce: dict[int, dict[str, FileEntry]] = field(default_factory=dict)
+    # None of them could be copied at the last look, and nothing has changed since.
+    copies_stalled: bool = False
     # All workers, in the order in which they are looked at for the next copy.
     ring: deque[int] = field(default_factory=deque)
     # Ready entries that wait for an object which is on its way to the manager, by its name.

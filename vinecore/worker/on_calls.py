@@ -140,8 +140,10 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
     mean = library.mean_us
     slots = [s for s in library.slots.values() if s.pid and not s.draining and s.revoked_from == NOT_REVOKED]
     if library.retiring:
-        # Those that retire still work: the ones in their place would be too many.
-        slots = slots[: max(0, library.spec.slots - library.retiring)]
+        # Those that retire still work: the ones in their place would be too many. The same of slots whose work is taken back.
+        slots.sort(key=lambda s: not s.outstanding)
+        busy = sum(bool(s.outstanding) and (s.draining or s.revoked_from != NOT_REVOKED) for s in library.slots.values())
+        slots = slots[: max(0, library.spec.slots - busy)]
     if not slots:
         return
     count = 1 if mean == 0.0 or mean > LONG_CALL_US else max(1, min(BATCH_COUNT, int(BATCH_US / mean)))
@@ -469,6 +471,9 @@ def rebalance(state: WorkerState) -> float | None:
     dues: list[float] = []
     for library in state.libraries.values():
         idle = not library.queue and any(s.pid and not s.outstanding and not s.draining for s in library.slots.values())
+        if idle and library.retiring:
+            # The one in the place of a slot that retires has to wait for its end.
+            idle = sum(bool(s.outstanding) for s in library.slots.values()) < library.spec.slots
         for slot in library.slots.values():
             if not slot.outstanding:
                 continue
