@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+from vinecore.model.config import Tunables
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -32,3 +35,10 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_python_on_the_pages_compiles(page: Path) -> None:
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)):
         compile(block, f"{page.name}, block {number}", "exec")
+
+
+def test_every_tunable_is_in_the_table() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    table = text[text.index("| tunable | default | meaning |") :].split("\n\n")[0]
+    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])}
+    assert named == {f.name.replace("_", "-") for f in dataclasses.fields(Tunables)}

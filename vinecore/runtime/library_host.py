@@ -123,6 +123,7 @@ class Host:
             if not message.program:
                 self.functions = load_functions(message)
         except BaseException as error:
+            error.add_note(f"raised while library {message.name!r} was started: by its functions, its modules or its context")
             self.send(messages.Began(payloads.encode_error(error), f"{type(error).__name__}: {error}"))
             return
         self.unsafe = why_unsafe()
