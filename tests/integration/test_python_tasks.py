@@ -356,3 +356,28 @@ def test_a_killed_worker_takes_running_functions_along(leaves_no_process: str, t
         assert eventually(lambda: not Path("/proc", pid).exists())
         manager.cancel_all()
         assert manager.wait(LIMIT_S) is not None
+
+
+def test_every_failure_has_a_reason_in_words(m: Manager, tmp_path: Path) -> None:
+    missing = Task("cat f")
+    missing.add_input(m.declare_file(tmp_path / "nofile"), "f")
+    forgets = Task("true")
+    forgets.add_output(m.declare_file(tmp_path / "out"), "made.txt")
+    unstored = Task("echo x > made.txt")
+    unstored.add_output(m.declare_file("/proc/nope/x"), "made.txt")
+    slow = Task("sleep 30", time_max=1)
+    fine, exits = Task("true"), Task("exit 3")
+    raises = PythonTask(int, "x")
+    never = Task("true")
+    tasks: list[Any] = [missing, forgets, unstored, slow, fine, exits, raises]
+    assert never.reason == ""
+    for task in tasks:
+        m.submit(task)
+    while not m.empty():
+        assert m.wait(LIMIT_S) is not None
+    assert f"{tmp_path}/nofile cannot be read: No such file or directory" in missing.reason
+    assert forgets.reason == "it did not make its output made.txt"
+    assert unstored.reason.startswith("an output could not be stored: ") and "/proc/nope" in unstored.reason
+    assert slow.reason == "it was ended by its limit 'max wall time' of 1 s"
+    assert (fine.reason, exits.reason) == ("", "it ended with exit code 3")
+    assert raises.reason == "it raised ValueError: invalid literal for int() with base 10: 'x'"

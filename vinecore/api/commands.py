@@ -28,8 +28,9 @@ class SandboxedTask(SubmittableTask):
     """What shell and Python tasks share: resources, files, environment, limits."""
 
     command_line = ""
-    # Result strings that come from here and not from the worker.
+    # Result strings that come from here and not from the worker, and why.
     _local_result = ""
+    _local_reason = ""
 
     def __init__(self) -> None:
         self._amounts: dict[str, float] = {}
@@ -201,7 +202,7 @@ class SandboxedTask(SubmittableTask):
     def _arrived(self, entry: TaskEntry, error: str) -> None:
         """Everything is here, or could not be stored (loop's thread)."""
         if error:
-            self._local_result = "output transfer error"
+            self._local_result, self._local_reason = "output transfer error", f"an output could not be stored: {error}"
         manager = super().settled(entry)
         if manager is not None:
             manager.flush()
@@ -247,6 +248,22 @@ class SandboxedTask(SubmittableTask):
         if entry.report.stdout_cut:
             text += "\n[the rest of the output is cut]\n"
         return text + (super().std_output or "")
+
+    @property
+    def reason(self) -> str:
+        """Why it did not succeed, for people: which file, which limit, which error; empty when it did, or is not done."""
+        entry = self._entry
+        if entry is None or not self._finished or entry.error is not None or entry.report is None:
+            return super().reason
+        report = entry.report
+        if self._local_reason:
+            return self._local_reason
+        if report.outcome:
+            limits = {"max wall time": f" of {self._time_max_s:g} s", "sandbox exhaustion": f": it wrote {report.disk_mb} MB"}
+            return f"it was ended by its limit {report.outcome!r}{limits.get(report.outcome, '')}"
+        if report.missing:
+            return f"it did not make its output{'s' if len(report.missing) > 1 else ''} {', '.join(report.missing)}"
+        return f"it ended with exit code {report.exit_code}" if report.exit_code else ""
 
     @property
     def resources_requested(self) -> SimpleNamespace:

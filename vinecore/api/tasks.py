@@ -135,6 +135,17 @@ class SubmittableTask:
             self._output = value
         return value
 
+    @property
+    def reason(self) -> str:
+        """Why it did not succeed, for people; empty when it did, or is not done."""
+        entry = self._entry
+        if entry is None or not self._finished or entry.error is None:
+            return ""
+        failure = failure_of(entry)
+        if entry.error == "raised":
+            return f"it raised {type(failure).__name__}: {failure}"
+        return str(failure) or str(entry.error)
+
     def _failure(self) -> BaseException:
         entry = self._entry
         assert entry is not None
