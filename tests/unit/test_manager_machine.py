@@ -7,12 +7,12 @@ from typing import TypeVar
 import pytest
 
 from tests.kit.builders import RUN, Builder, declared, hello
-from vinecore.errors import FileLost, LibraryFailed, ProtocolError, SlotLost, TaskFailed, WorkerLost
+from vinecore.errors import FileLost, LibraryFailed, ProtocolError, SlotLost, TaskFailed, UsageError, WorkerLost
 from vinecore.manager import events, orders
 from vinecore.manager import transitions as t
 from vinecore.manager.machine import ManagerMachine
 from vinecore.manager.ready import ReadyQueue
-from vinecore.manager.state import CANCELLED, RAISED, GraphEntry, TaskEntry
+from vinecore.manager.state import CANCELLED, RAISED, GraphEntry, Kind, Shape, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 from vinecore.wire.messages import Result
@@ -257,6 +257,57 @@ def test_work_that_fits_nowhere_names_what_is_missing() -> None:
         world.do(events.Tick(0.0))
         said += world.of(orders.Say)
     assert len(said) == 1 and "64 cores (it has 2)" in said[0].text
+
+
+def said_at(world: World, seconds: int) -> list[tuple[float, str]]:
+    """What is told while the clock goes from deadline to deadline, with the seconds since the start."""
+    start, said = world.now, []
+    while (due := world.machine.next_deadline()) is not None and due <= start + seconds:
+        world.now = max(world.now, due)
+        world.do(events.Tick(0.0))
+        said += [(world.now - start, order.text) for order in world.of(orders.Say)]
+        for worker_id in world.machine.state.workers:
+            world.say(worker_id, messages.Pong())
+    world.now = start + seconds
+    return said
+
+
+def asking(world: World, **amounts: float) -> TaskEntry:
+    return world.builder.call(kind=Kind("f", Shape(world.builder.library, Resources(**amounts))))
+
+
+def test_each_different_request_that_fits_nowhere_is_told_once_and_in_time() -> None:
+    world = World()
+    many, much = asking(world, cores=64), asking(world, memory=10**8)
+    world.submit(many)
+    ((told, text),) = said_at(world, 20)
+    assert told <= 6 and "64 cores" in text
+    good = world.builder.call()
+    world.submit(good)
+    world.answer(good, messages.OK_INLINE, b"v")
+    world.submit(much, asking(world, gpus=1))
+    said = said_at(world, 60)
+    assert len(said) == 2 and all(told <= 6 for told, _ in said), said
+    assert "1e+08 MB memory" in said[0][1] and "1 gpus" in said[1][1]
+    world.do(events.TasksCancelled(0.0, [many, much]))
+    said_at(world, 2)
+    world.submit(world.builder.call(kind=many.kind))
+    ((told, text),) = said_at(world, 20)
+    assert told <= 6 and "64 cores" in text
+
+
+def test_where_no_other_worker_can_come_every_impossible_request_fails_in_time() -> None:
+    world = World()
+    world.machine.state.address = ""
+    first = asking(world, cores=64)
+    requests = [first, world.builder.call(kind=first.kind), asking(world, memory=10**8), world.builder.call(kind=first.kind)]
+    for call in requests:
+        good = world.builder.call()
+        world.submit(call, good)
+        said = said_at(world, 3)
+        world.answer(good, messages.OK_INLINE, b"v")
+        said += said_at(world, 4)
+        assert len(said) == 1 and isinstance(call.error, UsageError), (call, said)
 
 
 def test_no_worker_is_over_committed() -> None:

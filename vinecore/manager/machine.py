@@ -19,6 +19,7 @@ from vinecore.manager import (
     on_files,
     on_hosts,
     on_libraries,
+    on_stalls,
     on_tasks,
     on_workers,
     orders,
@@ -137,10 +138,7 @@ class ManagerMachine:
             state.orders.append(orders.Emit(state.notes))
             state.notes = []
         if not state.workers:
-            if not state.tasks:
-                state.stuck_since, state.stuck_told = 0.0, False
-            elif state.stuck_since == 0.0:
-                state.stuck_since = state.now
+            on_stalls.settle_alone(state)
 
     def next_deadline(self) -> float | None:
         """When to send a Tick at the latest; None: nothing is pending."""
@@ -149,9 +147,11 @@ class ManagerMachine:
         interval = state.tunables.keepalive_interval
         if interval > 0 and state.workers:
             due.append(on_workers.keepalive_due(state))
-        if state.stuck_since and not state.stuck_told:
-            due.append(state.stuck_since + state.tunables.no_worker_notice)
-        elif state.active:
+        notice = on_stalls.next_notice(state)
+        if notice is not None:
+            due.append(notice)
+        if state.active and (notice is None or state.workers):
+            # Also while one reason waits to be told: another may begin.
             due.append(state.ticked_at + STUCK_LOOK_S)
         if state.even_out_at is not None:
             due.append(state.even_out_at)
@@ -164,8 +164,8 @@ class ManagerMachine:
         invariants.check(self.state)
 
     def stuck_reason(self) -> str:
-        """Why ready work has no place to run, as one line; empty when it has."""
-        return on_workers.stuck_reason(self.state)
+        """Why ready work has no place to run, a line for each reason; empty when it has."""
+        return "\n".join(on_stalls.reasons(self.state).values())
 
     def story(self, *ids: int) -> list[str]:
         """What is known of these tasks, for error reports and ``explain``."""

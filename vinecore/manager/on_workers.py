@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
-from vinecore.errors import ProtocolError, UsageError
+from vinecore.errors import ProtocolError
 from vinecore.manager import (
     on_drain,
     on_files,
     on_hosts,
     on_libraries,
+    on_stalls,
     on_tasks,
     orders,
     placement,
@@ -18,7 +17,7 @@ from vinecore.manager import (
     transfers,
 )
 from vinecore.manager import transitions as t
-from vinecore.manager.state import ManagerState, Shape, WorkerEntry
+from vinecore.manager.state import ManagerState, WorkerEntry
 from vinecore.model.notes import WorkerJoined, WorkerRemoved
 from vinecore.wire import messages
 
@@ -34,8 +33,7 @@ def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str
         return
     worker = WorkerEntry(worker_id, hello, state.now, host)
     if not state.workers:
-        state.stuck_since, state.stuck_told = 0.0, False
-    if not state.workers:
+        state.stalls.clear()
         state.keepalive_due = 0.0
     state.workers[worker_id] = worker
     on_hosts.mark(state, worker)
@@ -149,7 +147,7 @@ def _first_silence(state: ManagerState) -> float:
 
 
 def tick(state: ManagerState) -> None:
-    """Keepalive, and the one line about work that has no place to run."""
+    """Keepalive, and the lines about work that has no place to run."""
     tunables = state.tunables
     state.ticked_at = state.now
     state.copies_stalled = False
@@ -176,73 +174,4 @@ def tick(state: ManagerState) -> None:
     if state.blocked_hosts:
         on_hosts.look(state)
     state.even_out_at = placement.even_out(state)
-    notice(state)
-
-
-# Tasks looked at for the reason of a stall; bounds a tick.
-LOOKED_AT = 1000
-
-
-def notice(state: ManagerState) -> None:
-    """Once per stall: say what is missing and the command that helps."""
-    why = stuck_reason(state)
-    if not why:
-        state.stuck_since, state.stuck_told = 0.0, False
-    elif state.stuck_since == 0.0:
-        state.stuck_since = state.now
-    elif not state.stuck_told and state.now - state.stuck_since >= state.tunables.no_worker_notice:
-        state.stuck_told = True
-        state.orders.append(orders.Say(why))
-        if state.workers and not state.address:
-            _fail_impossible(state)
-
-
-def stuck_reason(state: ManagerState) -> str:
-    """Why ready work has no place to run, as one line; empty when it has."""
-    if not state.tasks:
-        return ""
-    if not state.workers and not state.address:
-        return f"{len(state.tasks)} tasks wait for the worker of this machine, which has not come up yet"
-    if not state.workers:
-        return f"{len(state.tasks)} tasks wait and no worker is connected; start one with:  vine_worker {state.address}"
-    for shape in state.active:
-        if shape.constrained and len(shape.ready):
-            lacks = _lacking_everywhere(state, shape)
-            if lacks:
-                who = "the worker of this machine" if not state.address else f"any of the {len(state.workers)} workers"
-                return f"{len(shape.ready)} tasks ask for more than {who} has: {lacks}; ask for less, or use a larger worker"
-    if not any(worker.running for worker in state.workers.values()):
-        return _unmade_reason(state)
-    return ""
-
-
-def _lacking_everywhere(state: ManagerState, shape: Shape) -> str:
-    """What the first worker lacks for this shape, if every worker lacks something; else empty."""
-    lacks = ""
-    for worker in state.workers.values():
-        lacking = shape.request.missing_in(worker.total)
-        if not lacking:
-            return ""
-        lacks = lacks or lacking
-    return lacks
-
-
-def _unmade_reason(state: ManagerState) -> str:
-    """Said when nothing runs and tasks wait for temps that no submitted task makes."""
-    for entry in islice(state.tasks.values(), LOOKED_AT):
-        if entry.state is t.WAITING and any(f.promised and f.producer is None and not f.is_available() for f in entry.inputs):
-            who = f"task {entry.task_id} ({entry.kind.name})"
-            return f"{who} waits for a temp that no submitted task makes: submit that task, or cancel this one"
-    return ""
-
-
-def _fail_impossible(state: ManagerState) -> None:
-    """No other worker can join this manager: tasks that do not fit its only one never will."""
-    for shape in state.active:
-        lacks = _lacking_everywhere(state, shape) if shape.constrained else ""
-        if lacks:
-            for entry in shape.ready.drain():
-                why = f"task {entry.task_id} ({entry.kind.name}) asks for more than the worker of this machine has: {lacks}"
-                on_tasks.fail(
-                    state, entry, UsageError(f"{why}; ask for less, or give the manager more local_cores or a port"), b""
-                )
+    on_stalls.notice(state)

@@ -565,6 +565,14 @@ class Splice:
 
 
 @dataclass(slots=True)
+class Stall:
+    """One reason why ready work has no place to run."""
+
+    since: float
+    is_told: bool = False
+
+
+@dataclass(slots=True)
 class Counters:
     """Totals for ``Manager.stats``."""
 
@@ -658,9 +666,8 @@ class ManagerState:
     counters: Counters = field(default_factory=Counters)
     notes_wanted: bool = False
     notes: list[Note] = field(default_factory=list)
-    # Since when ready work has had no place to run; 0: it has.
-    stuck_since: float = 0.0
-    stuck_told: bool = False
+    # Why ready work has no place to run, by reason (on_stalls.py); a reason that is gone is not in it.
+    stalls: dict[object, Stall] = field(default_factory=dict)
     # When the latest Tick came.
     ticked_at: float = 0.0
     # HOST PORT of this manager, and the id of the machine it runs on.
