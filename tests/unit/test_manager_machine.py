@@ -341,6 +341,42 @@ def test_a_new_worker_gets_a_library_that_failed_elsewhere() -> None:
     assert call.instance is not None and call.instance.worker.worker_id == 2
 
 
+def test_a_library_that_failed_everywhere_is_started_again_when_its_window_is_over() -> None:
+    world = World(2)
+    for worker_id in (1, 2):
+        world.say(worker_id, messages.LibraryGone(1, "bad", b""))
+    soon = world.builder.call()
+    world.now += 59
+    world.submit(soon)
+    assert isinstance(soon.error, LibraryFailed) and not world.sent(messages.StartLibrary)
+    late = world.builder.call()
+    world.now += 2
+    world.submit(late)
+    assert len(world.sent(messages.StartLibrary)) == 2 and late.state is t.READY
+    world.say(1, messages.LibraryReady(1, 2))
+    assert late.instance is not None and late.instance.worker.worker_id == 1
+    assert world.sent(messages.Code) and world.sent(messages.Run)
+    world.answer(late, messages.OK_INLINE, b"v")
+    assert late.error is None
+
+
+def test_a_library_that_fails_on_one_worker_is_tried_there_once_in_each_window() -> None:
+    world = World(2)
+    world.say(1, messages.LibraryGone(1, "bad", b""))
+    starts = []
+    for second in range(200):
+        call = world.builder.call()
+        world.submit(call)
+        if world.sent(messages.StartLibrary):
+            starts.append(second)
+            world.say(1, messages.LibraryGone(1, "bad", b""))
+        assert call.instance is not None and call.instance.worker.worker_id == 2
+        world.answer(call, messages.OK_INLINE, b"v")
+        world.now += 1
+        world.say(1, messages.Pong())
+    assert starts == [60, 120, 180]
+
+
 def test_a_removed_library_fails_its_calls() -> None:
     world = World()
     call = world.builder.call()

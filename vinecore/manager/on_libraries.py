@@ -114,7 +114,7 @@ def _unsafe_text(library: LibraryEntry, why: str) -> str:
 
 
 def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone) -> None:
-    """An instance ended. With an error it counts as failed on this worker; failed everywhere, its calls fail."""
+    """An instance ended. With an error it counts as failed on this worker for a while; failed everywhere, its calls fail."""
     instance = worker.instances.get(message.library_id)
     if instance is None or instance.state is t.GONE:
         return
@@ -125,6 +125,8 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
     if not message.error:
         return
     instance.error, instance.error_data = message.error, message.traceback
+    instance.failed_at = state.now
+    library.retry_at = min(library.retry_at, state.now + state.tunables.library_restart_window)
     lost = [entry for entry in worker.running.values() if entry.instance is instance]
     for entry in lost:
         del worker.running[entry.task_id]

@@ -7,6 +7,7 @@ one call more at least.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from itertools import islice
 
@@ -52,7 +53,7 @@ def place(state: ManagerState) -> None:
     still: list[Shape] = []
     for shape in state.active:
         library = shape.library
-        if library.fleet != state.fleet:
+        if library.fleet != state.fleet or library.retry_at <= state.now:
             ensure_started(state, library)
         latest = library.latest
         if latest is not None and not library.hungry and not library.near and len(shape.ready):
@@ -129,12 +130,26 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
 
 
 def ensure_started(state: ManagerState, library: LibraryEntry) -> None:
-    """Start the library on workers that do not have it."""
+    """Start the library on workers that do not have it, or where it failed long enough ago."""
     if library.removed:
         return
     library.fleet = state.fleet
+    if library.retry_at <= state.now:
+        _forget_failures(state, library)
     for worker in state.workers.values():
         start_on(state, library, worker)
+
+
+def _forget_failures(state: ManagerState, library: LibraryEntry) -> None:
+    """What failed once need not fail for the rest of a worker's life: it may be tried again when its window is over."""
+    window = state.tunables.library_restart_window
+    library.retry_at = math.inf
+    for worker_id, instance in list(library.instances.items()):
+        if instance.state is t.GONE:
+            if instance.failed_at + window <= state.now:
+                del library.instances[worker_id], instance.worker.instances[library.library_id]
+            else:
+                library.retry_at = min(library.retry_at, instance.failed_at + window)
 
 
 def start_on(state: ManagerState, library: LibraryEntry, worker: WorkerEntry) -> None:

@@ -6,6 +6,7 @@ Entries are slotted and changed in place: purity is kept at the border of the ma
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -185,6 +186,7 @@ class LibraryEntry:
         "payload",
         "piled",
         "removed",
+        "retry_at",
         "setup",
         "shapes",
         "slots",
@@ -230,6 +232,8 @@ class LibraryEntry:
         self.slots_up = 0
         # ManagerState.fleet when every worker that takes work had an instance.
         self.fleet = -1
+        # When the first instance that failed may be started again; infinity: none has failed.
+        self.retry_at = math.inf
         self.removed = False
         # The user was told that its slots are not forked.
         self.told_unsafe = False
@@ -273,6 +277,7 @@ class Instance:
         "code_life",
         "error",
         "error_data",
+        "failed_at",
         "groups",
         "groups_out",
         "is_piled",
@@ -315,6 +320,8 @@ class Instance:
         self.bytes = 0
         self.error = ""
         self.error_data = b""
+        # When it failed; of those that are GONE.
+        self.failed_at = 0.0
         # When it answered last (or began to work), and when it was asked for work back.
         self.progress_at = 0.0
         self.asked_at = 0.0
