@@ -194,3 +194,33 @@ def test_values_of_workers_that_cannot_be_reached_are_copied_through_the_manager
     assert destination == 3 - maker and name == call.output.name and world.machine.state.splices_to
     world.say(destination, messages.Fetched(name, SIZE))
     assert world.copies_of(call) == {1, 2} and not world.machine.state.splices
+
+
+NO_ROOM = "OSError: [Errno 28] No space left on device"
+
+
+def test_a_leaving_worker_hands_over_to_the_next_when_one_cannot_take_it_and_to_the_manager_last() -> None:
+    world = Fleet(1, 1000, 1000, 1000)
+    call, maker = world.make()
+    assert call.output is not None
+    others = [worker_id for worker_id in (1, 2, 3) if worker_id != maker]
+    world.say(maker, messages.Goodbye("SIGTERM"))
+    tried = []
+    for _ in range(5):
+        for worker_id, name in world.fetches():
+            tried.append(worker_id)
+            world.now += 0.001
+            world.say(worker_id, messages.FetchFailed(name, NO_ROOM))
+    assert tried == others
+    (upload,) = world.sent(messages.Upload)
+    world.do(events.UploadArrived(0.0, upload.transfer_id, SIZE))
+    assert call.output.at_manager and world.sent(messages.Release)
+
+
+def test_a_leaving_worker_hands_nothing_to_one_without_room() -> None:
+    world = Fleet(1, 1000)
+    call, maker = world.make(5 * 2**20)
+    world.joins(2, 1)
+    world.joins(3, 1000)
+    world.say(maker, messages.Goodbye("SIGTERM"))
+    assert call.output is not None and world.fetches() == [(3, call.output.name)]

@@ -60,11 +60,16 @@ def _is_sole(file: FileEntry, worker_id: int) -> bool:
     return file.on_workers == {worker_id} and file.data is None and not file.at_manager and file.is_needed()
 
 
+def _can_take(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> bool:
+    """A worker that failed to take something a moment ago (its disk is full, say) would fail again: this one is in a hurry."""
+    return worker.takes_work() and state.now >= worker.copies_from and worker.free_bytes() > file.size_bytes
+
+
 def _hand_over(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> None:
-    """Have another worker fetch it, through the manager if it must be; without any other, bring it to the manager."""
+    """Have another worker fetch it, through the manager if it must be; where no other can take it, bring it to the manager."""
     if file.coming or file.name in state.wanted_here:
         return
-    others = [w for w in state.workers.values() if w is not worker and w.takes_work()]
+    others = [w for w in state.workers.values() if w is not worker and _can_take(state, file, w)]
     others.sort(key=lambda w: (len(w.running), w.worker_id))
     for other in others:
         peers = transfers.peers_with(state, file, other)

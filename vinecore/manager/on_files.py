@@ -173,7 +173,7 @@ def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.Fet
         return
     if file.coming is not None:
         file.coming.discard(worker.worker_id)
-    if not message.unreached and not message.absent:
+    if not message.unreached and not lacking:
         worker.copies_from = state.now + replication.PAUSE_S
     replication.look_at(state, file)
     if not file.on_workers or worker.worker_id not in file.on_workers:
