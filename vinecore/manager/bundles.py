@@ -66,8 +66,10 @@ class _Bundle:
         self.full = most <= 1
 
     def can_join(self, entry: TaskEntry) -> bool:
-        """True when it is of the same shape, and each input is made by a member, is on this worker or can be fetched."""
+        """True when it is of the same shape, had room here, and each input is made by a member, is here or can be fetched."""
         if entry.kind.shape is not self.shape:
+            return False
+        if entry.no_room_at and self.worker_id in entry.no_room_at:
             return False
         inside, worker_id = self.inside, self.worker_id
         for file in entry.inputs:

@@ -72,6 +72,8 @@ def _nearest(entry: TaskEntry) -> Instance | None:
             for worker_id in file.on_workers:
                 held[worker_id] = held.get(worker_id, 0) + file.size_bytes
     for worker_id, size in held.items():
+        if entry.no_room_at and worker_id in entry.no_room_at:
+            continue
         instance = instances.get(worker_id)
         if instance is not None and instance.state is t.UP and instance.worker.takes_work() and size > most:
             best, most = instance, size

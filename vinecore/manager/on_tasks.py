@@ -25,6 +25,8 @@ from vinecore.wire.messages import Result
 MEAN_WEIGHT = 0.1
 # A measurement counts as at most this many means: one long vertex among thousands must not make all bundles small.
 OUTLIER_FACTOR = 10.0
+# What a slot says of a call whose result its worker's disk did not take.
+NO_ROOM = "could not be written"
 
 
 def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
@@ -335,17 +337,16 @@ def _not_run(state: ManagerState, entry: TaskEntry, status: int, text: bytes) ->
     if status == messages.LOST:
         entry.losses += 1
         state.counters.lost += 1
+        why = text.decode("utf-8", "replace")
+        if NO_ROOM in why:
+            _had_no_room(entry)
         if entry.losses > state.tunables.max_losses:
-            why = text.decode("utf-8", "replace")
-            fail(
-                state,
-                entry,
-                SlotLost(
-                    f"task {entry.task_id} ({entry.kind.name}) was lost {entry.losses} times: {why} "
-                    "(a crash in native code, os._exit, or the kernel's out-of-memory killer); it is not tried again"
-                ),
-                b"",
-            )
+            guess = "a crash in native code, os._exit, or the kernel's out-of-memory killer"
+            if NO_ROOM in why:
+                guess = "is the disk of each worker full?"
+            who = f"task {entry.task_id} ({entry.kind.name})"
+            error = SlotLost(f"{who} was lost {entry.losses} times: {why} ({guess}); it is not tried again")
+            fail(state, entry, error, b"")
             return
     elif status == messages.NO_INPUT:
         name = text.decode("utf-8", "replace")
@@ -368,7 +369,15 @@ def _forget_missing(state: ManagerState, entry: TaskEntry, name: str) -> bool:
             lose_copy(state, file, instance.worker.worker_id)
     if found:
         entry.losses += 1
+        if instance is not None and state.now < instance.worker.copies_from:
+            _had_no_room(entry)
     return bool(found)
+
+
+def _had_no_room(entry: TaskEntry) -> None:
+    """The disk of the worker that it was placed on did not take its result, or an input: others are tried first."""
+    if entry.instance is not None:
+        entry.no_room_at = (entry.no_room_at or set()) | {entry.instance.worker.worker_id}
 
 
 def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:

@@ -40,6 +40,8 @@ EVEN_OUT_LOOKS = 256
 EVEN_OUT_PAUSE_S = 1e-5
 # Idle instances, and those with entries of their own, looked at for each event; higher: sooner a balance, more work for nothing.
 TAKE_OVER_LOOKS = 4
+# Entries that an instance may pass over, because its worker had no room for them before, each time it is filled; bounds that.
+PASSED_OVER = 16
 # And when so many bytes of arguments and inline inputs have gathered.
 RUN_BYTES = messages.BATCH_LIMIT_BYTES
 
@@ -123,9 +125,7 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
         library.idle.move_to_end(worker_id)
         entry = _steal(library, instance)
         if entry is not None:
-            entry.dequeued = False
-            entry.kind.shape.ready.push(entry)
-            state.activate(entry.kind.shape)
+            _put_back(state, entry)
             _fill(state, entry.kind.shape, instance, False)
 
 
@@ -212,19 +212,23 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     # The second round shares what is ready, so that one instance does not drain it before the next is asked.
     share = max(instance.slots, -(-waiting // several)) if deep else instance.slots
     taken = 0
+    passed_over: list[TaskEntry] = []
     while taken < share:
         if not _has_room(state, instance, 0.0, deep):
             break
         entry = (instance.local.pop() if library.stocked else None) or shape.ready.pop()
         if entry is None:
             break
+        if entry.no_room_at and _has_room_elsewhere(state, entry, instance):
+            passed_over.append(entry)
+            if len(passed_over) == PASSED_OVER:
+                break
+            continue
         own = entry.kind.shape  # entries near their inputs may be of another shape of this library
         full = own.constrained and not _fits(state, instance, entry)
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
-            entry.dequeued = False
-            own.ready.push(entry)
-            state.activate(own)
+            _put_back(state, entry)
             was_refused = True
             break
         if entry.inputs and not _reachable(state, entry, instance):
@@ -239,9 +243,32 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             taken += len(chosen)
         if instance.calls >= RUN_CALLS or instance.bytes >= RUN_BYTES:
             send_run(state, instance)
+    for entry in passed_over:
+        _put_back(state, entry)
     if instance.groups:
         send_run(state, instance)
     return was_refused
+
+
+def _put_back(state: ManagerState, entry: TaskEntry) -> None:
+    """It was taken from a queue and is for another instance, or for later."""
+    entry.dequeued = False
+    entry.kind.shape.ready.push(entry)
+    state.activate(entry.kind.shape)
+
+
+def _has_room_elsewhere(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
+    """True where it was lost here for lack of room, and there is a worker to run it where it was not."""
+    avoided = entry.no_room_at or set()
+    if instance.worker.worker_id not in avoided:
+        return False
+    shape = entry.kind.shape
+    for worker in state.workers.values():
+        if worker.worker_id not in avoided and worker.takes_work():
+            other = shape.library.instances.get(worker.worker_id)
+            if other is not None and other.state is not t.GONE and not shape.request.missing_in(worker.total):
+                return True
+    return False
 
 
 def _expected_us(state: ManagerState, entry: TaskEntry) -> float:
@@ -573,15 +600,11 @@ def abandon_local(state: ManagerState, instance: Instance) -> None:
     instance.library.stocked.pop(worker_id, None)
     instance.library.near.pop(worker_id, None)
     for entry in instance.local.drain():
-        entry.dequeued = False
-        entry.kind.shape.ready.push(entry)
-        state.activate(entry.kind.shape)
+        _put_back(state, entry)
 
 
 def unpark(state: ManagerState, name: str) -> None:
     """An object came to the manager, or will not: entries that waited for that are looked at again."""
     for entry in state.parked.pop(name, ()):
         if entry.state is t.READY and entry.dequeued:
-            entry.dequeued = False
-            entry.kind.shape.ready.push(entry)
-            state.activate(entry.kind.shape)
+            _put_back(state, entry)

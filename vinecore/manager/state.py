@@ -471,6 +471,7 @@ class TaskEntry:
         "kind",
         "losses",
         "missing",
+        "no_room_at",
         "order",
         "output",
         "payload",
@@ -510,6 +511,8 @@ class TaskEntry:
         self.attempt = 0  # grows at each placing: late answers of older ones are dropped
         self.missing = 0  # of WAITING and READY: inputs that are not available
         self.losses = 0
+        # Workers whose disk had no room for its result or an input: it goes there again only if no other can run it.
+        self.no_room_at: set[int] | None = None
         self.dequeued = False  # taken from its ready queue
         self.is_final = False  # let go of its inputs for good: it cannot run again
         self.instance: Instance | None = None
