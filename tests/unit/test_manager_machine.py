@@ -310,6 +310,60 @@ def test_where_no_other_worker_can_come_every_impossible_request_fails_in_time()
         assert len(said) == 1 and isinstance(call.error, UsageError), (call, said)
 
 
+BLOCKED = "on blocked hosts (host); unblock_host() lets them work"
+
+
+def test_workers_that_are_all_blocked_are_told_and_so_are_those_that_all_drain() -> None:
+    world = World(2)
+    world.do(events.HostsChanged(0.0, block="host", until=1e9))
+    call = world.builder.call()
+    world.submit(call, world.builder.call())
+    ((told, text),) = said_at(world, 30)
+    assert told <= 6 and text == f"2 tasks wait; all 2 workers are {BLOCKED}"
+    assert world.machine.story(call.task_id)[0] == f"task {call.task_id} (f) is ready and waits: all 2 workers are {BLOCKED}"
+    world.do(events.HostsChanged(0.0, unblock_all=True))
+    assert call.state is t.PLACED and not world.machine.stuck_reason()
+    world.do(events.HostsChanged(0.0, drain="host"))
+    world.submit(world.builder.call(), world.builder.call(), world.builder.call(), world.builder.call())
+    assert "all 2 workers are draining or leaving (host)" in world.machine.stuck_reason()
+    assert not said_at(world, 3)
+    assert len(said_at(world, 4)) == 1
+
+
+def test_a_request_that_only_blocked_workers_could_fulfil_is_told() -> None:
+    world = World(1)
+    world.do(events.WorkerJoined(0.0, 2, hello(8, name="large")))
+    world.say(2, messages.LibraryReady(1, 8))
+    world.do(events.HostsChanged(0.0, block="large", until=1e9))
+    call = asking(world, cores=8)
+    world.submit(call)
+    ((_, text),) = said_at(world, 8)
+    assert text == "1 tasks wait; all 1 workers that are large enough are on blocked hosts (large); unblock_host() lets them work"
+    assert "blocked hosts (large)" in world.machine.story(call.task_id)[0]
+
+
+def test_where_a_task_is_can_be_said_in_words() -> None:
+    world = World(1, cores=1)
+    placed, much = world.builder.call(), asking(world, cores=64)
+    late = world.builder.call(placed)
+    world.submit(placed, late, much)
+    assert (
+        world.machine.story(placed.task_id)[0] == f"task {placed.task_id} (f) runs on worker 1 (host), or is next in line there"
+    )
+    first, second = world.machine.story(late.task_id)[:2]
+    assert first == f"task {late.task_id} (f) waits for 1 of its 1 inputs"
+    assert second == f"  the value of task {placed.task_id} (f), which is running"
+    assert "no worker is large enough" in world.machine.story(much.task_id)[0]
+    more = [world.builder.call() for _ in range(4)]
+    world.submit(*more)
+    assert "busy with other tasks" in world.machine.story(more[-1].task_id)[0]
+    assert world.machine.story(999) == ["task 999 has ended, or was never submitted here"]
+    alone = World(0)
+    ready = alone.builder.call()
+    alone.submit(ready)
+    assert alone.machine.story(ready.task_id)[0] == f"task {ready.task_id} (f) is ready and waits: no worker is connected"
+
+
 def test_no_worker_is_over_committed() -> None:
     world = World(cores=4, request=Resources(cores=2))
     calls = [world.builder.call() for _ in range(5)]

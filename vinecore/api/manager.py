@@ -175,8 +175,7 @@ class WorkerMethods:
         """Why a task is where it is, for people."""
 
         def look() -> str:
-            machine = self.engine.machine
-            return "\n".join([*machine.story(task_id), machine.stuck_reason()]).strip()
+            return "\n".join(self.engine.machine.story(task_id))
 
         return str(self.engine.call_in_loop(look))
 

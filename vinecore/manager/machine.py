@@ -150,8 +150,8 @@ class ManagerMachine:
         notice = on_stalls.next_notice(state)
         if notice is not None:
             due.append(notice)
-        if state.active and (notice is None or state.workers):
-            # Also while one reason waits to be told: another may begin.
+        if (state.active or state.stalls) and (notice is None or state.workers):
+            # Another reason may begin while one waits to be told; one that was told may be over, and then begin again.
             due.append(state.ticked_at + STUCK_LOOK_S)
         if state.even_out_at is not None:
             due.append(state.even_out_at)
@@ -168,11 +168,5 @@ class ManagerMachine:
         return "\n".join(on_stalls.reasons(self.state).values())
 
     def story(self, *ids: int) -> list[str]:
-        """What is known of these tasks, for error reports and ``explain``."""
-        lines = []
-        for task_id in ids:
-            entry = self.state.tasks.get(task_id)
-            lines.append(f"task {task_id}: finished or unknown" if entry is None else repr(entry))
-            if entry is not None:
-                lines.extend(f"  waits for {file!r}" for file in entry.inputs if not file.is_available())
-        return lines
+        """What is known of these tasks, in words, for error reports and ``explain``."""
+        return [line for task_id in ids for line in on_stalls.explain(self.state, task_id)]

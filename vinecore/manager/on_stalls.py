@@ -11,11 +11,15 @@ from itertools import islice
 from vinecore.errors import UsageError
 from vinecore.manager import on_tasks, orders
 from vinecore.manager import transitions as t
-from vinecore.manager.state import ManagerState, Stall
+from vinecore.manager.state import FileEntry, ManagerState, Stall, TaskEntry, WorkerEntry
 from vinecore.model.resources import Resources
 
 # Tasks looked at for the reason of a stall; bounds a tick.
 LOOKED_AT = 1000
+
+# Names of hosts in one line, and inputs that are named one by one.
+HOSTS_NAMED = 5
+INPUTS_NAMED = 10
 
 # Key of the reason that there is no worker at all.
 NO_WORKER = "no worker"
@@ -62,6 +66,10 @@ def reasons(state: ManagerState) -> dict[object, str]:
         how = f"start one with:  vine_worker {state.address}"
         return {NO_WORKER: f"{len(state.tasks)} tasks wait and no worker is connected; {how}"}
     found: dict[object, str] = {}
+    all_closed = _closed(state, Resources())
+    ready = sum(len(shape.ready) for shape in state.active)
+    if all_closed and ready:
+        found[_closed_key(state, Resources())] = f"{min(ready, len(state.tasks))} tasks wait; {all_closed}"
     waiting: dict[Resources, int] = {}
     for shape in state.active:
         if shape.constrained and len(shape.ready):
@@ -71,6 +79,8 @@ def reasons(state: ManagerState) -> dict[object, str]:
         if lacks:
             who = "the worker of this machine" if not state.address else f"any of the {len(state.workers)} workers"
             found[request] = f"{count} tasks ask for more than {who} has: {lacks}; ask for less, or use a larger worker"
+        elif not all_closed and (closed := _closed(state, request)):
+            found[_closed_key(state, request)] = f"{count} tasks wait; {closed}"
     if not found and not any(worker.running for worker in state.workers.values()):
         found.update(_unmade(state))
     return found
@@ -85,6 +95,40 @@ def lacking_everywhere(state: ManagerState, request: Resources) -> str:
             return ""
         lacks = lacks or lacking
     return lacks
+
+
+def _closed(state: ManagerState, request: Resources) -> str:
+    """Said when every worker that is large enough is blocked or leaves; empty when one takes work, or none is large enough."""
+    blocked: list[WorkerEntry] = []
+    draining: list[WorkerEntry] = []
+    for worker in state.workers.values():
+        if request.missing_in(worker.total):
+            continue
+        if worker.takes_work():
+            return ""
+        (blocked if worker.blocked else draining).append(worker)
+    count = len(blocked) + len(draining)
+    if not count:
+        return ""
+    who = f"all {count} workers" if count == len(state.workers) else f"all {count} workers that are large enough"
+    if not draining:
+        return f"{who} are on blocked hosts ({_hosts(blocked)}); unblock_host() lets them work"
+    if not blocked:
+        how = "start another one, or end that with set_draining_by_hostname(name, False)"
+        return f"{who} are draining or leaving ({_hosts(draining)}); {how}"
+    some = f"{len(blocked)} are on blocked hosts ({_hosts(blocked)}; unblock_host() lets them work)"
+    return f"{who} take no work: {some}, {len(draining)} are draining or leaving ({_hosts(draining)})"
+
+
+def _closed_key(state: ManagerState, request: Resources) -> object:
+    """Blocked is another reason than draining; that one worker more is blocked is not."""
+    return ("closed", request, any(worker.blocked for worker in state.workers.values()))
+
+
+def _hosts(workers: list[WorkerEntry]) -> str:
+    names = sorted({worker.hello.hostname for worker in workers})
+    more = [] if len(names) <= HOSTS_NAMED else [f"{len(names) - HOSTS_NAMED} more"]
+    return ", ".join([*names[:HOSTS_NAMED], *more])
 
 
 def _unmade(state: ManagerState) -> dict[object, str]:
@@ -104,3 +148,56 @@ def _fail_impossible(state: ManagerState, request: Resources) -> None:
         for entry in shape.ready.drain():
             why = f"task {entry.task_id} ({entry.kind.name}) asks for more than the worker of this machine has: {lacks}"
             on_tasks.fail(state, entry, UsageError(f"{why}; ask for less, or give the manager more local_cores or a port"), b"")
+
+
+def explain(state: ManagerState, task_id: int) -> list[str]:
+    """Why a task is where it is: first in words, then what else is known of it."""
+    entry = state.tasks.get(task_id)
+    if entry is None:
+        return [f"task {task_id} has ended, or was never submitted here"]
+    who = f"task {task_id} ({entry.kind.name})"
+    missing = [file for file in entry.inputs if not file.is_available()]
+    if entry.state is t.PLACED and entry.instance is not None:
+        worker = entry.instance.worker
+        lines = [f"{who} runs on worker {worker.worker_id} ({worker.hello.hostname}), or is next in line there"]
+    elif entry.state is t.READY:
+        lines = [f"{who} is ready and waits: {_why_ready(state, entry)}"]
+    else:
+        lines = [f"{who} waits for {len(missing)} of its {len(entry.inputs)} inputs"]
+        lines += [f"  {_why_missing(file)}" for file in missing[:INPUTS_NAMED]]
+    if entry.losses:
+        lines.append(f"  it was lost {entry.losses} times so far; more than {state.tunables.max_losses:g} times make it fail")
+    return lines + [why for why in reasons(state).values() if why.partition("; ")[2] not in lines[0]]
+
+
+def _why_ready(state: ManagerState, entry: TaskEntry) -> str:
+    """What a task whose inputs are all there waits for."""
+    shape = entry.kind.shape
+    fitting = [worker for worker in state.workers.values() if not shape.request.missing_in(worker.total)]
+    if not state.workers:
+        return "no worker is connected"
+    if len(state.workers) < state.tunables.wait_for_workers:
+        return (
+            f"{len(state.workers)} workers are connected, work begins with {state.tunables.wait_for_workers:g} (wait-for-workers)"
+        )
+    if not fitting:
+        return f"no worker is large enough; the first one lacks {lacking_everywhere(state, shape.request)}"
+    closed = _closed(state, shape.request)
+    if closed:
+        return closed
+    instances = [shape.library.instances.get(worker.worker_id) for worker in fitting if worker.takes_work()]
+    if not any(instance is not None and instance.state is t.UP for instance in instances):
+        return f"library {shape.library.name!r} is not up yet on any worker that could run it"
+    if entry.dequeued:
+        return "other transfers must end before an input can be brought to a worker"
+    full = f"; {len(entry.no_room_at)} workers had no room for its result or an input" if entry.no_room_at else ""
+    return f"the {len(instances)} workers that could run it are busy with other tasks{full}"
+
+
+def _why_missing(file: FileEntry) -> str:
+    """Who makes an input that is not there."""
+    producer = file.producer
+    if producer is None:
+        return f"{file.name or 'a temp'}: no submitted task makes it"
+    how = {t.PLACED: "is running", t.READY: "is ready", t.WAITING: "waits for inputs itself"}.get(producer.state, "is over")
+    return f"the value of task {producer.task_id} ({producer.kind.name}), which {how}"

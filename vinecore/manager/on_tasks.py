@@ -25,8 +25,8 @@ from vinecore.wire.messages import Result
 MEAN_WEIGHT = 0.1
 # A measurement counts as at most this many means: one long vertex among thousands must not make all bundles small.
 OUTLIER_FACTOR = 10.0
-# What a slot says of a call whose result its worker's disk did not take.
-NO_ROOM = "could not be written"
+# What is said of a call whose result, or whose code, its worker's disk did not take.
+NO_ROOM = ("could not be written", "could not be fetched")
 
 
 def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
@@ -338,11 +338,12 @@ def _not_run(state: ManagerState, entry: TaskEntry, status: int, text: bytes) ->
         entry.losses += 1
         state.counters.lost += 1
         why = text.decode("utf-8", "replace")
-        if NO_ROOM in why:
+        no_room = any(said in why for said in NO_ROOM)
+        if no_room:
             _had_no_room(entry)
         if entry.losses > state.tunables.max_losses:
             guess = "a crash in native code, os._exit, or the kernel's out-of-memory killer"
-            if NO_ROOM in why:
+            if no_room:
                 guess = "is the disk of each worker full?"
             who = f"task {entry.task_id} ({entry.kind.name})"
             error = SlotLost(f"{who} was lost {entry.losses} times: {why} ({guess}); it is not tried again")
