@@ -112,7 +112,7 @@ def test_sources_are_judged_one_by_one() -> None:
     world.submit(world.builder.call(made))
     first, second = state.peer_fetches[file.name, 3]
     world.say(3, messages.FetchFailed(file.name, "it failed", [1], [0]))
-    assert file.on_workers == {first} and state.workers[3].unreachable == {first}
+    assert file.on_workers == {first} and set(state.workers[3].unreachable) == {first}
     assert [o.worker_id for o in world.of(orders.SendTo) if isinstance(o.message, messages.Unlink)] == [second]
 
 

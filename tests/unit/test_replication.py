@@ -9,6 +9,7 @@ from tests.unit.test_manager_machine import World
 from vinecore.manager import events, orders, replication
 from vinecore.manager.replication import PAUSE_S, SPLICES_AT_ONCE, TRIES
 from vinecore.manager.state import TaskEntry
+from vinecore.manager.transfers import INDIRECT_S
 from vinecore.wire import messages
 
 SIZE = 100_000
@@ -224,3 +225,34 @@ def test_a_leaving_worker_hands_nothing_to_one_without_room() -> None:
     world.joins(3, 1000)
     world.say(maker, messages.Goodbye("SIGTERM"))
     assert call.output is not None and world.fetches() == [(3, call.output.name)]
+
+
+def test_a_link_that_broke_once_is_used_again_later() -> None:
+    world = Fleet(1, 1000, 1000)
+    made, maker = world.make()
+    assert made.output is not None
+    other = 3 - maker
+    worker = world.machine.state.workers[other]
+
+    def sources_of_next_fetch() -> int:
+        """Peers that the other worker is told to ask for a value of the first one."""
+        value, at = world.make()
+        while at != maker:
+            value, at = world.make()
+        world.do(events.WorkerDrained(0.0, maker))
+        ((destination, name),) = [(to, name) for to, name in world.fetches() if value.output and name == value.output.name]
+        assert destination == other
+        (fetch,) = [message for message in world.sent(messages.Fetch) if message.name == name]
+        world.do(events.HostsChanged(0.0, drain="host", drain_on=False))
+        return len(fetch.sources)
+
+    assert sources_of_next_fetch() == 1
+    broken = next(name for name, to in world.machine.state.peer_fetches if to == other)
+    world.say(other, messages.FetchFailed(broken, "OSError: reset", unreached=[0]))
+    assert set(worker.unreachable) == {maker}
+    assert sources_of_next_fetch() == 0
+    world.now += INDIRECT_S + 1
+    assert sources_of_next_fetch() == 1
+    broken = next(name for name, to in world.machine.state.peer_fetches if to == other)
+    world.say(other, messages.FetchFailed(broken, "OSError: reset", unreached=[0]))
+    assert list(worker.unreachable.values()) == [world.now + INDIRECT_S]

@@ -159,7 +159,7 @@ def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.Fet
     splices.ended(state, message.name, worker.worker_id)
     named = transfers.ended(state, message.name, worker.worker_id)
     # Where no source is named it was this worker's own disk: nobody else is to blame.
-    worker.unreachable.update(named[number] for number in message.unreached if 0 <= number < len(named))
+    transfers.not_reached(state, worker, [named[number] for number in message.unreached if 0 <= number < len(named)])
     file = state.held.get(message.name)
     lacking = [named[number] for number in message.absent if 0 <= number < len(named)]
     if passed_on_by and message.reason.startswith(NOT_THERE):

@@ -371,8 +371,8 @@ class WorkerEntry:
         self.host = host
         # Transfers to peers that it was named for and that have not ended.
         self.outgoing = 0
-        # Workers from which it could not fetch: their objects come through the manager.
-        self.unreachable: set[int] = set()
+        # Workers from which it could not fetch, with the time until which their objects come through the manager.
+        self.unreachable: dict[int, float] = {}
         self.hello = hello
         self.total = Resources(hello.cores, hello.memory_mb, hello.disk_mb, hello.gpus)
         # Resources of placed entries that asked for some.

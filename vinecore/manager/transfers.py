@@ -1,7 +1,8 @@
 """Objects from worker to worker: which peers to name, the ticket, limits per source, and what follows when it fails.
 
-A worker that cannot reach a peer is told so once for each pair: from then on what that peer holds comes to it through the
-manager (``splices``). A peer that does not have the object any more has lost a copy, which is no failure of the link.
+When a worker cannot reach a peer, what that peer holds comes to it through the manager (``splices``) for a while: one broken
+link is forgotten, and a wall between the two is met again at the price of one failed fetch. A peer that does not have the object
+any more has lost a copy, which is no failure of the link.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from vinecore.wire import messages
 
 # Peers named for one fetch: when the first cannot give it, the worker asks the next by itself.
 NAMED_PEERS = 3
+# Seconds for which a pair of workers is not tried again; higher: fewer vain fetches where a wall stands, longer ways round
+# after a link that broke once.
+INDIRECT_S = 60.0
 # Entries looked at again for each transfer that ends: it has room for one, and those that find a copy where they run need none.
 WOKEN = 16
 
@@ -28,13 +32,25 @@ def peers_with(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> lis
     unused = 0
     for worker_id in file.on_workers:
         peer = state.workers.get(worker_id)
-        if peer is not None and peer is not worker and peer.hello.peer_port and worker_id not in worker.unreachable:
+        if peer is not None and peer is not worker and peer.hello.peer_port and not is_indirect(state, worker, worker_id):
             found.append(peer)
             unused += peer.outgoing == 0
             if unused == NAMED_PEERS:
                 break  # of a file that thousands have, the rest is no better
     found.sort(key=lambda peer: (peer.outgoing, peer.worker_id))
     return found
+
+
+def is_indirect(state: ManagerState, worker: WorkerEntry, peer_id: int) -> bool:
+    """Whether a worker failed to reach a peer a short time ago."""
+    return bool(worker.unreachable) and state.now < worker.unreachable.get(peer_id, 0.0)
+
+
+def not_reached(state: ManagerState, worker: WorkerEntry, peers: list[int]) -> None:
+    """A worker could not fetch from these: the pairs are indirect for a while. Those whose time is over are dropped."""
+    if peers:
+        kept = {peer_id: until for peer_id, until in worker.unreachable.items() if state.now < until}
+        worker.unreachable = kept | dict.fromkeys(peers, state.now + INDIRECT_S)
 
 
 def has_room(state: ManagerState, peers: list[WorkerEntry]) -> bool:
