@@ -43,7 +43,7 @@ class ProcessTree:
         self.machine: WorkerMachine
         self.hosts: dict[int, HostProcess] = {}
         self.slots: dict[int, SlotProcess] = {}
-        self.slot_ends = SlotEnds(self._slot_ended)
+        self.slot_ends = SlotEnds(self._slot_held, self._slot_ended)
         # A parent started ahead of need: its imports overlap with connecting.
         self.spare: HostProcess | None = None
 
@@ -75,10 +75,11 @@ class ProcessTree:
                 if isinstance(message, messages.Forked):
                     self._forked(message)
                 elif isinstance(message, messages.SlotExited):
-                    self.slot_ends.exited(message.slot_id, message.status, message.text, message.slot_id in self.slots)
+                    still_open = message.slot_id in self.slots
+                    self.slot_ends.exited(self.loop, message.slot_id, message.status, message.text, still_open)
                 self.report(events.HostSaid(time.monotonic(), library_id, message))
 
-        host.link = LocalLink(self.loop, host.sock, said, lambda: self._host_gone(library_id, host))
+        link = host.connect(self.loop, said, lambda: self._host_gone(library_id, host))
         begin, welcome = order.begin, self.machine.state.welcome
         assert welcome is not None
         path = str(self.store.path(begin.payload_name)) if begin.payload_name else ""
@@ -97,7 +98,7 @@ class ProcessTree:
             begin.program,
             begin.growth_mb,
         )
-        host.link.send(messages.encode(message))
+        link.send(messages.encode(message))
 
     def _forked(self, message: messages.Forked) -> None:
         slot = self.slots.get(message.slot_id)
@@ -112,6 +113,7 @@ class ProcessTree:
         if self.hosts.get(library_id) is not host:
             return
         del self.hosts[library_id]
+        host.ask_end()
         for slot_id, slot in self.machine.state.slots.items():
             if slot.library_id == library_id and slot_id in self.slots:
                 self.slots[slot_id].kill()
@@ -144,9 +146,18 @@ class ProcessTree:
         slot.kill()
         self.slot_ends.closed(self.loop, slot_id, started)
 
+    def _slot_held(self, slot_id: int) -> None:
+        """A slot has ended, and somebody else has its socket: what it sent still counts."""
+        slot = self.slots.get(slot_id)
+        if slot is not None and slot.link is not None:
+            slot.kill()
+            slot.link.read_rest()
+        self._slot_gone(slot_id)
+
     def drop_slot(self, slot_id: int) -> None:
         """Close a slot's socket; it ends by itself."""
         slot = self.slots.pop(slot_id, None)
+        self.slot_ends.dropped(slot_id)
         if slot is not None:
             slot.close()
 

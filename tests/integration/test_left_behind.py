@@ -1,0 +1,105 @@
+"""What user code leaves behind when it ends or is ended: processes that live on, sockets that they hold, pipes nobody reads."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.calls import LIMIT_S, add, eventually, finish
+from vinecore import FunctionCall, Manager, load_variable_from_library
+from vinecore.errors import SlotLost
+
+
+def fork_sleeper(directory: str, own_session: bool) -> None:
+    """Fork a process that has all that this one has and does nothing; a file there has its pid as its name then."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if own_session:
+                os.setsid()
+            Path(directory, str(os.getpid())).touch()
+            time.sleep(10 * LIMIT_S)
+        finally:
+            os._exit(0)
+    while not Path(directory, str(pid)).exists():
+        time.sleep(0.002)
+
+
+def fork_and_die(directory: str, own_session: bool) -> None:
+    fork_sleeper(directory, own_session)
+    os._exit(3)
+
+
+def daemon_and_die() -> None:
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(10 * LIMIT_S,), daemon=True).start()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+@pytest.fixture
+def sleepers(tmp_path: Path) -> Iterator[Callable[[], list[int]]]:
+    """The pids of what ``fork_sleeper`` made in ``tmp_path``; after the test they are ended."""
+
+    def listed() -> list[int]:
+        return [int(path.name) for path in tmp_path.iterdir()]
+
+    yield listed
+    for pid in listed():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+# ---------------------------------------------------------------- sockets that somebody else holds
+
+
+@pytest.mark.parametrize("own_session", [False, True])
+def test_a_slot_that_dies_while_its_child_holds_the_socket(
+    m: Manager, install: Callable[..., str], tmp_path: Path, sleepers: Callable[[], list[int]], own_session: bool
+) -> None:
+    library = install(fork_and_die, add)
+    calls = [
+        FunctionCall(library, "fork_and_die", str(tmp_path), own_session),
+        *[FunctionCall(library, "add", i) for i in range(4)],
+    ]
+    bad, *good = finish(m, *calls)
+    assert isinstance(bad, SlotLost) and "ended with exit code 3" in str(bad)
+    assert good == [1, 2, 3, 4]
+    # What stayed in the slot's group goes with it.
+    assert own_session or eventually(lambda: all(map(is_gone, sleepers())))
+
+
+def test_a_slot_that_is_killed_with_a_daemon_of_its_own(m: Manager, install: Callable[..., str]) -> None:
+    library = install(daemon_and_die, add)
+    bad, good = finish(m, FunctionCall(library, "daemon_and_die"), FunctionCall(library, "add", 1))
+    assert isinstance(bad, SlotLost) and "was killed by SIGKILL" in str(bad) and good == 2
+
+
+def context_with_sleeper(directory: str) -> dict[str, int]:
+    fork_sleeper(directory, True)
+    return {"parent": os.getpid()}
+
+
+def made_by() -> int:
+    parent: int = load_variable_from_library("parent")
+    return parent
+
+
+def test_a_parent_that_dies_while_a_child_of_its_context_holds_the_socket(
+    m: Manager, install: Callable[..., str], tmp_path: Path, sleepers: Callable[[], list[int]]
+) -> None:
+    library = install(made_by, library_context_info=[context_with_sleeper, [str(tmp_path)], {}])
+    (parent,) = finish(m, FunctionCall(library, "made_by"))
+    os.kill(parent, signal.SIGKILL)
+    assert eventually(lambda: is_gone(parent))
+    (again,) = finish(m, FunctionCall(library, "made_by"))
+    assert again != parent and len(sleepers()) == 2
