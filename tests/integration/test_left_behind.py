@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.kit.calls import LIMIT_S, add, eventually, finish
-from vinecore import FunctionCall, Manager, load_variable_from_library
-from vinecore.errors import SlotLost
+from vinecore import FunctionCall, Manager, PythonTask, Task, load_variable_from_library
+from vinecore.errors import SlotLost, TaskFailed
+
+PROGRAM = Path(__file__).parents[1] / "kit" / "library_program.py"
 
 
 def fork_sleeper(directory: str, own_session: bool) -> None:
@@ -103,3 +105,28 @@ def test_a_parent_that_dies_while_a_child_of_its_context_holds_the_socket(
     assert eventually(lambda: is_gone(parent))
     (again,) = finish(m, FunctionCall(library, "made_by"))
     assert again != parent and len(sleepers()) == 2
+
+
+# ---------------------------------------------------------------- pipes where files are expected
+
+
+def leave_pipe() -> str:
+    os.unlink(".vine.stdout")
+    os.mkfifo(".vine.stdout")
+    return "done"
+
+
+def test_a_task_whose_standard_output_became_a_pipe(m: Manager) -> None:
+    command, function = Task("rm .vine.stdout; mkfifo .vine.stdout"), PythonTask(leave_pipe)
+    finish(m, command, function)  # type: ignore[arg-type]
+    assert (command.result, command.std_output) == ("success", "")
+    assert (function.result, function.output) == ("success", "done")
+
+
+def test_a_program_that_leaves_pipes(m: Manager) -> None:
+    task = m.create_library_from_command(PROGRAM, "pipes")
+    task.add_input(m.declare_buffer("pipes"), "name.txt")
+    m.install_library(task)
+    failure, good = finish(m, FunctionCall(task, "leave_pipes"), FunctionCall(task, "double", 2))
+    assert isinstance(failure, TaskFailed) and "left no result" in str(failure) and good == 4
+    m.remove_library("pipes")
