@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,3 +131,93 @@ def test_a_program_that_leaves_pipes(m: Manager) -> None:
     failure, good = finish(m, FunctionCall(task, "leave_pipes"), FunctionCall(task, "double", 2))
     assert isinstance(failure, TaskFailed) and "left no result" in str(failure) and good == 4
     m.remove_library("pipes")
+
+
+# ---------------------------------------------------------------- processes that live on
+
+
+def sleeper(directory: str, own_session: bool) -> int:
+    """Start a program that nobody waits for; returns its pid, which is the name of a file there, too."""
+    process = subprocess.Popen(["sleep", str(10 * LIMIT_S)], start_new_session=own_session)
+    Path(directory, str(process.pid)).touch()
+    return process.pid
+
+
+def orphan(directory: str) -> int:
+    """The same, as a grandchild without a parent in a session of its own."""
+    between = os.fork()
+    if between == 0:
+        sleeper(directory, True)
+        os._exit(0)
+    os.waitpid(between, 0)
+    return between
+
+
+def context_that_starts(directory: str) -> dict[str, int]:
+    return {"pid": sleeper(directory, False)}
+
+
+def test_a_slot_that_is_replaced_takes_along_what_its_calls_left(
+    m: Manager, tmp_path: Path, sleepers: Callable[[], list[int]]
+) -> None:
+    task = m.create_library_from_functions("replaced", sleeper, exec_mode="direct")
+    task.set_max_calls_per_slot(1)
+    m.install_library(task)
+    pids = finish(m, *[FunctionCall(task, "sleeper", str(tmp_path), False) for _ in range(3)])
+    assert sorted(pids) == sorted(sleepers())
+    assert eventually(lambda: all(map(is_gone, pids)))
+    m.remove_library("replaced")
+
+
+def test_a_removed_library_takes_along_what_its_context_started(
+    m: Manager, install: Callable[..., str], tmp_path: Path, sleepers: Callable[[], list[int]]
+) -> None:
+    library = install(add, library_context_info=[context_that_starts, [str(tmp_path)], {}])
+    assert finish(m, FunctionCall(library, "add", 1)) == [2]
+    (pid,) = sleepers()
+    assert not is_gone(pid)
+    m.remove_library(library)
+    assert eventually(lambda: is_gone(pid))
+
+
+def test_a_removed_library_takes_along_its_init_command(m: Manager, tmp_path: Path, sleepers: Callable[[], list[int]]) -> None:
+    command = f"sleep {10 * LIMIT_S} & touch {tmp_path}/$!; wait;"
+    m.install_library(m.create_library_from_functions("waits", add, init_command=command))
+    call = FunctionCall("waits", "add", 1)
+    m.submit(call)
+    assert eventually(sleepers)
+    m.remove_library("waits")
+    assert m.wait(LIMIT_S) is call and call.result == "missing library"
+    assert eventually(lambda: all(map(is_gone, sleepers())))
+
+
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+def test_nothing_outlives_the_worker(tmp_path: Path, sleepers: Callable[[], list[int]], mode: str) -> None:
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_functions("leaves", orphan, exec_mode=mode)
+        task.set_max_calls_per_slot(1)
+        manager.install_library(task)
+        finish(manager, *[FunctionCall(task, "orphan", str(tmp_path)) for _ in range(3)])
+        manager.remove_library("leaves")
+        assert len(sleepers()) == 3
+    assert eventually(lambda: all(map(is_gone, sleepers())))
+
+
+def fork_briefly() -> int:
+    """A grandchild that ends when nobody but the worker can take note of it."""
+    receive, send = os.pipe()
+    between = os.fork()
+    if between == 0:
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(0.05)
+            os._exit(0)
+        os.write(send, str(pid).encode())
+        os._exit(0)
+    os.waitpid(between, 0)
+    return int(os.read(receive, 20))
+
+
+def test_ends_of_orphans_are_noted(m: Manager, install: Callable[..., str]) -> None:
+    (pid,) = finish(m, FunctionCall(install(fork_briefly), "fork_briefly"))
+    assert eventually(lambda: is_gone(pid))

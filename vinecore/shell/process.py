@@ -45,6 +45,8 @@ class HostProcess:
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             env=environment,
+            # What its library's code or init command starts is in its group, and ends with it.
+            process_group=0,
         )
         theirs.close()
         self.sock = ours
@@ -71,12 +73,13 @@ class HostProcess:
         return link
 
     def end(self, limit_s: float) -> int:
-        """Give it so much time to end by itself, then end it; returns its exit code."""
+        """Give it so much time to end by itself, then end it and what is left of its group; returns its exit code."""
         if self.process.returncode is None:
             poll = select.poll()
             poll.register(self.handle, select.POLLIN)
-            if not poll.poll(limit_s * 1000):
-                self.process.kill()
+            poll.poll(limit_s * 1000)
+            # Before its number is free for others.
+            kill_group(self.process.pid)
             self.process.wait()
             os.close(self.handle)
         return self.process.returncode
@@ -210,31 +213,6 @@ def kill_group(pid: int) -> None:
     for send in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             send(pid, signal.SIGKILL)
-
-
-def open_descendants() -> list[int]:
-    """Handles (pidfds) of every process below this one; they name the process even after its parent and its number are gone."""
-    opened: list[int] = []
-    pending = [os.getpid()]
-    while pending:
-        pid = pending.pop()
-        try:
-            lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-        except OSError:
-            continue  # it has just ended
-        for child in map(int, " ".join(lists).split()):
-            pending.append(child)
-            with contextlib.suppress(OSError):
-                opened.append(os.pidfd_open(child))
-    return opened
-
-
-def end_opened(opened: list[int]) -> None:
-    """SIGKILL to the processes of these handles that still live; closes the handles."""
-    for handle in opened:
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-        os.close(handle)
 
 
 def end_hosts(hosts: list[HostProcess], slot_pids: list[int]) -> None:

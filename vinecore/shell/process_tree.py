@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from vinecore.shell import descendants
 from vinecore.shell.local_link import LocalLink
-from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, end_opened, kill_group, open_descendants
+from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, kill_group
 from vinecore.shell.store import Store
 from vinecore.wire import messages
 from vinecore.worker import events, orders
@@ -46,6 +47,26 @@ class ProcessTree:
         self.slot_ends = SlotEnds(self._slot_held, self._slot_ended)
         # A parent started ahead of need: its imports overlap with connecting.
         self.spare: HostProcess | None = None
+        # Children of this process whose ends nobody has asked for yet: every other child was adopted.
+        self._own: list[HostProcess] = []
+
+    def begin(self) -> None:
+        """Take orphans in from now on, and start the spare parent."""
+        descendants.adopt_orphans()
+        self.spare = self._new_host()
+
+    def reap_adopted(self) -> None:
+        """Children ended: forget those that were taken in."""
+        descendants.reap_adopted(self._own_pids())
+
+    def _new_host(self) -> HostProcess:
+        host = HostProcess(str(self.store.temporary))
+        self._own.append(host)
+        return host
+
+    def _own_pids(self) -> set[int]:
+        self._own = [host for host in self._own if host.process.returncode is None]
+        return {host.process.pid for host in self._own}
 
     def end(self) -> None:
         """End every parent and slot of this worker."""
@@ -55,16 +76,15 @@ class ProcessTree:
         if self.spare is not None:
             hosts.append(self.spare)
             self.spare = None
-        # Listed while the tree is whole: what made itself a session of its own is no member of its slot's group.
-        below = open_descendants() if hosts else []
         for slot in slots:
             slot.close()
         end_hosts(hosts, [slot.pid for slot in slots if slot.pid])
-        end_opened(below)
+        # What made itself a session of its own is no member of its slot's group.
+        descendants.end_descendants(self._own_pids())
 
     def start_host(self, order: orders.StartHost) -> None:
         """Begin a library: its parent process, the spare one if there is one."""
-        host = self.spare or HostProcess(str(self.store.temporary))
+        host = self.spare or self._new_host()
         self.spare = None
         self.hosts[order.library_id] = host
         library_id = order.library_id
@@ -155,7 +175,7 @@ class ProcessTree:
         self._slot_gone(slot_id)
 
     def drop_slot(self, slot_id: int) -> None:
-        """Close a slot's socket; it ends by itself."""
+        """Close a slot's socket; it ends by itself, and its parent then ends what its calls have left."""
         slot = self.slots.pop(slot_id, None)
         self.slot_ends.dropped(slot_id)
         if slot is not None:
