@@ -15,7 +15,7 @@ import pytest
 
 from tests.kit.calls import LIMIT_S, add, eventually, finish
 from vinecore import FunctionCall, Manager, PythonTask, Task, load_variable_from_library
-from vinecore.errors import SlotLost, TaskFailed
+from vinecore.errors import LibraryFailed, SlotLost, TaskFailed
 
 PROGRAM = Path(__file__).parents[1] / "kit" / "library_program.py"
 
@@ -221,3 +221,36 @@ def fork_briefly() -> int:
 def test_ends_of_orphans_are_noted(m: Manager, install: Callable[..., str]) -> None:
     (pid,) = finish(m, FunctionCall(install(fork_briefly), "fork_briefly"))
     assert eventually(lambda: is_gone(pid))
+
+
+# ---------------------------------------------------------------- files
+
+
+def where() -> tuple[int, str]:
+    return os.getppid(), os.getcwd()
+
+
+def test_the_files_of_a_library_go_with_its_parent(m: Manager) -> None:
+    task = m.create_library_from_functions("files", where, exec_mode="direct")
+    task.add_input(m.declare_buffer("some text"), "text.txt")
+    m.install_library(task)
+    ((parent, directory),) = finish(m, FunctionCall(task, "where"))
+    assert Path(directory, "text.txt").exists()
+    os.kill(parent, signal.SIGKILL)
+    assert eventually(lambda: not Path(directory).exists())
+    ((_, again),) = finish(m, FunctionCall(task, "where"))
+    assert again != directory and Path(again, "text.txt").exists()
+    m.remove_library("files")
+    assert eventually(lambda: not Path(again).exists())
+
+
+def test_the_files_of_a_library_go_when_its_init_command_fails(m: Manager, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    task = m.create_library_from_functions("fails", add, init_command=f"pwd > {place}; false &&")
+    task.add_input(m.declare_buffer("some text"), "text.txt")
+    m.install_library(task)
+    (failure,) = finish(m, FunctionCall(task, "add", 1))
+    assert isinstance(failure, LibraryFailed)
+    directory = Path(place.read_text().strip())
+    assert directory.parent.name == "libraries" and eventually(lambda: not directory.exists())
+    m.remove_library("fails")

@@ -7,6 +7,7 @@ import contextlib
 import mmap
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,9 +35,10 @@ class HostProcess:
 
     Parameters:
         temporary: directory for temporary files of user code.
+        libraries: where parents make directories for their libraries' files, each under its process id.
     """
 
-    def __init__(self, temporary: str) -> None:
+    def __init__(self, temporary: str, libraries: Path) -> None:
         ours, theirs = socket.socketpair()
         # Set before any import of user code: numerical libraries read them once.
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1"), "TMPDIR": temporary}
@@ -54,6 +56,7 @@ class HostProcess:
         # Readable when it has ended. Its socket may live on without it, in something that its library's context forked.
         self.handle = os.pidfd_open(self.process.pid)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._files = libraries / str(self.process.pid)
         # What the library's init command says, until the command has ended well (the parent writes and removes it).
         self._init_log = Path(temporary) / f"init-{self.process.pid}.log"
 
@@ -87,6 +90,15 @@ class HostProcess:
     def end_text(self) -> str:
         """How it ended, for people; call it when its socket has closed."""
         return f"its process {_end_text(self.end(END_GRACE_S))}{self._init_text()}"
+
+    def remove_files(self) -> None:
+        """Remove its library's directory, if it could not do so itself; call it when it has ended, in a thread that may block."""
+        shutil.rmtree(self._files, ignore_errors=True)
+
+    def end_and_clean(self) -> None:
+        """Wait for its end, in a thread that may block; nobody asks how it was."""
+        self.end_text()
+        self.remove_files()
 
     def _init_text(self) -> str:
         try:
@@ -224,3 +236,4 @@ def end_hosts(hosts: list[HostProcess], slot_pids: list[int]) -> None:
     deadline = time.monotonic() + END_GRACE_S
     for host in hosts:
         host.end(max(0.0, deadline - time.monotonic()))
+        host.remove_files()

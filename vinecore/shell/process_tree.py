@@ -60,7 +60,7 @@ class ProcessTree:
         descendants.reap_adopted(self._own_pids())
 
     def _new_host(self) -> HostProcess:
-        host = HostProcess(str(self.store.temporary))
+        host = HostProcess(str(self.store.temporary), self.store.workspace / "libraries")
         self._own.append(host)
         return host
 
@@ -140,6 +140,7 @@ class ProcessTree:
         for slot_id in [i for i, s in self.machine.state.slots.items() if s.library_id == library_id]:
             self.drop_slot(slot_id)
         self.report(events.HostGone(time.monotonic(), library_id, host.end_text()))
+        self.reap(host.remove_files)
 
     def open_slots(self, order: orders.OpenSlots) -> None:
         """Let a parent fork slots."""
@@ -191,7 +192,7 @@ class ProcessTree:
             self.drop_slot(slot_id)
         if host is not None:
             host.ask_end()
-            self.reap(host.end_text)
+            self.reap(host.end_and_clean)
 
     def _slot_ended(self, slot_id: int, started: int, how: str) -> None:
         self.report(events.SlotGone(time.monotonic(), slot_id, started, how))
