@@ -28,7 +28,7 @@ from vinecore.runtime.guard import Guard, kill_group
 from vinecore.runtime.library_code import load_functions
 from vinecore.runtime.lifeline import adopt_orphans
 from vinecore.runtime.randomness import reseed
-from vinecore.runtime.sandbox import STDOUT, Box
+from vinecore.runtime.sandbox import STDOUT, Box, read_regular
 from vinecore.runtime.slot import MissingInput, Slot
 from vinecore.runtime.streams import flush_streams
 from vinecore.wire import messages
@@ -421,8 +421,7 @@ def _children() -> list[int]:
 def _read_limited(path: Path, limit_bytes: int) -> tuple[bytes, bool]:
     """The beginning of a file, and whether that is not all of it."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(limit_bytes + 1)
+        data = read_regular(path, limit_bytes + 1)
     except FileNotFoundError:
         return b"", False
     return data[:limit_bytes], len(data) > limit_bytes

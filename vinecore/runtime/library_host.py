@@ -247,8 +247,10 @@ class Host:
     def reap(self) -> None:
         """Report slots that ended. Only our own pids are waited for: user code may have children too."""
         for pid in list(self.slots_by_pid):
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found:
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                # What its calls have left behind, before the number of the group is free for others.
+                _quietly(os.killpg, pid, signal.SIGKILL)
+                _, status = os.waitpid(pid, 0)
                 slot_id, words_fd = self.slots_by_pid.pop(pid)
                 words = b""
                 if words_fd >= 0:

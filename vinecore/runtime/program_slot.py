@@ -31,7 +31,7 @@ from typing import Any
 from vinecore.errors import TaskFailed
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.guard import Guard
-from vinecore.runtime.sandbox import remove_tree
+from vinecore.runtime.sandbox import read_regular, remove_tree
 from vinecore.runtime.slot import Slot
 from vinecore.wire import messages
 from vinecore.wire.messages import Call
@@ -216,7 +216,7 @@ class ProgramSlot(Slot):
         who = f"function {name!r} of library {self.program.name!r}"
         printed = f"; it printed: {output.decode(errors='replace').strip()}" if output.strip() else ""
         try:
-            left: Any = pickle.loads(file.read_bytes())
+            left: Any = pickle.loads(read_regular(file))
         except FileNotFoundError:
             raise TaskFailed(f"{who} ended with status {status} and left no result{printed}") from None
         if not isinstance(left, dict) or "Success" not in left:
@@ -233,7 +233,6 @@ def end_text(code: int) -> str:
 
 def _beginning(file: Path) -> bytes:
     try:
-        with open(file, "rb") as opened:
-            return opened.read(_OUTPUT_LIMIT_BYTES)
+        return read_regular(file, _OUTPUT_LIMIT_BYTES)
     except FileNotFoundError:
         return b""

@@ -238,6 +238,26 @@ class Box:
             remove_tree(path)
 
 
+def read_regular(path: Path, limit_bytes: int = -1) -> bytes:
+    """A file that a task has left, or its beginning; reading anything else, a pipe say, could last for ever.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is no regular one.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        # A socket, or links in a circle.
+        if error.errno in (errno.ENXIO, errno.ELOOP):
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+    with open(fd, "rb") as file:
+        return file.read(limit_bytes)
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy the content of a file into a new one.
 

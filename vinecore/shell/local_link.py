@@ -17,6 +17,8 @@ from vinecore.wire.messages import CONTROL_FRAME_LIMIT_BYTES
 RECEIVE_BYTES = 256 * 1024
 # Sockets of slots hold a batch and its results without blocking either side.
 SOCKET_BUFFER_BYTES = 1 << 20
+# Reads that empty a socket whose other end has died; somebody who lives on with it may write for ever.
+_LAST_READS = 4 * SOCKET_BUFFER_BYTES // RECEIVE_BYTES
 
 
 class LocalLink:
@@ -46,20 +48,28 @@ class LocalLink:
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._readable)
 
-    def _readable(self) -> None:
+    def _readable(self) -> bool:
+        """Read once; False when nothing more can come now."""
         try:
             size_bytes = self.sock.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             size_bytes = 0
         if not size_bytes:
             self.close()
             self.on_closed()
-            return
+            return False
         payloads = self.reader.feed(self._buffer[:size_bytes])
         if payloads:
             self.on_payloads(payloads)
+        return not self.closed
+
+    def read_rest(self) -> None:
+        """Read what a process left that is dead, though its end of the socket is not closed: a child of its may have that."""
+        for _ in range(_LAST_READS):
+            if self.closed or not self._readable():
+                return
 
     def send(self, payload: bytes, descriptors: tuple[int, ...] = ()) -> None:
         """Send a message now, or as soon as the socket takes it."""

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import mmap
 import os
+import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,9 +35,10 @@ class HostProcess:
 
     Parameters:
         temporary: directory for temporary files of user code.
+        libraries: where parents make directories for their libraries' files, each under its process id.
     """
 
-    def __init__(self, temporary: str) -> None:
+    def __init__(self, temporary: str, libraries: Path) -> None:
         ours, theirs = socket.socketpair()
         # Set before any import of user code: numerical libraries read them once.
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1"), "TMPDIR": temporary}
@@ -44,21 +47,58 @@ class HostProcess:
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             env=environment,
+            # What its library's code or init command starts is in its group, and ends with it.
+            process_group=0,
         )
         theirs.close()
         self.sock = ours
         self.link: LocalLink | None = None
+        # Readable when it has ended. Its socket may live on without it, in something that its library's context forked.
+        self.handle = os.pidfd_open(self.process.pid)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._files = libraries / str(self.process.pid)
         # What the library's init command says, until the command has ended well (the parent writes and removes it).
         self._init_log = Path(temporary) / f"init-{self.process.pid}.log"
 
+    def connect(
+        self, loop: asyncio.AbstractEventLoop, said: Callable[[list[bytes]], None], gone: Callable[[], None]
+    ) -> LocalLink:
+        """Begin to listen; ``gone`` is called when it has closed its socket, and when it has ended."""
+        link = self.link = LocalLink(loop, self.sock, said, gone)
+        self._loop = loop
+
+        def ended() -> None:
+            loop.remove_reader(self.handle)
+            link.read_rest()
+            gone()
+
+        loop.add_reader(self.handle, ended)
+        return link
+
+    def end(self, limit_s: float) -> int:
+        """Give it so much time to end by itself, then end it and what is left of its group; returns its exit code."""
+        if self.process.returncode is None:
+            poll = select.poll()
+            poll.register(self.handle, select.POLLIN)
+            poll.poll(limit_s * 1000)
+            # Before its number is free for others.
+            kill_group(self.process.pid)
+            self.process.wait()
+            os.close(self.handle)
+        return self.process.returncode
+
     def end_text(self) -> str:
         """How it ended, for people; call it when its socket has closed."""
-        try:
-            code = self.process.wait(END_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
-        return f"its process {_end_text(code)}{self._init_text()}"
+        return f"its process {_end_text(self.end(END_GRACE_S))}{self._init_text()}"
+
+    def remove_files(self) -> None:
+        """Remove its library's directory, if it could not do so itself; call it when it has ended, in a thread that may block."""
+        shutil.rmtree(self._files, ignore_errors=True)
+
+    def end_and_clean(self) -> None:
+        """Wait for its end, in a thread that may block; nobody asks how it was."""
+        self.end_text()
+        self.remove_files()
 
     def _init_text(self) -> str:
         try:
@@ -70,7 +110,10 @@ class HostProcess:
         return f" in its init_command: {said[-INIT_TEXT_BYTES:].decode(errors='replace').strip() or 'it said nothing'}"
 
     def ask_end(self) -> None:
-        """Close the socket: the parent then kills its slots and exits."""
+        """Close the socket: the parent then kills its slots and exits. Safe to call twice."""
+        if self._loop is not None:
+            self._loop.remove_reader(self.handle)
+            self._loop = None
         if self.link is not None:
             self.link.close()
         else:
@@ -121,25 +164,32 @@ class SlotProcess:
 class SlotEnds:
     """Brings together the two ends of a slot: its socket closes here, and its parent tells how the process ended.
 
+    A socket may stay open when the process has ended: what a call forked without exec has it too. What is left to read gets a
+    short time then.
+
     Parameters:
+        held: called with the id of a slot that ended, and whose socket is still open after that time; it closes it.
         report: called once for each slot that ended, with its id, the last number it had claimed, and how it ended ("" if
             nobody told).
     """
 
-    def __init__(self, report: Callable[[int, int, str], None]) -> None:
+    def __init__(self, held: Callable[[int], None], report: Callable[[int, int, str], None]) -> None:
+        self._held = held
         self._report = report
-        # How those ended whose sockets have not been seen to close.
-        self._codes: dict[int, str] = {}
+        # How those ended whose sockets have not been seen to close, and what looks after these.
+        self._codes: dict[int, tuple[str, asyncio.TimerHandle]] = {}
         self._closed: dict[int, tuple[int, asyncio.TimerHandle]] = {}
 
     def closed(self, loop: asyncio.AbstractEventLoop, slot_id: int, started: int) -> None:
         """Its socket closed; its parent is waited for, for a short time."""
         if slot_id in self._codes:
-            self._report(slot_id, started, self._codes.pop(slot_id))
+            how, timer = self._codes.pop(slot_id)
+            timer.cancel()
+            self._report(slot_id, started, how)
         else:
             self._closed[slot_id] = started, loop.call_later(EXIT_WAIT_S, self._untold, slot_id)
 
-    def exited(self, slot_id: int, code: int, words: str, still_open: bool) -> None:
+    def exited(self, loop: asyncio.AbstractEventLoop, slot_id: int, code: int, words: str, still_open: bool) -> None:
         """Its parent reaped it. ``words``: its last; ``still_open``: its socket has not been seen to close yet."""
         how = f"{_end_text(code)}: {words}" if words else _end_text(code)
         if slot_id in self._closed:
@@ -147,7 +197,12 @@ class SlotEnds:
             timer.cancel()
             self._report(slot_id, started, how)
         elif still_open:
-            self._codes[slot_id] = how
+            self._codes[slot_id] = how, loop.call_later(EXIT_WAIT_S, self._held, slot_id)
+
+    def dropped(self, slot_id: int) -> None:
+        """Nobody waits for it any more."""
+        if slot_id in self._codes:
+            self._codes.pop(slot_id)[1].cancel()
 
     def _untold(self, slot_id: int) -> None:
         started, _ = self._closed.pop(slot_id)
@@ -155,7 +210,7 @@ class SlotEnds:
 
     def clear(self) -> None:
         """The manager is gone: nobody is told any more."""
-        for _, timer in self._closed.values():
+        for _, timer in [*self._closed.values(), *self._codes.values()]:
             timer.cancel()
         self._closed.clear()
         self._codes.clear()
@@ -172,31 +227,6 @@ def kill_group(pid: int) -> None:
             send(pid, signal.SIGKILL)
 
 
-def open_descendants() -> list[int]:
-    """Handles (pidfds) of every process below this one; they name the process even after its parent and its number are gone."""
-    opened: list[int] = []
-    pending = [os.getpid()]
-    while pending:
-        pid = pending.pop()
-        try:
-            lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-        except OSError:
-            continue  # it has just ended
-        for child in map(int, " ".join(lists).split()):
-            pending.append(child)
-            with contextlib.suppress(OSError):
-                opened.append(os.pidfd_open(child))
-    return opened
-
-
-def end_opened(opened: list[int]) -> None:
-    """SIGKILL to the processes of these handles that still live; closes the handles."""
-    for handle in opened:
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-        os.close(handle)
-
-
 def end_hosts(hosts: list[HostProcess], slot_pids: list[int]) -> None:
     """End parents and slots, all of them, within the grace; called when the worker leaves."""
     for host in hosts:
@@ -205,8 +235,5 @@ def end_hosts(hosts: list[HostProcess], slot_pids: list[int]) -> None:
         kill_group(pid)
     deadline = time.monotonic() + END_GRACE_S
     for host in hosts:
-        try:
-            host.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            host.process.kill()
-            host.process.wait()
+        host.end(max(0.0, deadline - time.monotonic()))
+        host.remove_files()

@@ -10,8 +10,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from vinecore.shell import descendants
 from vinecore.shell.local_link import LocalLink
-from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, end_opened, kill_group, open_descendants
+from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, kill_group
 from vinecore.shell.store import Store
 from vinecore.wire import messages
 from vinecore.worker import events, orders
@@ -43,9 +44,29 @@ class ProcessTree:
         self.machine: WorkerMachine
         self.hosts: dict[int, HostProcess] = {}
         self.slots: dict[int, SlotProcess] = {}
-        self.slot_ends = SlotEnds(self._slot_ended)
+        self.slot_ends = SlotEnds(self._slot_held, self._slot_ended)
         # A parent started ahead of need: its imports overlap with connecting.
         self.spare: HostProcess | None = None
+        # Children of this process whose ends nobody has asked for yet: every other child was adopted.
+        self._own: list[HostProcess] = []
+
+    def begin(self) -> None:
+        """Take orphans in from now on, and start the spare parent."""
+        descendants.adopt_orphans()
+        self.spare = self._new_host()
+
+    def reap_adopted(self) -> None:
+        """Children ended: forget those that were taken in."""
+        descendants.reap_adopted(self._own_pids())
+
+    def _new_host(self) -> HostProcess:
+        host = HostProcess(str(self.store.temporary), self.store.workspace / "libraries")
+        self._own.append(host)
+        return host
+
+    def _own_pids(self) -> set[int]:
+        self._own = [host for host in self._own if host.process.returncode is None]
+        return {host.process.pid for host in self._own}
 
     def end(self) -> None:
         """End every parent and slot of this worker."""
@@ -55,16 +76,15 @@ class ProcessTree:
         if self.spare is not None:
             hosts.append(self.spare)
             self.spare = None
-        # Listed while the tree is whole: what made itself a session of its own is no member of its slot's group.
-        below = open_descendants() if hosts else []
         for slot in slots:
             slot.close()
         end_hosts(hosts, [slot.pid for slot in slots if slot.pid])
-        end_opened(below)
+        # What made itself a session of its own is no member of its slot's group.
+        descendants.end_descendants(self._own_pids())
 
     def start_host(self, order: orders.StartHost) -> None:
         """Begin a library: its parent process, the spare one if there is one."""
-        host = self.spare or HostProcess(str(self.store.temporary))
+        host = self.spare or self._new_host()
         self.spare = None
         self.hosts[order.library_id] = host
         library_id = order.library_id
@@ -75,10 +95,11 @@ class ProcessTree:
                 if isinstance(message, messages.Forked):
                     self._forked(message)
                 elif isinstance(message, messages.SlotExited):
-                    self.slot_ends.exited(message.slot_id, message.status, message.text, message.slot_id in self.slots)
+                    still_open = message.slot_id in self.slots
+                    self.slot_ends.exited(self.loop, message.slot_id, message.status, message.text, still_open)
                 self.report(events.HostSaid(time.monotonic(), library_id, message))
 
-        host.link = LocalLink(self.loop, host.sock, said, lambda: self._host_gone(library_id, host))
+        link = host.connect(self.loop, said, lambda: self._host_gone(library_id, host))
         begin, welcome = order.begin, self.machine.state.welcome
         assert welcome is not None
         path = str(self.store.path(begin.payload_name)) if begin.payload_name else ""
@@ -97,7 +118,7 @@ class ProcessTree:
             begin.program,
             begin.growth_mb,
         )
-        host.link.send(messages.encode(message))
+        link.send(messages.encode(message))
 
     def _forked(self, message: messages.Forked) -> None:
         slot = self.slots.get(message.slot_id)
@@ -112,12 +133,14 @@ class ProcessTree:
         if self.hosts.get(library_id) is not host:
             return
         del self.hosts[library_id]
+        host.ask_end()
         for slot_id, slot in self.machine.state.slots.items():
             if slot.library_id == library_id and slot_id in self.slots:
                 self.slots[slot_id].kill()
         for slot_id in [i for i, s in self.machine.state.slots.items() if s.library_id == library_id]:
             self.drop_slot(slot_id)
         self.report(events.HostGone(time.monotonic(), library_id, host.end_text()))
+        self.reap(host.remove_files)
 
     def open_slots(self, order: orders.OpenSlots) -> None:
         """Let a parent fork slots."""
@@ -144,9 +167,18 @@ class ProcessTree:
         slot.kill()
         self.slot_ends.closed(self.loop, slot_id, started)
 
+    def _slot_held(self, slot_id: int) -> None:
+        """A slot has ended, and somebody else has its socket: what it sent still counts."""
+        slot = self.slots.get(slot_id)
+        if slot is not None and slot.link is not None:
+            slot.kill()
+            slot.link.read_rest()
+        self._slot_gone(slot_id)
+
     def drop_slot(self, slot_id: int) -> None:
-        """Close a slot's socket; it ends by itself."""
+        """Close a slot's socket; it ends by itself, and its parent then ends what its calls have left."""
         slot = self.slots.pop(slot_id, None)
+        self.slot_ends.dropped(slot_id)
         if slot is not None:
             slot.close()
 
@@ -160,7 +192,7 @@ class ProcessTree:
             self.drop_slot(slot_id)
         if host is not None:
             host.ask_end()
-            self.reap(host.end_text)
+            self.reap(host.end_and_clean)
 
     def _slot_ended(self, slot_id: int, started: int, how: str) -> None:
         self.report(events.SlotGone(time.monotonic(), slot_id, started, how))

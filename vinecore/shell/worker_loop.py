@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from vinecore.errors import AuthenticationError, PeerError, VersionError
 from vinecore.shell.machine_id import machine_id
 from vinecore.shell.peer_server import PeerServer
-from vinecore.shell.process import HostProcess
 from vinecore.shell.process_tree import ProcessTree
 from vinecore.shell.secrets import secret_for_worker
 from vinecore.shell.store import Store, sweep_dead_workspaces
@@ -108,7 +107,7 @@ class WorkerLoop:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code (0: well, 1: refused or no manager)."""
         try:
-            self.tree.spare = HostProcess(str(self.store.temporary))
+            self.tree.begin()
             asyncio.run(self._guarded())
         finally:
             self.tree.end()
@@ -122,9 +121,11 @@ class WorkerLoop:
         self.stop = asyncio.Event()
         for number in END_SIGNALS:
             self.loop.add_signal_handler(number, self._signalled, number)
+        self.loop.add_signal_handler(signal.SIGCHLD, self.tree.reap_adopted)
         try:
             await self._main()
         finally:
+            self.loop.remove_signal_handler(signal.SIGCHLD)
             for number in END_SIGNALS:
                 self.loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
