@@ -254,3 +254,12 @@ def test_the_files_of_a_library_go_when_its_init_command_fails(m: Manager, tmp_p
     directory = Path(place.read_text().strip())
     assert directory.parent.name == "libraries" and eventually(lambda: not directory.exists())
     m.remove_library("fails")
+
+
+def test_only_the_end_of_what_an_init_command_says_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    with Manager(local_cores=1) as manager:
+        command = "head -c 500000 /dev/zero | tr '\\0' x >&2; echo the end >&2; false &&"
+        manager.install_library(manager.create_library_from_functions("loud", add, init_command=command))
+        (failure,) = finish(manager, FunctionCall("loud", "add", 1))
+        assert isinstance(failure, LibraryFailed) and "xxxxxxxxthe end" in str(failure)
+    assert 1000 < capfd.readouterr().err.count("x") < 100_000

@@ -40,6 +40,8 @@ from vinecore.wire.framing import FrameReader, FrameWriter
 MAX_DESCRIPTORS = 253  # the kernel's SCM_MAX_FD
 # Last words of a slot; longer ones are cut.
 _WORDS_BYTES = 4096
+# What an init command said is passed on in pieces of this size.
+_COPY_BYTES = 1 << 16
 # No single quotes: a shell gets it in some.
 _CODE = "from vinecore.runtime.library_host import main; main()"
 
@@ -160,7 +162,9 @@ class Host:
         os.dup2(stderr_fd, 2)
         os.close(stderr_fd)
         log = Path(init_log(os.environ["TMPDIR"], first_pid))
-        os.write(2, log.read_bytes())
+        with open(log, "rb") as file:
+            while said := file.read(_COPY_BYTES):
+                os.write(2, said)
         log.unlink()
         os.lseek(begin_fd, 0, os.SEEK_SET)
         with open(begin_fd, "rb") as file:

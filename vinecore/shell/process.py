@@ -102,12 +102,14 @@ class HostProcess:
 
     def _init_text(self) -> str:
         try:
-            said = self._init_log.read_bytes()
+            with open(self._init_log, "rb") as log:
+                log.seek(-min(INIT_TEXT_BYTES, log.seek(0, os.SEEK_END)), os.SEEK_END)
+                said = log.read(INIT_TEXT_BYTES)
             self._init_log.unlink()
         except OSError:
             return ""
         os.write(2, said)
-        return f" in its init_command: {said[-INIT_TEXT_BYTES:].decode(errors='replace').strip() or 'it said nothing'}"
+        return f" in its init_command: {said.decode(errors='replace').strip() or 'it said nothing'}"
 
     def ask_end(self) -> None:
         """Close the socket: the parent then kills its slots and exits. Safe to call twice."""
