@@ -339,3 +339,15 @@ def test_a_call_that_ends_its_process_is_tried_again_then_given_up(
     assert bad.result == "forsaken" and bad.exit_code == -1
     assert len(list(tmp_path.iterdir())) == 6
     assert finish(m, FunctionCall(library, "add", 1)) == [2]
+
+
+def context_that_ends_forks() -> dict[str, Any]:
+    os.register_at_fork(after_in_child=lambda: os._exit(3))
+    return {}
+
+
+def test_slots_that_all_die_at_once_fail_their_library(m: Manager, install: Callable[..., str]) -> None:
+    library = install(add, library_context_info=[context_that_ends_forks, [], {}])
+    (failure,) = finish(m, FunctionCall(library, "add", 1))
+    assert isinstance(failure, LibraryFailed)
+    assert "before their first call: its process ended with exit code 3" in str(failure)

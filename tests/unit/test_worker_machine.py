@@ -13,6 +13,7 @@ from vinecore.wire.messages import Call, Result
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
 from vinecore.worker.on_calls import CATCH_UP_S, CUT_FACTOR, REVOKE_SETTLE_S, STUCK_S
+from vinecore.worker.on_libraries import FORKED_ENDS
 from vinecore.worker.state import NOT_REVOKED
 
 M = TypeVar("M")
@@ -567,11 +568,25 @@ def test_spawned_slots_that_never_get_to_a_call_fail_the_library() -> None:
     assert "ended 3 times in 60 s before their first call: its process ended with exit code 1: ImportError: no x" in gone.error
 
 
-def test_forked_slots_that_are_killed_before_their_first_call_are_replaced_for_ever() -> None:
+def test_some_forked_slots_may_be_killed_before_their_first_call() -> None:
     world = World()
-    for _ in range(10):
+    for _ in range(FORKED_ENDS - 1):
         world.do(events.SlotGone(0.0, max(world.machine.state.slots), NOT_REVOKED, "was killed by SIGKILL"))
         assert len(opened(world)) == 1
+    assert not world.told(messages.LibraryGone)
+
+
+def test_forked_slots_that_never_get_to_a_call_fail_the_library() -> None:
+    world = World()
+    world.run([call(1)])
+    for number in range(FORKED_ENDS):
+        assert not world.told(messages.LibraryGone)
+        world.do(events.SlotGone(0.0, max(world.machine.state.slots), NOT_REVOKED, "ended with exit code 3"))
+        if number + 1 < FORKED_ENDS:
+            world.host(messages.Forked(max(world.machine.state.slots), 20 + number))
+    assert world.results() == [(1, messages.HANDED_BACK)]
+    (gone,) = world.told(messages.LibraryGone)
+    assert f"ended {FORKED_ENDS} times in 60 s before their first call: its process ended with exit code 3" in gone.error
 
 
 def test_the_manager_hears_when_modules_forbid_forks() -> None:

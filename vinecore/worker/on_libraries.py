@@ -10,6 +10,10 @@ from vinecore.wire import messages
 from vinecore.worker import on_calls, orders
 from vinecore.worker.state import NOT_REVOKED, CodeHere, WorkerLibrary, WorkerState
 
+# Forked slots that end before their first call, within the window, until their library is given up. More than for those that load
+# it themselves: what can fail then has worked in the parent, and all slots may be killed at once from outside, twice.
+FORKED_ENDS = 20
+
 
 def start_library(state: WorkerState, message: messages.StartLibrary) -> None:
     """Start an instance; its slots are forked when its code is loaded."""
@@ -168,17 +172,19 @@ def _tell_ready(state: WorkerState, library: WorkerLibrary) -> None:
 
 
 def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
-    """A slot died. One that was started by itself must not die before its first call again and again."""
+    """A slot died. Those of a library must not die before their first call again and again."""
     slot = state.slots.get(slot_id)
     library = None if slot is None else state.libraries[slot.library_id]
     on_calls.slot_gone(state, slot_id, started, how)
-    if library is None or started != NOT_REVOKED or not (library.unsafe or library.spec.program):
+    if library is None or started != NOT_REVOKED:
         return
     spec, ends = library.spec, library.early_ends
+    loads_itself = bool(library.unsafe or spec.program)
+    most = spec.max_restarts if loads_itself else max(FORKED_ENDS, spec.max_restarts, 2 * spec.slots + 1)
     while ends and ends[0] < state.now - spec.restart_window_s:
         ends.popleft()
     ends.append(state.now)
-    if len(ends) >= spec.max_restarts:
+    if len(ends) >= most:
         why = f"slots of library {spec.name!r} ended {len(ends)} times in {spec.restart_window_s:g} s before their first call"
         for call in on_calls.outstanding_calls(library):
             state.results.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))

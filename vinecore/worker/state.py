@@ -159,7 +159,7 @@ class WorkerLibrary:
         self.missing: set[str] = set()
         # Why slots are not forked from the parent; empty when they are.
         self.unsafe = ""
-        # Times at which slots that were not forked ended before their first call.
+        # Times at which slots ended before their first call.
         self.early_ends: deque[float] = deque()
         # Number of slots that are retiring.
         self.retiring = 0
