@@ -60,3 +60,9 @@ def test_end_of_a_bundle_that_had_lost_an_entry() -> None:
 def test_vanished_copy_on_the_machine_of_the_manager() -> None:
     """A copy that the reader was sent to and that was not there was named again and again, while another worker had one."""
     simulate(510335)
+
+
+def test_workers_that_leave_together() -> None:
+    """Two draining workers held the only copies; each was released because the other had one too."""
+    for seed in (507683, 600831):
+        simulate(seed)

@@ -256,3 +256,20 @@ def test_a_link_that_broke_once_is_used_again_later() -> None:
     broken = next(name for name, to in world.machine.state.peer_fetches if to == other)
     world.say(other, messages.FetchFailed(broken, "OSError: reset", unreached=[0]))
     assert list(worker.unreachable.values()) == [world.now + INDIRECT_S]
+
+
+def test_two_workers_that_leave_do_not_count_on_each_other() -> None:
+    """Both held the only copies, each took the other for the one that stays, and both were released."""
+    world = Fleet(1, 1000, 1000, 1000)
+    call, maker = world.make()
+    assert call.output is not None
+    world.do(events.WorkerDrained(0.0, maker))
+    ((destination, name),) = world.fetches()
+    world.do(events.WorkerDrained(0.0, destination))
+    world.say(destination, messages.Fetched(name, SIZE))
+    released = [o.worker_id for o in world.of(orders.SendTo) if isinstance(o.message, messages.Release)]
+    third = ({1, 2, 3} - {maker, destination}).pop()
+    assert released == [] and world.fetches() == [(third, name)]
+    world.say(third, messages.Fetched(name, SIZE))
+    released = [o.worker_id for o in world.of(orders.SendTo) if isinstance(o.message, messages.Release)]
+    assert sorted(released) == sorted([maker, destination]) and third in world.copies_of(call)

@@ -48,7 +48,7 @@ def settle(state: ManagerState) -> None:
     for worker in list(state.drains.values()):
         if worker.running:
             continue
-        sole = [file for file in worker.held.values() if _is_sole(file, worker.worker_id)]
+        sole = [file for file in worker.held.values() if _is_sole(state, file, worker.worker_id)]
         for file in sole:
             _hand_over(state, file, worker)
         if not sole:
@@ -56,8 +56,11 @@ def settle(state: ManagerState) -> None:
             state.orders.append(orders.SendTo(worker.worker_id, messages.Release(True, "it was drained")))
 
 
-def _is_sole(file: FileEntry, worker_id: int) -> bool:
-    return file.on_workers == {worker_id} and file.data is None and not file.at_manager and file.is_needed()
+def _is_sole(state: ManagerState, file: FileEntry, worker_id: int) -> bool:
+    """Whether nobody who stays has a file that is needed: others that leave as well may be gone first."""
+    if file.data is not None or file.at_manager or not file.on_workers or not file.is_needed():
+        return False
+    return worker_id in file.on_workers and all(state.workers[holder].draining for holder in file.on_workers)
 
 
 def _can_take(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> bool:
