@@ -69,7 +69,7 @@ MUTATIONS = [
     Mutation("what a rerun needs is dropped", "manager.lineage", "release", "if file.remakes > 0:", "if False:"),
     Mutation("an outcome is told again", "manager.lineage", "_tell_once", "task.handle = None", "pass"),
     Mutation("errors do not spread", "manager.on_tasks", "fail", "pending.extend(c for c", "list(c for c"),
-    Mutation("parked entries stay parked", "manager.placement", "unpark", "entry.dequeued = False", "continue"),
+    Mutation("parked entries stay parked", "manager.placement", "unpark", "_put_back(state, entry)", "pass"),
     Mutation("a splice never ends", "manager.splices", "ended", "_let_source_go(state, splice)", "pass"),
     Mutation("a lost source is waited for", "manager.splices", "worker_left", "source_failed(state, splice)", "pass"),
     Mutation(
@@ -140,9 +140,6 @@ MUTATIONS = [
     Mutation("products of late results stay", "manager.on_tasks", "answered", "if size and not content:", "if False:", rare=True),
     Mutation("products of dead slots stay", "worker.on_calls", "_unlink_results", "names += [product.name", "[product.name"),
     Mutation("products of a retry are kept", "manager.on_tasks", "_reported", "or not is_last:", "and is_last:"),
-    Mutation(
-        "damaged objects are used on", "manager.on_tasks", "_lose_damaged", "lose_copy(state, damaged, worker.worker_id)", "pass"
-    ),
     Mutation(
         "what is never made is waited for", "manager.on_tasks", "finish", "file.never_made = not file.is_available()", "pass"
     ),
