@@ -65,6 +65,9 @@ class Engine(CodeMethods):
     ) -> None:
         self.pid = os.getpid()
         self.closed = False
+        # What the user calls it, and says of it.
+        self.name = ""
+        self.properties: dict[str, str] = {}
         self._lock = threading.Lock()
         # Held while processes are started or ended; the loop's thread never takes it.
         self._life_lock = threading.Lock()
@@ -82,7 +85,7 @@ class Engine(CodeMethods):
                 from vinecore.api.embedded import EmbeddedWorker
 
                 self.embedded = EmbeddedWorker(self.port, self.secret, cores, ("--ssl",) if ssl else ())
-            self._start(listener, slots, say or _print_line, ssl, max_tasks_per_child)
+            self._start(listener, slots, say or self._print_line, ssl, max_tasks_per_child)
         except BaseException:
             listener.close()
             if self.embedded is not None:
@@ -135,6 +138,9 @@ class Engine(CodeMethods):
         self.default_shape = state.Shape(self.python)
         self._shapes: dict[tuple[int, Resources], Shape] = {}
         self.install(self.python)
+
+    def _print_line(self, text: str) -> None:
+        print(f"vine{f' {self.name}' if self.name else ''}: {text}", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------ posting
 
@@ -372,10 +378,6 @@ class Engine(CodeMethods):
             self.loop.stop(STOP_TIMEOUT_S)
         else:
             self.loop.say(f"{text}; it is not started again")
-
-
-def _print_line(text: str) -> None:
-    print(f"vine: {text}", file=sys.stderr, flush=True)
 
 
 def secret_of_password(password: str) -> bytes:

@@ -14,6 +14,7 @@ from vinecore.api.engine import Engine, secret_of_file, secret_of_password
 from vinecore.api.files import FileMethods
 from vinecore.api.libraries import LibraryMethods
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TaskMethods
+from vinecore.api.texts import checked_text
 from vinecore.errors import UsageError
 from vinecore.manager.events import HostsChanged, WorkerDrained
 
@@ -143,6 +144,36 @@ class WorkerMethods:
         """Take a host from the list of blocked ones; None: all of them."""
         self.engine.post(HostsChanged(0.0, unblock=hostname, unblock_all=hostname is None))
 
+    @property
+    def name(self) -> str | None:
+        """The project's name; None until ``set_name``."""
+        return self.engine.name or None
+
+    def set_name(self, name: str) -> None:
+        """Give the project a name: lines that the manager prints begin with it, so that those of several can be told apart.
+
+        Raises:
+            UsageError: no text, or an empty one.
+        """
+        if not checked_text(name, "the name of a project").strip():
+            raise UsageError("the name of a project is not empty")
+        self.engine.name = name
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """What ``set_property`` was told; a copy."""
+        return dict(self.engine.properties)
+
+    def set_property(self, name: str, value: str) -> None:
+        """Say something about this manager under a name, for programs that look at ``properties``; a second time replaces it.
+
+        Raises:
+            UsageError: one of them is no text, or the name is empty.
+        """
+        if not checked_text(name, "the name of a property"):
+            raise UsageError("the name of a property is not empty")
+        self.engine.properties[name] = checked_text(value, f"the property {name!r}")
+
     def set_keepalive_interval(self, seconds: float) -> None:
         """Seconds without a word of a worker until it is asked; 0: never."""
         self.tune("keepalive-interval", seconds)
@@ -225,4 +256,5 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} port {self.port}{' closed' if self.engine.closed else ''}>"
+        name = f" {self.name!r}" if self.name else ""
+        return f"<{type(self).__name__}{name} port {self.port}{' closed' if self.engine.closed else ''}>"
