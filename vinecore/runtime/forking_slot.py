@@ -24,6 +24,7 @@ from time import perf_counter
 
 from vinecore.errors import UsageError
 from vinecore.runtime import payload as payloads
+from vinecore.runtime.ends import end_text
 from vinecore.runtime.guard import Guard, kill_group
 from vinecore.runtime.library_code import load_functions
 from vinecore.runtime.lifeline import adopt_orphans
@@ -283,8 +284,7 @@ class ForkingSlot(Slot):
         result = None if outcome else self._answer()
         if result is None:
             self._discard(call)
-        code = os.waitstatus_to_exitcode(status)
-        return result, outcome, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return result, outcome, end_text(os.waitstatus_to_exitcode(status))
 
     def _discard(self, call: Call) -> None:
         """What a child wrote of its value, and could not tell of, has no owner."""

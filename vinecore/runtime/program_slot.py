@@ -30,6 +30,7 @@ from typing import Any
 
 from vinecore.errors import TaskFailed
 from vinecore.runtime import payload as payloads
+from vinecore.runtime.ends import end_text
 from vinecore.runtime.guard import Guard
 from vinecore.runtime.sandbox import read_regular, remove_tree
 from vinecore.runtime.slot import Slot
@@ -38,6 +39,8 @@ from vinecore.wire.messages import Call
 
 # A program that has not said who it is by then is taken for stuck; higher: slow starts are let be, stuck ones found later.
 START_LIMIT_S = 300.0
+# A program whose pipes are closed gets this long to end by itself; higher: one that only closed them is ended later.
+END_WAIT_MS = 1000
 # Longer messages of a program are no protocol.
 _MESSAGE_LIMIT_BYTES = 1 << 16
 # What a call printed, as far as it is passed on.
@@ -139,15 +142,13 @@ class Program:
 
     def _end_text(self) -> str:
         """How it ended; one that only closed its pipes is ended."""
-        until = time.monotonic() + 1.0
-        while time.monotonic() < until:
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                code = os.waitstatus_to_exitcode(status)
-                return (
-                    f"the program {f'was killed by {signal.Signals(-code).name}' if code < 0 else f'ended with exit code {code}'}"
-                )
-            time.sleep(0.005)
+        handle = os.pidfd_open(self.pid)
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        has_ended = poll.poll(END_WAIT_MS)
+        os.close(handle)
+        if has_ended:
+            return f"the program {end_text(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))}"
         # Something that it started may have the pipes, or it closed them.
         os.kill(self.pid, signal.SIGKILL)
         return "the program closed its pipes"
@@ -224,11 +225,6 @@ class ProgramSlot(Slot):
         if not left["Success"]:
             raise TaskFailed(f"{who} failed: {left.get('Reason')}")
         return left.get("Result")
-
-
-def end_text(code: int) -> str:
-    """How a process ended, for people."""
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _beginning(file: Path) -> bytes:
