@@ -39,8 +39,9 @@ from vinecore.wire.messages import Call, Report, Result, Sandbox
 _ANSWER = struct.Struct("<QQ")
 # Standard output that rides with a result; far below the limit of a frame, where other results travel too.
 STDOUT_LIMIT_BYTES = 2 << 20
-# A result waits at most this long for the next call to end; higher: fewer messages, later results before a long call.
-HOLD_MS = 4
+# A result waits at most this long for the next call to end: the time of about three forks, so that the worker and the manager,
+# who need the same cores, are woken for several results at once. Higher: fewer messages, later results before a long call.
+HOLD_MS = 6
 # Rounds of ending what a task left behind; bounds a fight with a task that forks all the time.
 _END_ROUNDS = 1000
 # The memory for answers is given back when one was larger.
@@ -91,6 +92,8 @@ class Limits:
 
 class ForkingSlot(Slot):
     """Runs every call in a child of its own."""
+
+    hold_s = HOLD_MS / 1000
 
     def __init__(
         self,

@@ -113,6 +113,8 @@ def _is_inert(value: object) -> bool:
 class Slot:
     """The state of one slot process; ``serve`` runs until the worker's end of the socket closes."""
 
+    hold_s = FLUSH_AFTER_S
+
     def __init__(
         self,
         sock: socket.socket,
@@ -241,7 +243,7 @@ class Slot:
         result = self.execute(call)
         with self.out_lock:
             self.out.append(result)
-        if perf_counter() - self.last_flush > FLUSH_AFTER_S:
+        if perf_counter() - self.last_flush > self.hold_s:
             self.flush()
 
     def execute(self, call: Call) -> Result:

@@ -1,11 +1,13 @@
 """Calls at the worker: queues, batches for slots, answers, slots that die, taking work back.
 
-Work goes to slots in batches of about ``BATCH_MS`` by measured time, so that a tiny call costs little and a long one never
+Work goes to slots in batches of about ``BATCH_US`` by measured time, so that a tiny call costs little and a long one never
 waits behind another while a slot idles. What was sent and not started can be taken back through the claims (see
 ``runtime/slot.py``).
 """
 
 from __future__ import annotations
+
+import math
 
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
@@ -13,7 +15,7 @@ from vinecore.worker import orders
 from vinecore.worker.state import NOT_REVOKED, Group, WorkerLibrary, WorkerSlot, WorkerState
 
 # Time of work sent to a slot at once; higher: fewer messages for tiny calls, more to take back when one is long after all.
-BATCH_US = 4000.0
+BATCH_US = 6000.0
 # Calls in one batch; bounds a frame and the work that is lost with a slot.
 BATCH_COUNT = 256
 # A batch is cut behind the call that exceeds this; bounds a frame, which must stay far below CONTROL_FRAME_LIMIT_BYTES.
@@ -146,7 +148,7 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
         slots = slots[: max(0, library.spec.slots - busy)]
     if not slots:
         return
-    count = 1 if mean == 0.0 or mean > LONG_CALL_US else max(1, min(BATCH_COUNT, int(BATCH_US / mean)))
+    count = 1 if mean == 0.0 or mean > LONG_CALL_US else max(1, min(BATCH_COUNT, math.ceil(BATCH_US / mean)))
     # A slot with this many calls or more gets no further batch yet.
     enough = 1 if mean > LONG_CALL_US else count
     if len(slots) > 1:
