@@ -21,6 +21,7 @@ import pytest
 
 from daskvine import FuturesExecutor
 from tests.kit.processes import Script
+from vinecore import Manager, PythonTask
 from vinecore.errors import LoopDied, SlotLost, UsageError
 
 LIMIT_S = 30.0
@@ -85,6 +86,48 @@ def test_call_that_ends_its_process_is_retried_then_given_up(
     # The first try and the five losses that are allowed.
     assert len(list(tmp_path.iterdir())) == 6
     assert ex.submit(add, 1).result(LIMIT_S) == 2
+
+
+@pytest.fixture
+def deadly_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file to which the module leaves a line each time it is imported, which ends the process."""
+    imported = tmp_path / "imported"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "deadly.py").write_text(f"import os\nprint(file=open({str(imported)!r}, 'a'))\nos._exit(7)\n")
+    path = str(tmp_path / "modules")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")])))
+    return imported
+
+
+def needs_deadly(number: int) -> int:
+    import deadly  # type: ignore[import-not-found]
+
+    return int(deadly.one) + number
+
+
+def test_modules_whose_import_ends_the_process_hurt_only_the_calls_that_need_them(deadly_module: Path) -> None:
+    with FuturesExecutor(2) as executor:
+        before = [executor.submit(add, i) for i in range(200)]
+        bad = [executor.submit(needs_deadly, i) for i in range(4)]
+        after = [executor.submit(add, i) for i in range(200)]
+        assert [future.result(LIMIT_S) for future in before + after] == 2 * list(range(1, 201))
+        for future in bad:
+            with pytest.raises(SlotLost, match=r"needs_deadly.*lost 6 times.*ended with exit code 7"):
+                future.result(LIMIT_S)
+        assert executor.submit(add, 1).result(LIMIT_S) == 2
+    # Once in the parent, six times for each call: the parent was not started again to try once more.
+    assert len(deadly_module.read_text().splitlines()) == 25
+
+
+def test_python_tasks_with_modules_whose_import_ends_the_process(deadly_module: Path) -> None:
+    with Manager(local_cores=2) as m:
+        good, bad = [PythonTask(add, i) for i in range(20)], [PythonTask(needs_deadly, i) for i in range(2)]
+        for task in (*good[:10], *bad, *good[10:]):
+            m.submit(task)
+        while not m.empty():
+            assert m.wait(LIMIT_S) is not None
+        assert [task.output for task in good] == list(range(1, 21))
+        assert all(isinstance(task.output, SlotLost) and "exit code 7" in str(task.output) for task in bad)
 
 
 def test_argument_that_ends_the_process_when_unpickled(ex: FuturesExecutor, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.SlotExited(1, 4243, -9), "95a665786974656401cd1093f7a0"),
     ],
     "decode_to_slot": [
-        (m.SlotCode(9, b"f", False), "95a573636f646509c40166c2a0"),
+        (m.SlotCode(9, b"f", False), "96a573636f646509c40166c2a090"),
         (
             m.Batch(40, [[CALL, PLAIN_CALL]], [(5, b"five")]),
             "94a562617463682891929a070103ffc404617267739205a772756e2d352e3102c3c2c09a08010406c4009000c2c3c0919205c40466697665",

@@ -148,6 +148,27 @@ def test_restarts_outside_the_window_do_not_count() -> None:
         assert len(world.of(orders.StartHost)) == 1
 
 
+def test_a_parent_that_ends_while_it_imports_is_started_again_without_these_modules() -> None:
+    """However often that happens; what other code wants is imported as before."""
+    world = World(max_restarts=2)
+    world.say(messages.Code(1, 5, b"", ["good"], [], False))
+    world.host(messages.Hoisted(["good"], 1, ""))
+    for number in range(5):
+        world.say(messages.Code(1, 10 + number, b"", ["good", f"bad{number}"], [], False))
+        assert [o.message.modules for o in world.of(orders.ToHost)] == [[f"bad{number}"]]
+        world.do(events.HostGone(0.0, 1, "exited"))
+        assert len(world.of(orders.StartHost)) == 1 and not world.told(messages.LibraryGone)
+        world.host(messages.Began(b""))
+        assert [o.message.modules for o in world.of(orders.ToHost)] == [["good"]]
+        world.host(messages.Hoisted(["good"], 1, ""))
+    world.say(messages.Code(1, 20, b"", ["bad0", "bad4"], [], False))
+    assert not world.of(orders.ToHost)
+    world.do(events.HostGone(0.0, 1, "killed"))
+    assert len(world.of(orders.StartHost)) == 1, "imports do not count"
+    world.do(events.HostGone(0.0, 1, "killed"))
+    assert "ended 2 times in 60 s: killed" in world.told(messages.LibraryGone)[0].error
+
+
 def test_a_dead_parent_loses_only_what_slots_had() -> None:
     world = World()
     world.run([call(1)], [call(2)], [call(3)])

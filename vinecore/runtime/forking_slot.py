@@ -106,7 +106,6 @@ class ForkingSlot(Slot):
         super().__init__(sock, claims, begin, functions)
         # The library's code starts threads when it is loaded: each child loads what its call needs, and this process nothing.
         self._late = begin if lazy else None
-        self._unlearnt: dict[int, messages.SlotCode] = {}
         # Children are gone after their call, and this process runs no user code.
         self.growth_bytes = 0
         self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
@@ -120,28 +119,15 @@ class ForkingSlot(Slot):
         # Objects that tasks wrote into, and that were dropped for that; forgotten when they are here again.
         self._spoilt: set[str] = set()
 
-    def learn(self, message: messages.SlotCode) -> None:
-        """Unpickle code, once for all children."""
-        if self._late is not None:
-            self._unlearnt[message.code_id] = message
-            return
-        super().learn(message)
-        # Children never scan what is there now: its pages stay shared.
-        gc.freeze()
-
-    def forget(self, code_ids: list[int]) -> None:
-        """Drop code that is not used again."""
-        super().forget(code_ids)
-        for code_id in code_ids:
-            self._unlearnt.pop(code_id, None)
-
-    def _load_late(self, call: Call, begin: messages.Begin) -> None:
-        """In a child: everything that its call needs."""
-        self.functions = load_functions(begin)
-        for code_id, message in self._unlearnt.items():
-            # A piece of a graph names others.
-            if call.index >= 0 or code_id == call.code_id:
-                super().learn(message)
+    def _load(self, call: Call) -> None:
+        """Unpickle the code of a call, once for all children."""
+        codes = self.functions if call.index < 0 else self.pieces
+        message = codes.waiting.get(call.code_id)
+        if message is not None:
+            self.functions.load(message.requires)
+            codes.load([call.code_id])
+            # Children never scan what is there now: its pages stay shared.
+            gc.freeze()
 
     def _watch(self) -> None:
         """No helper thread: a process that forks must not have any. Who waits for a child sends what a long call holds up."""
@@ -150,6 +136,8 @@ class ForkingSlot(Slot):
         """Run one call in a process of its own; nothing that user code does gets out of here."""
         started = perf_counter()
         try:
+            if self._late is None:
+                self._load(call)
             result = self._plain(call) if call.sandbox is None else self._boxed(call, call.sandbox)
         except MissingInput as error:
             status = messages.SPOILT_INPUT if str(error) in self._spoilt else messages.NO_INPUT
@@ -367,7 +355,7 @@ class ForkingSlot(Slot):
     def _run(self, call: Call) -> Result:
         if self._late is not None:
             try:
-                self._load_late(call, self._late)
+                self.functions.update(load_functions(self._late))
             except BaseException as error:
                 return Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
         return super().execute(call)

@@ -65,7 +65,6 @@ class Host:
         self.is_initialised = False
         # Where user code is searched besides; the processes that follow want it too.
         self.extra_path = ""
-        self.hoisted: list[str] = []
         # Why slots cannot be forked from here; empty when they can.
         self.unsafe = ""
 
@@ -177,7 +176,6 @@ class Host:
 
     def hoist(self, names: list[str]) -> None:
         """Import modules; what fails here is left to fail in the call, where the user sees it."""
-        self.hoisted += names
         # Slots that are not forked from here import what they need themselves.
         done = names if self.unsafe else import_quietly(names)
         self.unsafe = self.unsafe or why_unsafe()
@@ -190,9 +188,7 @@ class Host:
         if self.unsafe or self.begin.program:
             words_fd = os.memfd_create("vine-last-words", os.MFD_CLOEXEC)
         if self.unsafe:
-            # In fork mode nothing is imported before a call's own process does it.
-            modules = [] if self.begin.exec_mode == "fork" else self.hoisted
-            pid = spawned_slot.spawn(messages.begin_with(self.begin, modules), sock_fd, claim_fd, words_fd)
+            pid = spawned_slot.spawn(self.begin, sock_fd, claim_fd, words_fd)
         else:
             pid = self.fork(sock_fd, claim_fd, words_fd)
         os.close(sock_fd)

@@ -22,7 +22,7 @@ import pickle
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -94,6 +94,48 @@ class _Broken:
         raise self.error.with_traceback(None)
 
 
+class _Codes(dict[int, Any]):
+    """Functions, or pieces of graphs, by code id. What came as code is unpickled when it is wanted first, which is after a call
+    was claimed: if a module that it imports ends this process, that call is to blame and no other.
+
+    Parameters:
+        known: what is there without being unpickled.
+        broken: makes of an error what stands in the place of code that cannot be unpickled.
+    """
+
+    def __init__(self, known: Mapping[int, object], broken: Callable[[BaseException], object]) -> None:
+        super().__init__(known)
+        self.waiting: dict[int, messages.SlotCode] = {}
+        self._broken = broken
+
+    def __missing__(self, code_id: int) -> object:
+        message = self.waiting.pop(code_id, None)
+        if message is None:
+            raise KeyError(code_id)
+        data = message.payload
+        try:
+            if message.path:
+                with open(message.path, "rb") as file:
+                    data = file.read()
+            code = pickle.loads(data)
+        except BaseException as error:
+            code = self._broken(error)
+        self[code_id] = code
+        return code
+
+    def load(self, code_ids: Iterable[int]) -> None:
+        """Unpickle those of these that wait for it."""
+        for code_id in code_ids:
+            if code_id in self.waiting:
+                self[code_id]
+
+    def forget(self, code_ids: list[int]) -> None:
+        """Drop code that is not used again."""
+        for code_id in code_ids:
+            self.pop(code_id, None)
+            self.waiting.pop(code_id, None)
+
+
 class MissingInput(Exception):
     """An input of a call is not here (its producer failed, or its object was lost)."""
 
@@ -127,8 +169,9 @@ class Slot:
         self.store = begin.store
         self.run_name = begin.run
         self.inline_limit_bytes = begin.inline_limit_bytes
-        self.functions = dict(functions)
-        self.pieces: dict[int, list[tuple[object, ...]] | BaseException] = {}
+        self.functions = _Codes(functions, _Broken)
+        # Rows of packed vertices, or the error of unpickling them.
+        self.pieces = _Codes({}, lambda error: error)
         self.recent = Recent()
         # Values of the running group and inline inputs of the running batch, by task id.
         self.kept: dict[int, object] = {}
@@ -171,27 +214,13 @@ class Slot:
                     self.forget(message.code_ids)
 
     def learn(self, message: messages.SlotCode) -> None:
-        """Unpickle code; a failure is kept and raised by every call of it, where the user can see it."""
-        data: bytes | memoryview = message.payload
-        try:
-            if message.path:
-                with open(message.path, "rb") as file:
-                    data = file.read()
-            if message.is_piece:
-                self.pieces[message.code_id] = pickle.loads(data)
-            else:
-                self.functions[message.code_id] = pickle.loads(data)
-        except BaseException as error:
-            if message.is_piece:
-                self.pieces[message.code_id] = error
-            else:
-                self.functions[message.code_id] = _Broken(error)
+        """Take code; the first call of it unpickles it, and every call of it raises what goes wrong with that."""
+        (self.pieces if message.is_piece else self.functions).waiting[message.code_id] = message
 
     def forget(self, code_ids: list[int]) -> None:
         """Drop code that is not used again."""
-        for code_id in code_ids:
-            self.functions.pop(code_id, None)
-            self.pieces.pop(code_id, None)
+        self.functions.forget(code_ids)
+        self.pieces.forget(code_ids)
 
     def run_batch(self, batch: messages.Batch) -> None:
         """Run all groups in order, unless revoked; send every result before returning."""

@@ -408,7 +408,8 @@ class WorkerLoop:
             if slot is not None and slot.link is not None:
                 message = order.message
                 if isinstance(message, messages.SlotCode) and message.path:
-                    message = messages.SlotCode(message.code_id, b"", message.is_piece, str(self.store.path(message.path)))
+                    path = str(self.store.path(message.path))
+                    message = messages.SlotCode(message.code_id, b"", message.is_piece, path, message.requires)
                 slot.link.send(messages.encode(message))
         elif type(order) is orders.ToManager:
             if self.link is not None:

@@ -452,11 +452,6 @@ class Begin(Struct, array_like=True, tag="begin", frozen=True):
     growth_mb: int = 0
 
 
-def begin_with(begin: Begin, modules: list[str]) -> Begin:
-    """A copy that imports these modules too."""
-    return msgspec.structs.replace(begin, modules=list(dict.fromkeys([*begin.modules, *modules])))
-
-
 class Hoist(Struct, array_like=True, tag="hoist", frozen=True):
     """Import these modules in the parent; answered by Hoisted. Failures are ignored here and raised in the call."""
 
@@ -508,12 +503,16 @@ class SlotExited(Struct, array_like=True, tag="exited", frozen=True):
 
 
 class SlotCode(Struct, array_like=True, tag="scode", frozen=True):
-    """Code for this slot, before the first batch that names it. ``path``: read it from there instead."""
+    """Code for this slot, before the first batch that names it. ``path``: read it from there instead.
+
+    ``requires``: the functions that a graph's piece names, which came before it.
+    """
 
     code_id: int
     payload: bytes
     is_piece: bool
     path: str = ""
+    requires: list[int] = []
 
 
 class Batch(Struct, array_like=True, tag="batch"):

@@ -248,7 +248,8 @@ def _send_code(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, cod
         if required not in slot.codes:
             _send_code(state, library, slot, required)
     message = code.message
-    state.orders.append(orders.ToSlot(slot.slot_id, messages.SlotCode(code_id, message.payload, message.is_piece, message.name)))
+    code_for_slot = messages.SlotCode(code_id, message.payload, message.is_piece, message.name, message.requires)
+    state.orders.append(orders.ToSlot(slot.slot_id, code_for_slot))
 
 
 def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> None:

@@ -1,7 +1,8 @@
 """Libraries at the worker: starting parents, hoisting modules, generations of slots, bounded restarts.
 
 A new generation of slots is forked when code names modules that the parent had not imported before its slots were forked; the old
-slots drain. Libraries with a context of their own are never re-forked: their slots may hold state.
+slots drain. Libraries with a context of their own are never re-forked: their slots may hold state. A parent that ends while it
+imports such modules is started again without them: the calls that need them import them in their slot, and end that at worst.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def code_came(state: WorkerState, message: messages.Code) -> None:
         return
     library.codes[message.code_id] = CodeHere(message)
     library.has_code_objects = library.has_code_objects or bool(message.name)
-    fresh = set(message.modules) - library.hoisted - library.hoisting
+    fresh = set(message.modules) - library.hoisted - library.hoisting - library.deadly
     if fresh and not library.spec.payload and not library.spec.payload_name:
         library.wanted_modules |= fresh
         _hoist(state, library)
@@ -206,7 +207,9 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     codes, queue, queued_calls = library.codes, library.queue, library.queued_calls
     staged = [(name, group) for name, waiting in state.fetching.items() for owner, group in waiting if owner is library]
     _forget(state, library)
-    if len(starts) >= spec.max_restarts:
+    # That can happen as often as there are modules, and no more.
+    ended_by_import = bool(library.hoisting)
+    if len(starts) >= spec.max_restarts and not ended_by_import:
         why = f"library {spec.name!r} ended {len(starts)} times in {spec.restart_window_s:g} s: {text}"
         state.orders.append(orders.ToManager(messages.LibraryGone(library_id, why)))
         return
@@ -217,9 +220,10 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     for name, group in staged:
         state.fetching[name].append((again, group))
     again.ready_told = True
+    again.deadly = library.deadly | library.hoisting
     for code in codes.values():
-        again.wanted_modules |= set(code.message.modules) - again.hoisted
+        again.wanted_modules |= set(code.message.modules) - again.hoisted - again.deadly
     if spec.payload or spec.payload_name:
         again.wanted_modules = set()
-    again.restarts.extend([*starts, state.now])
+    again.restarts.extend(starts if ended_by_import else [*starts, state.now])
     state.orders.append(orders.StartHost(library_id, spec))

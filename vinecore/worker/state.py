@@ -108,6 +108,7 @@ class WorkerLibrary:
     __slots__ = (
         "began",
         "codes",
+        "deadly",
         "early_ends",
         "forking",
         "generation",
@@ -147,6 +148,8 @@ class WorkerLibrary:
         self.hoisted: set[str] = set(spec.modules)
         self.hoisting: set[str] = set()
         self.wanted_modules: set[str] = set()
+        # Modules during whose import a parent ended: none imports them again, what needs them does so in its slot.
+        self.deadly: set[str] = set()
         self.generation = 0
         self.forking = 0
         # Mean time of a call, microseconds; 0 until one is measured.
