@@ -66,3 +66,8 @@ def test_workers_that_leave_together() -> None:
     """Two draining workers held the only copies; each was released because the other had one too."""
     for seed in (507683, 600831):
         simulate(seed)
+
+
+def test_parent_that_ends_before_its_first_slot_is_ready() -> None:
+    """The parent that was started in its place never said that it was ready: the worker got no work of that library."""
+    simulate(20710)

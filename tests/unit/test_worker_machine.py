@@ -148,6 +148,18 @@ def test_restarts_outside_the_window_do_not_count() -> None:
         assert len(world.of(orders.StartHost)) == 1
 
 
+def test_a_parent_that_ends_before_its_first_slot_is_ready_tells_it_the_next_time() -> None:
+    """The manager gives work only to instances that are ready, and would wait for ever."""
+    world = World(ready=False)
+    world.host(messages.Began(b""))
+    world.do(events.HostGone(0.0, 1, "killed"))
+    world.ready()
+    assert len(world.told(messages.LibraryReady)) == 1
+    world.do(events.HostGone(0.0, 1, "killed"))
+    world.ready()
+    assert not world.told(messages.LibraryReady), "it knows"
+
+
 def test_a_parent_that_ends_while_it_imports_is_started_again_without_these_modules() -> None:
     """However often that happens; what other code wants is imported as before."""
     world = World(max_restarts=2)

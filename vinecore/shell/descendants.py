@@ -12,7 +12,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Set
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -39,9 +39,21 @@ def reap_adopted(own: Collection[int]) -> None:
 
 def end_descendants(own: Collection[int]) -> None:
     """End everything below this process, whatever group or session it is in."""
+    # Children of those that have ended just now are ours only since then: so the next look may find them.
+    for _ in end_processes(_open_descendants, set(own)):
+        reap_adopted(own)
+
+
+def end_processes(find: Callable[[], dict[int, int]], expected: Set[int] = frozenset()) -> Iterator[None]:
+    """End what is found, again and again until a look finds nothing, or only what is expected. Yields after each round.
+
+    Parameters:
+        find: opens handles (pidfds) of processes, by process id; they are closed here.
+        expected: of these it is not asked whether they are gone.
+    """
     grace_s = GRACE_S
     for _ in range(_ROUNDS):
-        opened = _open_descendants()
+        opened = find()
         living = _still_living(list(opened.values()), grace_s)
         for handle in living:
             with contextlib.suppress(OSError):
@@ -49,9 +61,8 @@ def end_descendants(own: Collection[int]) -> None:
         _still_living(living, _KILL_WAIT_S)
         for handle in opened.values():
             os.close(handle)
-        reap_adopted(own)
-        # Children of those that have ended just now are ours only since then.
-        if opened.keys() <= set(own):
+        yield
+        if opened.keys() <= expected:
             return
         grace_s = 0.0
 

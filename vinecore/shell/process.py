@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from vinecore.shell.guard import VARIABLE
 from vinecore.shell.local_link import SOCKET_BUFFER_BYTES, LocalLink
 from vinecore.worker.state import NOT_REVOKED
 
@@ -36,12 +37,13 @@ class HostProcess:
     Parameters:
         temporary: directory for temporary files of user code.
         libraries: where parents make directories for their libraries' files, each under its process id.
+        mark: by which the worker's guard knows what runs on behalf of its calls.
     """
 
-    def __init__(self, temporary: str, libraries: Path) -> None:
+    def __init__(self, temporary: str, libraries: Path, mark: str) -> None:
         ours, theirs = socket.socketpair()
         # Set before any import of user code: numerical libraries read them once.
-        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1"), "TMPDIR": temporary}
+        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1"), "TMPDIR": temporary, VARIABLE: mark}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _HOST_CODE, str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(),),

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from vinecore.shell import descendants
+from vinecore.shell.guard import WorkerGuard
 from vinecore.shell.local_link import LocalLink
 from vinecore.shell.process import HostProcess, SlotEnds, SlotProcess, end_hosts, kill_group
 from vinecore.shell.store import Store
@@ -45,13 +46,16 @@ class ProcessTree:
         self.hosts: dict[int, HostProcess] = {}
         self.slots: dict[int, SlotProcess] = {}
         self.slot_ends = SlotEnds(self._slot_held, self._slot_ended)
+        self.guard: WorkerGuard | None = None
         # A parent started ahead of need: its imports overlap with connecting.
         self.spare: HostProcess | None = None
         # Children of this process whose ends nobody has asked for yet: every other child was adopted.
         self._own: list[HostProcess] = []
 
     def begin(self) -> None:
-        """Take orphans in from now on, and start the spare parent."""
+        """Have a guard for the case that this process is killed, take orphans in from now on, and start the spare parent."""
+        # Before orphans are taken in, or the guard would be a child of this process.
+        self.guard = WorkerGuard(self.store.mark, self.store.remove, self.store.lock_fd)
         descendants.adopt_orphans()
         self.spare = self._new_host()
 
@@ -60,7 +64,7 @@ class ProcessTree:
         descendants.reap_adopted(self._own_pids())
 
     def _new_host(self) -> HostProcess:
-        host = HostProcess(str(self.store.temporary), self.store.workspace / "libraries")
+        host = HostProcess(str(self.store.temporary), self.store.workspace / "libraries", self.store.mark)
         self._own.append(host)
         return host
 

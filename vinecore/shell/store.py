@@ -108,6 +108,16 @@ class Store:
             lock.close()
         raise FileNotFoundError(errno.ENOENT, "it vanishes again and again", str(self.workspace))
 
+    @property
+    def mark(self) -> str:
+        """Tells this worker's processes from those of every other, also in the same workspace."""
+        return str(self.objects)
+
+    @property
+    def lock_fd(self) -> int:
+        """The descriptor that keeps the workspace locked."""
+        return self._lock.fileno()
+
     def path(self, name: str) -> Path:
         """Where an object is, or would be."""
         return self.objects / checked_name(name)

@@ -113,6 +113,8 @@ class WorkerLoop:
             self.tree.end()
             self.transfers.close()
             self.store.remove()
+            if self.tree.guard is not None:
+                self.tree.guard.dismiss()
         return self.exit_code
 
     async def _guarded(self) -> None:

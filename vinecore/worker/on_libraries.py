@@ -219,7 +219,7 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     again.queue, again.queued_calls = queue, queued_calls
     for name, group in staged:
         state.fetching[name].append((again, group))
-    again.ready_told = True
+    again.ready_told = library.ready_told
     again.deadly = library.deadly | library.hoisting
     for code in codes.values():
         again.wanted_modules |= set(code.message.modules) - again.hoisted - again.deadly

@@ -1,0 +1,174 @@
+"""A worker that is killed with SIGKILL cannot clean up: its guard ends what its calls had started, and removes its directory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kit.calls import LIMIT_S, eventually, finish
+from tests.kit.proc import command_of
+from tests.kit.processes import Worker, private_home, workers_below
+from vinecore import FunctionCall, Manager, PythonTask, Task
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Worker]]:
+    private_home(tmp_path, monkeypatch)
+    with workers_below(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[[], list[int]]]:
+    """The pids that calls have noted; after the test they are ended."""
+    directory = tmp_path / "started"
+    directory.mkdir()
+
+    def listed() -> list[int]:
+        return [int(path.name) for path in directory.iterdir()]
+
+    yield listed
+    for pid in listed():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state == "Z"  # nobody has asked for its end yet
+
+
+def note(directory: str, *words: str, **options: Any) -> None:
+    Path(directory, str(subprocess.Popen(words, **options).pid)).touch()
+
+
+def start_programs(directory: str) -> None:
+    """One in the slot's group, a daemon without a parent in a session of its own; then wait to be killed."""
+    seconds = str(10 * LIMIT_S)
+    note(directory, "sleep", seconds)
+    between = os.fork()
+    if between == 0:
+        note(directory, "sleep", seconds, start_new_session=True)
+        os._exit(0)
+    os.waitpid(between, 0)
+    time.sleep(10 * LIMIT_S)
+
+
+def mark() -> str | None:
+    return os.environ.get("VINE_WORKER_MARK")
+
+
+def submit(manager: Manager, kind: str, directory: Path) -> None:
+    if kind == "task":
+        manager.submit(Task(f"sleep {10 * LIMIT_S} & touch {directory}/$!; setsid sleep {10 * LIMIT_S} & touch {directory}/$!; wait"))
+        return
+    if kind == "python task":
+        manager.submit(PythonTask(start_programs, str(directory)))
+        return
+    library = manager.create_library_from_functions("starts", start_programs, exec_mode=kind)
+    manager.install_library(library)
+    manager.submit(FunctionCall("starts", "start_programs", str(directory)))
+
+
+@pytest.mark.parametrize("kind", ["direct", "fork", "python task", "task"])
+def test_nothing_outlives_a_killed_worker(
+    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path, kind: str
+) -> None:
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        submit(manager, kind, tmp_path / "started")
+        assert eventually(lambda: len(started()) == 2)
+        assert not any(map(is_gone, started())) and list(worker.tmp.iterdir())
+        worker.kill()
+        assert eventually(lambda: all(map(is_gone, started())))
+        assert eventually(lambda: not list(worker.tmp.iterdir())), "its directory"
+
+
+def test_an_embedded_worker_that_is_killed(started: Callable[[], list[int]], tmp_path: Path) -> None:
+    with Manager(local_cores=1) as manager:
+        submit(manager, "direct", tmp_path / "started")
+        assert eventually(lambda: len(started()) == 2)
+        state = manager.engine.machine.state
+        ((pid, store),) = manager.engine.call_in_loop(lambda: [(w.hello.pid, w.hello.store) for w in state.workers.values()])
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: all(map(is_gone, started())) and not Path(store).parent.exists())
+
+
+def test_the_guard_of_one_worker_leaves_others_in_the_same_workspace_alone(
+    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path
+) -> None:
+    workspace = tmp_path / "shared"
+    workspace.mkdir()
+    with Manager(port=0) as manager:
+        pair = [make("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace) for _ in range(2)]
+        library = manager.create_library_from_functions("starts", start_programs, exec_mode="direct")
+        manager.install_library(library)
+        for _ in range(2):
+            manager.submit(FunctionCall("starts", "start_programs", str(tmp_path / "started")))
+        assert eventually(lambda: len(started()) == 4)
+        pair[0].kill()
+        # The call that was lost runs again behind the other, which never ends.
+        assert eventually(lambda: sum(map(is_gone, started())) == 2)
+        assert eventually(lambda: len(list(workspace.glob("objects-*"))) == 1) and pair[1].process.poll() is None
+        pair[1].kill()
+        assert eventually(lambda: all(map(is_gone, started())) and not list(workspace.glob("*-*")))
+
+
+def test_a_worker_that_leaves_by_itself_takes_its_guard_along(make: Callable[..., Worker], tmp_path: Path) -> None:
+    def guards(worker: Worker) -> list[str]:
+        # A fork of the worker has its command line, and its directory for temporary files in the environment.
+        mark = f"TMPDIR={worker.tmp}".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(command_of(int(entry.name)))
+        return [command for command in found if "vinecore.cli.worker" in command]
+
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        assert finish(manager, PythonTask(abs, -3)) == [3]
+        assert len(guards(worker)) == 2, "the worker and its guard"
+        worker.process.terminate()
+        assert worker.ended() == 0
+        assert not guards(worker), "it had ended before its worker did"
+        assert not list(worker.tmp.iterdir())
+
+
+def test_a_guard_that_is_killed_costs_nothing(make: Callable[..., Worker]) -> None:
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        assert finish(manager, PythonTask(abs, -3)) == [3]
+        (guard,) = [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdigit()
+            and int(entry.name) != worker.process.pid
+            and command_of(int(entry.name)) == command_of(worker.process.pid)
+        ]
+        os.kill(guard, signal.SIGKILL)
+        assert finish(manager, PythonTask(abs, -4)) == [4]
+        worker.process.terminate()
+        assert worker.ended() == 0 and not list(worker.tmp.iterdir())
+
+
+def test_what_runs_on_behalf_of_a_worker_can_be_told_by_its_environment(make: Callable[..., Worker]) -> None:
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        (value,) = finish(manager, PythonTask(mark))
+        assert str(value).startswith(str(worker.tmp)) and str(worker.process.pid) in str(value)
+        command = Task("echo $VINE_WORKER_MARK")
+        finish(manager, command)  # type: ignore[arg-type]
+        assert command.std_output.strip() == value
+    assert mark() is None
