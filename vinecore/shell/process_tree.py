@@ -53,11 +53,12 @@ class ProcessTree:
         self._own: list[HostProcess] = []
 
     def begin(self) -> None:
-        """Have a guard for the case that this process is killed, take orphans in from now on, and start the spare parent."""
+        """Start the spare parent, have a guard for the case that this process is killed, take orphans in from now on."""
+        # First: its imports take longest, and go on meanwhile.
+        self.spare = self._new_host()
         # Before orphans are taken in, or the guard would be a child of this process.
         self.guard = WorkerGuard(self.store.mark, self.store.remove, self.store.lock_fd)
         descendants.adopt_orphans()
-        self.spare = self._new_host()
 
     def reap_adopted(self) -> None:
         """Children ended: forget those that were taken in."""
