@@ -24,7 +24,7 @@ import pytest
 
 from daskvine import DaskVine, FuturesExecutor
 from tests.kit.processes import LIMIT_S, MODULE, ROOT, Worker, private_home, workers_below
-from vinecore import FunctionCall, Manager
+from vinecore import FunctionCall, Manager, PythonTask
 from vinecore.api.engine import Engine
 from vinecore.cli.worker import build_parser
 
@@ -233,6 +233,22 @@ def test_no_manager_in_time(start: Callable[..., Worker], flag: str) -> None:
     worker = start("127.0.0.1", port, flag, 0.3, "--no-authentication", "--min-backoff", 0.1)
     assert worker.ended() == 1
     assert f"no manager answered at 127.0.0.1:{port} within 0.3 s" in worker.err and list(worker.tmp.iterdir()) == []
+
+
+def test_a_manager_that_comes_later_is_waited_for_and_that_is_said_once(start: Callable[..., Worker]) -> None:
+    with Manager(port=0) as manager:
+        port = manager.port
+    worker = start("127.0.0.1", port, "--min-backoff", 0.05, "--max-backoff", 0.1)
+    said = f"no manager answers at 127.0.0.1:{port} ("
+    assert eventually(lambda: said in worker.out)
+    assert re.search(r"\(Connection refused\); trying again for (900|899) s", worker.out), worker.out
+    with Manager(port=port) as manager:
+        manager.submit(PythonTask(abs, -3))
+        task = manager.wait(LIMIT_S)
+        assert task is not None and task.output == 3
+    assert eventually(lambda: worker.out.count(said) == 2), "it waits for the next one"
+    worker.process.terminate()
+    assert worker.ended() == 0 and worker.out.count(said) == 2 and worker.err == ""
 
 
 def test_unknown_host(start: Callable[..., Worker]) -> None:

@@ -71,7 +71,8 @@ def mark() -> str | None:
 
 def submit(manager: Manager, kind: str, directory: Path) -> None:
     if kind == "task":
-        manager.submit(Task(f"sleep {10 * LIMIT_S} & touch {directory}/$!; setsid sleep {10 * LIMIT_S} & touch {directory}/$!; wait"))
+        start = f"sleep {10 * LIMIT_S} & touch {directory}/$!"
+        manager.submit(Task(f"{start}; setsid {start}; wait"))
         return
     if kind == "python task":
         manager.submit(PythonTask(start_programs, str(directory)))

@@ -141,6 +141,7 @@ class WorkerLoop:
             await self.peers.start()
         give_up = time.monotonic() + self.config.connect_timeout_s
         backoff = self.config.min_backoff_s
+        told = False
         while not self.stop.is_set():
             error = await self._connect_in_time(give_up)
             if error is None:
@@ -151,6 +152,7 @@ class WorkerLoop:
                 give_up = time.monotonic() + self.config.connect_timeout_s
                 if time.monotonic() - began >= self.config.min_backoff_s:
                     backoff = self.config.min_backoff_s
+                    told = False
                     continue
                 # Sent away at once: asking again without a pause would keep both sides busy.
                 error = PeerError(self.leave_reason or "the manager closed the connection")
@@ -160,11 +162,15 @@ class WorkerLoop:
                 self._fail(str(error))
                 return
             left = give_up - time.monotonic()
+            where = ", ".join(f"{host}:{port}" for host, port in self.config.managers)
             if left <= 0:
                 if not self.served:
-                    where = ", ".join(f"{host}:{port}" for host, port in self.config.managers)
-                    self._fail(f"no manager answered at {where} within {self.config.connect_timeout_s:g} s: {error}")
+                    self._fail(f"no manager answered at {where} within {self.config.connect_timeout_s:g} s: {_reason(error)}")
                 return
+            if not told:
+                # Once for each manager that is waited for: it may come later, or be somewhere else.
+                self._say(f"no manager answers at {where} ({_reason(error)}); trying again for {left:.0f} s")
+                told = True
             with contextlib.suppress(TimeoutError):
                 # The last try is at the deadline, not a pause before it.
                 await asyncio.wait_for(self.stop.wait(), min(backoff, left))
@@ -483,3 +489,10 @@ def count_gpus() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _reason(error: Exception) -> str:
+    """Why a connection could not be made, without the address, which is said beside it."""
+    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return str(error)
