@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import BUFFER, FILE, TEMP, File, checked_name
@@ -25,22 +25,21 @@ _SETTERS = ("tag", "category", "retries", "cores", "memory", "disk", "gpus", "pr
 
 
 class SandboxedTask(SubmittableTask):
-    """What shell and Python tasks share: resources, files, environment, limits."""
+    """What tasks with a private directory share: resources, files, environment, limits. A call without one is as any other."""
 
     command_line = ""
     # Result strings that come from here and not from the worker, and why.
     _local_result = ""
     _local_reason = ""
-
-    def __init__(self) -> None:
-        self._amounts: dict[str, float] = {}
-        self._inputs: list[tuple[File, str, int]] = []
-        self._outputs: list[tuple[File, str, int]] = []
-        # What its outputs stood for before, held until it has ended.
-        self._replaced: list[FileEntry] = []
-        self._variables: dict[str, str | None] = {}
-        self._time_max_s = 0.0
-        self._time_end_s = 0.0
+    # Never changed in place: most function calls have none of this, and there are many of them.
+    _amounts: Mapping[str, float] = MappingProxyType({})
+    _inputs: tuple[tuple[File, str, int], ...] = ()
+    _outputs: tuple[tuple[File, str, int], ...] = ()
+    _variables: Mapping[str, str | None] = MappingProxyType({})
+    # What its outputs stood for before, held until it has ended.
+    _replaced: tuple[FileEntry, ...] = ()
+    _time_max_s = 0.0
+    _time_end_s = 0.0
 
     # ------------------------------------------------ resources and limits
 
@@ -63,10 +62,10 @@ class SandboxedTask(SubmittableTask):
     def _set_amount(self, name: str, amount: float) -> None:
         if isinstance(amount, bool) or not isinstance(amount, int | float):
             raise UsageError(f"{name} must be a number, not {amount!r}")
+        amounts = {**self._amounts, name: amount}
         if amount < 0:
-            self._amounts.pop(name, None)
-        else:
-            self._amounts[name] = amount
+            del amounts[name]
+        self._amounts = amounts
 
     def set_time_max(self, seconds: float) -> None:
         """Longest run; a longer one is ended with "max wall time". Below 1: no limit."""
@@ -89,7 +88,8 @@ class SandboxedTask(SubmittableTask):
         """
         if strict_input:
             raise UsageError("strict_input is not supported in this version: inputs are brought to where the task runs")
-        self._inputs.append((checked_file(file), checked_name(remote_name), messages.SYMLINK if mount_symlink else 0))
+        flags = messages.SYMLINK if mount_symlink else 0
+        self._inputs = (*self._inputs, (checked_file(file), checked_name(remote_name), flags))
 
     def add_output(
         self,
@@ -109,12 +109,12 @@ class SandboxedTask(SubmittableTask):
         flags = (messages.ON_FAILURE if failure_only else 0) | (messages.ON_SUCCESS if success_only else 0)
         if checked_file(file).type() != TEMP:
             flags |= messages.HOME
-        self._outputs.append((file, checked_name(remote_name), flags))
+        self._outputs = (*self._outputs, (file, checked_name(remote_name), flags))
 
     def set_env_var(self, name: str, value: str | None = None) -> None:
         """Set a variable of the task's environment; None unsets it."""
         text = None if value is None else checked_text(str(value), f"the environment variable {name}")
-        self._variables[checked_variable_name(name)] = text
+        self._variables = {**self._variables, checked_variable_name(name): text}
 
     def _configure(self, options: Mapping[str, Any]) -> None:
         """Keywords of the constructor.
@@ -176,7 +176,7 @@ class SandboxedTask(SubmittableTask):
             product.producer = entry
             product.holds = 1
             # Of a task that cannot run too: whoever reads it gets its error. What was there before may be an input of this task.
-            self._replaced += file.made_by(product)
+            self._replaced = (*self._replaced, *file.made_by(product))
             products.append(product)
         entry.products = tuple(products)
 
@@ -184,10 +184,12 @@ class SandboxedTask(SubmittableTask):
 
     def settled(self, entry: TaskEntry) -> Any:
         """The outcome is there; outputs that belong here are brought first (loop's thread)."""
+        if entry.sandbox is None:
+            return super().settled(entry)
         if self._replaced:
             assert self._manager is not None
-            self._manager.engine.release(self._replaced)
-            self._replaced = []
+            self._manager.engine.release(list(self._replaced))
+            self._replaced = ()
         wanted = [
             (file, product)
             for (file, _, flags), product in zip(self._outputs, entry.products, strict=True)
@@ -211,8 +213,8 @@ class SandboxedTask(SubmittableTask):
     def result(self) -> str:
         """How it ended: one of the result strings of the reference."""
         entry = self._entry
-        if entry is None or not self._finished:
-            return "unknown"
+        if entry is None or entry.sandbox is None or not self._finished:
+            return super().result
         if isinstance(entry.error, InputMissing):
             return "input missing"
         if self._local_result:
@@ -230,19 +232,25 @@ class SandboxedTask(SubmittableTask):
     def exit_code(self) -> int:
         """Of the command or process (a signal's number if one killed it); -1 when it never ran to an end."""
         entry = self._entry
-        if entry is None or not self._finished or entry.report is None:
+        if entry is None or entry.sandbox is None:
+            return super().exit_code
+        if not self._finished or entry.report is None:
             return -1
         return entry.report.exit_code if entry.error in (None, RAISED) else -1
 
     def successful(self) -> bool:
         """Whether the result is "success" and the exit code 0."""
+        if self._entry is None or self._entry.sandbox is None:
+            return super().successful()
         return self.result == "success" and self.exit_code == 0
 
     @property
     def std_output(self) -> str | None:
         """Standard output and standard error, merged, with the traceback of a function that raised; None when it never ran."""
         entry = self._entry
-        if entry is None or not self._finished or entry.report is None or entry.error == CANCELLED:
+        if entry is None or entry.sandbox is None:
+            return super().std_output
+        if not self._finished or entry.report is None or entry.error == CANCELLED:
             return None
         text = entry.report.stdout.decode("utf-8", "surrogateescape")
         if entry.report.stdout_cut:
@@ -320,7 +328,6 @@ class Task(SandboxedTask):
             raise TypeError(
                 f"a command is a str, not {type(command).__name__} (options go as keywords: Task(command, **options))"
             )
-        super().__init__()
         self.command_line = checked_text(command, "a command")
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
@@ -355,7 +362,6 @@ class PythonTask(SandboxedTask, TempOutput):
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if not callable(function):
             raise TypeError(f"PythonTask takes a function, not {function!r}")
-        super().__init__()
         self.function = function
         self.args = args
         self.kwargs = kwargs

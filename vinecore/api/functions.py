@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vinecore.api.commands import SandboxedTask
 from vinecore.api.files import TEMP, File
 from vinecore.api.libraries import LibraryTask, code_of_program
 from vinecore.api.tasks import InstalledLibrary, TempOutput
-from vinecore.errors import UsageError
+from vinecore.errors import TaskFailed, UsageError
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.manager.state import CodeEntry, Kind
+    from vinecore.manager.state import CodeEntry, Kind, TaskEntry
 
 
-class FunctionCall(TempOutput):
+class FunctionCall(SandboxedTask, TempOutput):
     """Call a function of a library by name.
+
+    A call with files, limits of time or disk, or variables of its own gets a private directory; the library must be one in fork
+    mode. Cores, memory and gpus that it asks for are kept free for it, whatever the mode; without a request it takes a slot only.
 
     Parameters:
         library: name of the library, or the LibraryTask.
         fn: name of the function in it.
         args, kwargs: its arguments. Files stand for their content, other calls' ``output_file`` for their value.
     """
+
+    _exec_method = ""
 
     def __init__(self, library: str | LibraryTask, fn: str, *args: Any, **kwargs: Any) -> None:
         self.library = library if isinstance(library, str) else library.name
@@ -33,6 +39,16 @@ class FunctionCall(TempOutput):
     def set_fn_args(self, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> None:
         """Replace the arguments, before submit."""
         self.args, self.kwargs = tuple(args), dict(kwargs or {})
+
+    def set_exec_method(self, mode: str) -> None:
+        """Say how this call has to run, "fork" or "direct": submit refuses it when its library runs calls otherwise.
+
+        Raises:
+            UsageError: another word.
+        """
+        if mode not in ("fork", "direct"):
+            raise UsageError(f"an exec method is 'fork' or 'direct', not {mode!r}")
+        self._exec_method = mode
 
     def set_output(self, file: File) -> None:
         """Put the value into this temp.
@@ -55,6 +71,15 @@ class FunctionCall(TempOutput):
         """
         if self._temp_output and self.successful():
             raise UsageError("the value was left in the cluster: use fetch_file(call.output_file) or pass it to another call")
+        entry = self._entry
+        if (
+            self._finished
+            and entry is not None
+            and entry.sandbox is not None
+            and entry.error is None
+            and self.result != "success"
+        ):
+            return TaskFailed(f"the call ended with the result {self.result!r}: {self.reason}")
         return super().output
 
     @property
@@ -64,12 +89,50 @@ class FunctionCall(TempOutput):
 
     def _prepare(self, engine: Engine, libraries: dict[str, InstalledLibrary]) -> tuple[CodeEntry, Kind]:
         library = libraries.get(self.library)
+        if library is not None:
+            self._check_mode(library.task)
         if library is not None and library.task.program:
-            return code_of_program(engine, library, self.function)
+            return self._asking(engine, library, code_of_program(engine, library, self.function))
         if library is None:
             have = ", ".join(sorted(libraries)) or "none is installed"
             raise UsageError(f"invalid library name {self.library!r} (installed: {have})")
         found = library.codes.get(self.function)
         if found is None:
             raise UsageError(f"library {self.library!r} has no function {self.function!r}; it has: {', '.join(library.codes)}")
-        return found
+        return self._asking(engine, library, found)
+
+    def _wants_directory(self) -> bool:
+        return bool(
+            self._inputs or self._outputs or self._variables or self._time_max_s or self._time_end_s or "disk" in self._amounts
+        )
+
+    def _check_mode(self, task: LibraryTask) -> None:
+        """Refuse what this library cannot do.
+
+        Raises:
+            UsageError: it runs calls otherwise, or a private directory needs a process of its own.
+        """
+        name, mode = task.name, task.exec_mode
+        if self._exec_method not in ("", mode):
+            raise UsageError(
+                f"this call has to run in {self._exec_method!r} mode, and library {name!r} runs calls in {mode!r} mode"
+            )
+        if not self._wants_directory():
+            return
+        what = "a call with files, variables, or limits of time or disk needs a process of its own"
+        if task.program:
+            raise UsageError(f"{what}, and library {task.name!r} is a program: pass what it needs as arguments")
+        if task.exec_mode != "fork":
+            raise UsageError(
+                f"{what}, and library {task.name!r} runs calls in its slots: create it with exec_mode='fork', or use a PythonTask"
+            )
+
+    def _asking(self, engine: Engine, library: InstalledLibrary, found: tuple[CodeEntry, Kind]) -> tuple[CodeEntry, Kind]:
+        """The same function, with the request of this call."""
+        if not self._amounts:
+            return found
+        return found[0], engine.kind_for(self.function, engine.shape_for(library.entry, self._request()))
+
+    def _dress(self, engine: Engine, entry: TaskEntry) -> None:
+        if self._wants_directory():
+            super()._dress(engine, entry)
