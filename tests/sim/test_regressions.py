@@ -71,3 +71,8 @@ def test_workers_that_leave_together() -> None:
 def test_parent_that_ends_before_its_first_slot_is_ready() -> None:
     """The parent that was started in its place never said that it was ready: the worker got no work of that library."""
     simulate(20710)
+
+
+def test_value_that_came_home_while_it_was_made_again() -> None:
+    """Made again inside a bundle that was cut, it got the name of the new object, while the manager held the old one for ever."""
+    simulate(53373)

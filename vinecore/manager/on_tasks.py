@@ -224,6 +224,8 @@ def _written_later(state: ManagerState, worker: WorkerEntry, entry: TaskEntry | 
     What reads it is still placed there: the slot hands that back behind the values that it needs.
     """
     output = entry.output if entry is not None else None
+    if output is not None and output.is_available():
+        output.kept = False  # a relay of an earlier attempt brought it meanwhile: one object of a value is enough
     if entry is None or output is None or not output.kept or entry.attempt != result.attempt:
         if result.size_bytes:
             _drop_late(state, worker, f"{state.run}-{result.task_id}.{result.attempt}")
