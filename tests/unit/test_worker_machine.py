@@ -12,7 +12,7 @@ from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
-from vinecore.worker.on_calls import CATCH_UP_S, CUT_FACTOR, REVOKE_SETTLE_S, STUCK_S
+from vinecore.worker.on_calls import CATCH_UP_S, CUT_FACTOR, HOIST_LIMIT_S, REVOKE_SETTLE_S, STUCK_S
 from vinecore.worker.on_libraries import FORKED_ENDS
 from vinecore.worker.state import NOT_REVOKED
 
@@ -179,6 +179,58 @@ def test_a_parent_that_ends_while_it_imports_is_started_again_without_these_modu
     assert len(world.of(orders.StartHost)) == 1, "imports do not count"
     world.do(events.HostGone(0.0, 1, "killed"))
     assert "ended 2 times in 60 s: killed" in world.told(messages.LibraryGone)[0].error
+
+
+def test_calls_that_need_no_module_of_an_import_do_not_wait_for_it() -> None:
+    world = World(2)
+    world.say(messages.Code(1, 5, b"", [], [], False))
+    world.say(messages.Code(1, 6, b"", ["slow"], [], False))
+    world.say(messages.Code(1, 7, b"", [], [6], True))
+    assert [o.message.modules for o in world.of(orders.ToHost)] == [] and world.machine.state.libraries[1].hoisting == {"slow"}
+    world.run([call(1, code_id=6)], [call(2, code_id=5)], [call(3, code_id=7)], [call(4, code_id=5)])
+    assert sorted(ids for _, ids in world.batches()) == [[2], [4]]
+    world.run([call(8, code_id=5)])
+    assert [ids for _, ids in world.batches()] == [[8]]
+    world.host(messages.Hoisted(["slow"], 1, ""))
+    started = []
+    for slot_id in [i for o in world.of(orders.OpenSlots) for i in o.slot_ids]:
+        world.host(messages.Forked(slot_id, 1000 + slot_id))
+        started += [ids for _, ids in world.batches()]
+    assert started == [[1], [3]]
+
+
+def test_an_import_that_does_not_end_is_given_up() -> None:
+    world = World()
+    world.run([call(1)])
+    world.say(messages.Code(1, 6, b"", ["endless"], [], False))
+    assert world.machine.next_deadline() == world.now + HOIST_LIMIT_S
+    world.now += HOIST_LIMIT_S
+    world.do(events.Tick(0.0))
+    kinds = [type(order) for order in world.orders]
+    assert kinds.index(orders.KillSlot) < kinds.index(orders.StopHost) < kinds.index(orders.StartHost)
+    assert world.results() == [(1, messages.LOST)] and not world.told(messages.LibraryGone)
+    world.run([call(2, code_id=6)])
+    world.ready()
+    assert not world.of(orders.ToHost) and world.machine.next_deadline() is None
+    assert [ids for _, ids in world.batches()] == [[2]]
+
+
+def test_a_parent_that_ends_again_and_again_is_tried_without_what_it_imported() -> None:
+    """A module may end its process a moment after it was imported."""
+    world = World(max_restarts=3)
+    world.say(messages.Code(1, 5, b"", ["late"], [], False))
+    world.host(messages.Hoisted(["late"], 1, ""))
+    for _ in range(2):
+        world.do(events.HostGone(0.0, 1, "exited"))
+        world.host(messages.Began(b""))
+        assert [o.message.modules for o in world.of(orders.ToHost)] == [["late"]]
+        world.host(messages.Hoisted(["late"], 1, ""))
+    world.do(events.HostGone(0.0, 1, "exited"))
+    assert len(world.of(orders.StartHost)) == 1 and not world.told(messages.LibraryGone)
+    world.ready()
+    assert not world.of(orders.ToHost)
+    world.do(events.HostGone(0.0, 1, "killed"))
+    assert "ended 3 times" in world.told(messages.LibraryGone)[0].error, "now it is given up"
 
 
 def test_a_dead_parent_loses_only_what_slots_had() -> None:

@@ -26,17 +26,18 @@ from vinecore.errors import UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.ends import end_text
 from vinecore.runtime.guard import Guard, kill_group
-from vinecore.runtime.library_code import load_functions
+from vinecore.runtime.library_code import load_functions, threads_beside
 from vinecore.runtime.lifeline import adopt_orphans
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box, read_regular
-from vinecore.runtime.slot import MissingInput, Slot
+from vinecore.runtime.slot import Codes, MissingInput, Slot
 from vinecore.runtime.streams import flush_streams
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Report, Result, Sandbox
 
-# Before the answer of a child: its number, so that an older one is not taken for it, and its length.
-_ANSWER = struct.Struct("<QQ")
+# Before the answer of a child: its number, so that an older one is not taken for it, its length, and whether the code that it
+# unpickled may be unpickled in the slot.
+_ANSWER = struct.Struct("<QQ?")
 # Standard output that rides with a result; far below the limit of a frame, where other results travel too.
 STDOUT_LIMIT_BYTES = 2 << 20
 # A result waits at most this long for the next call to end: the time of about three forks, so that the worker and the manager,
@@ -106,6 +107,8 @@ class ForkingSlot(Slot):
         super().__init__(sock, claims, begin, functions)
         # The library's code starts threads when it is loaded: each child loads what its call needs, and this process nothing.
         self._late = begin if lazy else None
+        # Code that children have unpickled without side effects that would harm this process.
+        self._harmless: set[int] = set()
         # Children are gone after their call, and this process runs no user code.
         self.growth_bytes = 0
         self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
@@ -119,15 +122,50 @@ class ForkingSlot(Slot):
         # Objects that tasks wrote into, and that were dropped for that; forgotten when they are here again.
         self._spoilt: set[str] = set()
 
+    def forget(self, code_ids: list[int]) -> None:
+        """Drop code that is not used again, with what it holds in cycles."""
+        self._harmless.difference_update(code_ids)
+        if self.functions.forget(code_ids) | self.pieces.forget(code_ids):
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+
     def _load(self, call: Call) -> None:
-        """Unpickle the code of a call, once for all children."""
-        codes = self.functions if call.index < 0 else self.pieces
+        """Unpickle the code of a call, once for all children, if that did a child no harm; else each child does it by itself,
+        under the limits of its call."""
+        if call.code_id in self._harmless and self._codes_of(call).waiting.get(call.code_id) is not None:
+            # Results do not wait for that.
+            self.flush()
+            process = os.getpid()
+            self._unpickle(call)
+            if os.getpid() != process:
+                os._exit(0)  # a child that the code forked, this time, came back here
+            # Children never scan what is there now: its pages stay shared.
+            gc.freeze()
+
+    def _codes_of(self, call: Call) -> Codes:
+        return self.functions if call.index < 0 else self.pieces
+
+    def _unpickle(self, call: Call) -> None:
+        """The code of a call, and the functions that it names."""
+        codes = self._codes_of(call)
         message = codes.waiting.get(call.code_id)
         if message is not None:
             self.functions.load(message.requires)
             codes.load([call.code_id])
-            # Children never scan what is there now: its pages stay shared.
-            gc.freeze()
+
+    def _try_code(self, call: Call) -> bool:
+        """In a child: unpickle what its call needs; True when that left nothing behind which the slot must not have."""
+        if self._codes_of(call).waiting.get(call.code_id) is None:
+            return False
+        process = os.getpid()
+        self._unpickle(call)
+        if os.getpid() != process:
+            os._exit(0)  # a child that the code forked came back here
+        # A process with threads must not fork, one that ignores SIGCHLD does not hear of the ends of its children, and a child that
+        # was forked there would take part in the slot's work.
+        is_alone = not threads_beside() and not _children()
+        return self._late is None and is_alone and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
 
     def _watch(self) -> None:
         """No helper thread: a process that forks must not have any. Who waits for a child sends what a long call holds up."""
@@ -272,7 +310,7 @@ class ForkingSlot(Slot):
                 self.guard.group[0] = 0
             else:
                 _reap_adopted()
-        result = None if outcome else self._answer()
+        result = None if outcome else self._answer(call)
         if result is None:
             self._discard(call)
         return result, outcome, end_text(os.waitstatus_to_exitcode(status))
@@ -309,15 +347,17 @@ class ForkingSlot(Slot):
         finally:
             os.close(fd)
 
-    def _answer(self) -> Result | None:
+    def _answer(self, call: Call) -> Result | None:
         """What the last child left; None when it did not get that far."""
         # Usual answers come with the first read.
         data = os.pread(self._answers, 4096, 0)
         if len(data) < _ANSWER.size:
             return None
-        number, size = _ANSWER.unpack_from(data)
+        number, size, is_harmless = _ANSWER.unpack_from(data)
         if number != self._number:
             return None
+        if is_harmless:
+            self._harmless.add(call.code_id)
         end = _ANSWER.size + size
         while len(data) < end:
             data += os.pread(self._answers, end - len(data), len(data))
@@ -339,7 +379,7 @@ class ForkingSlot(Slot):
                 os.setpgid(0, 0)
                 self.guard.group[0] = os.getpid()
                 _enter(box, changes)
-            result = self._run(call)
+            result, is_harmless = self._run(call)
             data = messages.encode(messages.Done([result]))
             flush_streams()
             # The head last: an answer that was cut short does not count.
@@ -347,18 +387,20 @@ class ForkingSlot(Slot):
             while rest:
                 written = os.pwrite(self._answers, rest, at)
                 rest, at = rest[written:], at + written
-            os.pwrite(self._answers, _ANSWER.pack(self._number, len(data)), 0)
+            os.pwrite(self._answers, _ANSWER.pack(self._number, len(data), is_harmless), 0)
             code = 0
         finally:
             os._exit(code)
 
-    def _run(self, call: Call) -> Result:
+    def _run(self, call: Call) -> tuple[Result, bool]:
+        """The result, and whether its code may be unpickled in the slot from now on."""
         if self._late is not None:
             try:
                 self.functions.update(load_functions(self._late))
             except BaseException as error:
-                return Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
-        return super().execute(call)
+                return Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error)), False
+        is_harmless = self._try_code(call)
+        return super().execute(call), is_harmless
 
 
 def _enter(box: Box, changes: list[tuple[str, str | None]]) -> None:

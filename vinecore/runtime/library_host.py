@@ -122,7 +122,10 @@ class Host:
             if message.init_command and not self.is_initialised:
                 self._initialise(message)
             if not message.program:
+                process = os.getpid()
                 self.functions = load_functions(message)
+                if os.getpid() != process:
+                    os._exit(0)  # a child that the library's code forked came back here
         except BaseException as error:
             error.add_note(f"raised while library {message.name!r} was started: by its functions, its modules or its context")
             self.send(messages.Began(payloads.encode_error(error), f"{type(error).__name__}: {error}"))
@@ -177,7 +180,10 @@ class Host:
     def hoist(self, names: list[str]) -> None:
         """Import modules; what fails here is left to fail in the call, where the user sees it."""
         # Slots that are not forked from here import what they need themselves.
+        process = os.getpid()
         done = names if self.unsafe else import_quietly(names)
+        if os.getpid() != process:
+            os._exit(0)  # a child that a module forked came back here
         self.unsafe = self.unsafe or why_unsafe()
         self.send(messages.Hoisted(done, len(os.listdir("/proc/self/task")), self.unsafe))
 

@@ -84,29 +84,28 @@ def own_memory_bytes() -> int:
 
 
 class _Broken:
-    """Stands for a function that could not be unpickled here: every call of it raises why."""
+    """Stands for code that could not be unpickled here: every call of it raises why."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
+        self.traceback = error.__traceback__
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        # Without what earlier calls added to its traceback, which would grow with each.
-        raise self.error.with_traceback(None)
+        # As it was: without what earlier calls added to its traceback, which would grow with each.
+        raise self.error.with_traceback(self.traceback)
 
 
-class _Codes(dict[int, Any]):
+class Codes(dict[int, Any]):
     """Functions, or pieces of graphs, by code id. What came as code is unpickled when it is wanted first, which is after a call
     was claimed: if a module that it imports ends this process, that call is to blame and no other.
 
     Parameters:
         known: what is there without being unpickled.
-        broken: makes of an error what stands in the place of code that cannot be unpickled.
     """
 
-    def __init__(self, known: Mapping[int, object], broken: Callable[[BaseException], object]) -> None:
+    def __init__(self, known: Mapping[int, object]) -> None:
         super().__init__(known)
         self.waiting: dict[int, messages.SlotCode] = {}
-        self._broken = broken
 
     def __missing__(self, code_id: int) -> object:
         message = self.waiting.pop(code_id, None)
@@ -119,7 +118,7 @@ class _Codes(dict[int, Any]):
                     data = file.read()
             code = pickle.loads(data)
         except BaseException as error:
-            code = self._broken(error)
+            code = _Broken(error)
         self[code_id] = code
         return code
 
@@ -129,11 +128,12 @@ class _Codes(dict[int, Any]):
             if code_id in self.waiting:
                 self[code_id]
 
-    def forget(self, code_ids: list[int]) -> None:
-        """Drop code that is not used again."""
+    def forget(self, code_ids: list[int]) -> bool:
+        """Drop code that is not used again; True when some of it had been unpickled."""
+        was_there = [self.pop(code_id, None) is not None for code_id in code_ids]
         for code_id in code_ids:
-            self.pop(code_id, None)
             self.waiting.pop(code_id, None)
+        return any(was_there)
 
 
 class MissingInput(Exception):
@@ -169,9 +169,9 @@ class Slot:
         self.store = begin.store
         self.run_name = begin.run
         self.inline_limit_bytes = begin.inline_limit_bytes
-        self.functions = _Codes(functions, _Broken)
-        # Rows of packed vertices, or the error of unpickling them.
-        self.pieces = _Codes({}, lambda error: error)
+        self.functions = Codes(functions)
+        # Rows of packed vertices.
+        self.pieces = Codes({})
         self.recent = Recent()
         # Values of the running group and inline inputs of the running batch, by task id.
         self.kept: dict[int, object] = {}
@@ -349,8 +349,8 @@ class Slot:
         """The value of one call."""
         if call.index >= 0:
             piece = self.pieces[call.code_id]
-            if isinstance(piece, BaseException):
-                raise piece
+            if isinstance(piece, _Broken):
+                piece()
             inputs = [self.vertex_input(ref) for ref in call.inputs] if call.inputs else ()
             return vertices.run_packed(piece[call.index], self.functions, inputs)
         function = self.functions[call.code_id]

@@ -107,6 +107,7 @@ class WorkerMachine:
             for library_id in list(state.libraries):
                 state.orders.append(orders.StopHost(library_id))
         elif isinstance(event, events.Tick):
+            on_libraries.end_long_hoists(state)
             welcome = state.welcome
             if welcome is not None and not state.leaving:
                 silence = welcome.keepalive_timeout_s * SILENCE_FACTOR

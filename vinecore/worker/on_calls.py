@@ -8,11 +8,14 @@ waits behind another while a slot idles. What was sent and not started can be ta
 from __future__ import annotations
 
 import math
+from collections import deque
+from itertools import compress
+from operator import not_
 
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
 from vinecore.worker import orders
-from vinecore.worker.state import NOT_REVOKED, Group, WorkerLibrary, WorkerSlot, WorkerState
+from vinecore.worker.state import NOT_REVOKED, CodeHere, Group, WorkerLibrary, WorkerSlot, WorkerState
 
 # Time of work sent to a slot at once; higher: fewer messages for tiny calls, more to take back when one is long after all.
 BATCH_US = 6000.0
@@ -32,6 +35,11 @@ REVOKE_SETTLE_S = 0.005
 CATCH_UP_COUNT = 16_384
 # Only a slot that has answered within this time is preferred: what goes to one that is stuck has to be taken back again.
 CATCH_UP_S = 0.005
+# Groups at the front of a queue that are looked at for some which need not wait for an import; higher: more work for each answer.
+HOIST_LOOKS = 64
+# An import by a parent that takes longer is given up: slots import these modules themselves. Lower: heavy stacks on slow file
+# systems are imported once for each slot; higher: one that never ends holds up the first calls of a library longer.
+HOIST_LIMIT_S = 60.0
 # Weight of a new measurement in the mean.
 MEAN_WEIGHT = 0.2
 # A batch's mean counts as at most this many means: one long call does not make all batches small.
@@ -85,17 +93,21 @@ def _has_code(state: WorkerState, library: WorkerLibrary, group: Group) -> bool:
 
 def _code_names(library: WorkerLibrary, code_id: int) -> set[str]:
     """Objects that hold this code or what it names."""
-    names: set[str] = set()
+    return {code.message.name for code in _codes_of(library, code_id) if code.message.name}
+
+
+def _codes_of(library: WorkerLibrary, code_id: int) -> list[CodeHere]:
+    """This code and what it names, as far as it is here."""
+    found: list[CodeHere] = []
     pending, seen = [code_id], {code_id}
     while pending:
         code = library.codes.get(pending.pop())
         if code is not None:
-            if code.message.name:
-                names.add(code.message.name)
+            found.append(code)
             fresh = [required for required in code.message.requires if required not in seen]
             seen.update(fresh)
             pending.extend(fresh)
-    return names
+    return found
 
 
 def object_settled(state: WorkerState, name: str, error: str) -> None:
@@ -137,8 +149,27 @@ def refs_of(call: Call) -> list[int | str]:
 
 def feed(state: WorkerState, library: WorkerLibrary) -> None:
     """Give slots work while both are there."""
-    if not library.queue or not library.began or library.hoisting:
+    if not library.queue or not library.began:
         return
+    if not library.hoisting:
+        _share_out(state, library)
+        return
+    # What needs modules that the parent is importing waits for slots that have them; the rest does not wait for that.
+    front = [library.queue.popleft() for _ in range(min(HOIST_LOOKS, len(library.queue)))]
+    wants = [_wants(library, group, library.hoisting) for group in front]
+    behind, library.queue = library.queue, deque(compress(front, map(not_, wants)))
+    if library.queue:
+        _share_out(state, library)
+    library.queue.extend(compress(front, wants))
+    library.queue.extend(behind)
+
+
+def _wants(library: WorkerLibrary, group: Group, modules: set[str]) -> bool:
+    """Whether the code of a group, or what that names, imports one of these."""
+    return any(not modules.isdisjoint(code.message.modules) for call in group.calls for code in _codes_of(library, call.code_id))
+
+
+def _share_out(state: WorkerState, library: WorkerLibrary) -> None:
     mean = library.mean_us
     slots = [s for s in library.slots.values() if s.pid and not s.draining and s.revoked_from == NOT_REVOKED]
     if library.retiring:
@@ -473,6 +504,8 @@ def rebalance(state: WorkerState) -> float | None:
     """Take back what stuck slots have not started while others idle; returns when to look again."""
     dues: list[float] = []
     for library in state.libraries.values():
+        if library.hoisting:
+            dues.append(library.hoist_began + HOIST_LIMIT_S)
         idle = not library.queue and any(s.pid and not s.outstanding and not s.draining for s in library.slots.values())
         if idle and library.retiring:
             # The one in the place of a slot that retires has to wait for its end.

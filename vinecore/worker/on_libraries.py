@@ -99,10 +99,11 @@ def code_came(state: WorkerState, message: messages.Code) -> None:
 
 
 def _hoist(state: WorkerState, library: WorkerLibrary) -> None:
-    """Ask the parent for the wanted modules, one request at a time; no call starts meanwhile."""
+    """Ask the parent for the wanted modules, one request at a time; no call that needs them starts meanwhile."""
     if not library.began or library.hoisting or not library.wanted_modules:
         return
     library.hoisting, library.wanted_modules = library.wanted_modules, set()
+    library.hoist_began = state.now
     state.orders.append(orders.ToHost(library.library_id, messages.Hoist(sorted(library.hoisting))))
 
 
@@ -194,6 +195,18 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
         state.orders.append(orders.ToManager(messages.LibraryGone(library.library_id, f"{why}: its process {how or 'died'}")))
 
 
+def end_long_hoists(state: WorkerState) -> None:
+    """A parent that imports for too long is ended; another one is started without these modules."""
+    for library in list(state.libraries.values()):
+        if library.hoisting and state.now >= library.hoist_began + on_calls.HOIST_LIMIT_S:
+            # At once, and before the books are closed: a slot could write results that nobody owns.
+            for slot_id in library.slots:
+                state.orders.append(orders.KillSlot(slot_id))
+            state.orders.append(orders.StopHost(library.library_id))
+            names = ", ".join(sorted(library.hoisting))
+            host_gone(state, library.library_id, f"its process was ended: importing {names} took {on_calls.HOIST_LIMIT_S:g} s")
+
+
 def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     """A parent died, its slots with it: start it again, unless it does so too often."""
     library = state.libraries.get(library_id)
@@ -207,8 +220,10 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     codes, queue, queued_calls = library.codes, library.queue, library.queued_calls
     staged = [(name, group) for name, waiting in state.fetching.items() for owner, group in waiting if owner is library]
     _forget(state, library)
-    # That can happen as often as there are modules, and no more.
-    ended_by_import = bool(library.hoisting)
+    # That can happen as often as there are modules, and no more. One may also take effect a moment later (by a thread that it
+    # started): before the library is given up, it is tried without any.
+    suspects = library.hoisting or (library.hoisted - set(spec.modules) if len(starts) >= spec.max_restarts else set())
+    ended_by_import = bool(suspects)
     if len(starts) >= spec.max_restarts and not ended_by_import:
         why = f"library {spec.name!r} ended {len(starts)} times in {spec.restart_window_s:g} s: {text}"
         state.orders.append(orders.ToManager(messages.LibraryGone(library_id, why)))
@@ -220,7 +235,7 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     for name, group in staged:
         state.fetching[name].append((again, group))
     again.ready_told = library.ready_told
-    again.deadly = library.deadly | library.hoisting
+    again.deadly = library.deadly | suspects
     for code in codes.values():
         again.wanted_modules |= set(code.message.modules) - again.hoisted - again.deadly
     if spec.payload or spec.payload_name:

@@ -113,6 +113,7 @@ class WorkerLibrary:
         "forking",
         "generation",
         "has_code_objects",
+        "hoist_began",
         "hoisted",
         "hoisting",
         "library_id",
@@ -147,6 +148,7 @@ class WorkerLibrary:
         # Modules present in the parent, asked of it now, and wanted next.
         self.hoisted: set[str] = set(spec.modules)
         self.hoisting: set[str] = set()
+        self.hoist_began = 0.0
         self.wanted_modules: set[str] = set()
         # Modules during whose import a parent ended: none imports them again, what needs them does so in its slot.
         self.deadly: set[str] = set()

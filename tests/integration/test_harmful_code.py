@@ -1,0 +1,218 @@
+"""Code that does harm when it is imported or unpickled: it hurts the calls that need it, and no others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daskvine import FuturesExecutor
+from tests.kit.calls import LIMIT_S, add, finish
+from tests.kit.processes import LIMIT_S as LONG_S
+from vinecore import FunctionCall, Manager, PythonTask
+from vinecore.errors import SlotLost, TaskFailed
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Write a module that workers find."""
+    place = tmp_path / "modules"
+    place.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH", "")])))
+
+    def write(name: str, text: str) -> None:
+        (place / f"{name}.py").write_text(text)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def m() -> Iterator[Manager]:
+    with Manager(local_cores=2) as manager:
+        yield manager
+
+
+class Unpickled:
+    """Calls a function wherever it is unpickled, and stands for what that returns."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.function, self.args = function, args
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.args
+
+
+def with_unpickled(function: Callable[..., Any], *args: Any) -> Callable[[int], int]:
+    """A function whose code has that in it."""
+    harm = Unpickled(function, *args)
+
+    def call(number: int) -> int:
+        assert harm is not call
+        return number + 1
+
+    return call
+
+
+def ignore_ends() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def start_thread() -> None:
+    threading.Thread(target=time.sleep, args=(10 * LONG_S,), daemon=True).start()
+
+
+def fork() -> int:
+    return os.fork()
+
+
+def exit_at_once() -> None:
+    os._exit(3)
+
+
+# ---------------------------------------------------------------- imports
+
+
+def test_a_slow_import_holds_up_only_the_calls_that_need_it(modules: Callable[[str, str], None], tmp_path: Path) -> None:
+    gate, begun = tmp_path / "gate", tmp_path / "begun"
+    modules(
+        "slow_to_import",
+        f"import os, time\nopen({str(begun)!r}, 'w').close()\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\none = 1\n",
+    )
+
+    def needs_it(number: int) -> int:
+        import slow_to_import  # type: ignore[import-not-found]
+
+        return number + int(slow_to_import.one)
+
+    with FuturesExecutor(2) as executor:
+        assert executor.submit(add, 0).result(LIMIT_S) == 1
+        waiting = [executor.submit(needs_it, number) for number in range(3)]
+        until = time.monotonic() + LIMIT_S
+        while not begun.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        others = [executor.submit(add, number) for number in range(300)]
+        try:
+            assert [other.result(LIMIT_S) for other in others] == list(range(1, 301))
+            assert not any(future.done() for future in waiting)
+        finally:
+            gate.touch()
+        assert [future.result(LIMIT_S) for future in waiting] == [1, 2, 3]
+
+
+def test_the_traceback_of_a_failing_import_leads_to_its_line(modules: Callable[[str, str], None]) -> None:
+    modules("fails_deep", "def inner():\n    raise KeyError('the real reason')\ninner()\n")
+
+    def needs_it() -> None:
+        import fails_deep  # type: ignore[import-not-found]
+
+    class AtUnpickling:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return __import__, ("fails_deep",)
+
+    def has_it(harm: object = AtUnpickling()) -> None:
+        """Its defaults are part of its code."""
+
+    with FuturesExecutor(1) as executor:
+        for function in (needs_it, has_it, has_it):
+            error = executor.submit(function).exception(LIMIT_S)
+            assert isinstance(error, KeyError)
+            text = "".join(traceback.format_exception(error))
+            assert "fails_deep.py" in text and "line 2, in inner" in text, text
+            assert text.count("in inner") == 1, "of this call alone"
+
+
+def test_a_module_that_ends_its_process_later(modules: Callable[[str, str], None]) -> None:
+    modules("ends_later", "import os, threading\nthreading.Timer(0.3, os._exit, (3,)).start()\n")
+
+    def needs_it() -> None:
+        import ends_later  # type: ignore[import-not-found]
+
+        time.sleep(10 * LONG_S)
+
+    with FuturesExecutor(2) as executor:
+        bad = executor.submit(needs_it)
+        assert isinstance(bad.exception(LONG_S), SlotLost)
+        assert [executor.submit(add, number).result(LIMIT_S) for number in range(3)] == [1, 2, 3]
+
+
+# ---------------------------------------------------------------- unpickling, where each call has a process
+
+
+def test_unpickling_that_never_ends_is_ended_by_the_limit_of_its_call(m: Manager) -> None:
+    bad = PythonTask(with_unpickled(time.sleep, 10 * LONG_S), 1)
+    bad.set_time_max(1)
+    for task in (bad, *(others := [PythonTask(add, number) for number in range(8)])):
+        task.set_cores(1)
+    failure, *values = finish(m, bad, *others)  # type: ignore[arg-type]
+    assert bad.result == "max wall time" and isinstance(failure, TaskFailed)
+    assert values == list(range(1, 9))
+
+
+@pytest.mark.parametrize("harm", [fork, ignore_ends, start_thread])
+def test_side_effects_of_unpickling_stay_with_the_call(m: Manager, harm: Callable[[], Any]) -> None:
+    function = with_unpickled(harm)
+    tasks = [PythonTask(function if number % 3 == 0 else add, number) for number in range(24)]
+    for task in tasks:
+        task.set_cores(1)
+    assert finish(m, *tasks) == list(range(1, 25))  # type: ignore[arg-type]
+    assert [task.result for task in tasks] == ["success"] * 24
+
+
+def test_unpickling_that_ends_the_process(m: Manager) -> None:
+    bad, good = PythonTask(with_unpickled(exit_at_once), 1), PythonTask(add, 1)
+    failure, value = finish(m, bad, good)  # type: ignore[arg-type]
+    assert isinstance(failure, SlotLost) and "lost 6 times" in str(failure) and value == 2
+
+
+def count_unpickling(directory: str) -> None:
+    Path(directory, f"{os.getppid()}-{os.getpid()}").touch()
+
+
+def test_harmless_code_is_unpickled_in_the_slot_from_the_second_call_on(tmp_path: Path) -> None:
+    """Once in the child of the first call, once in the slot; the children after that have it."""
+    with Manager(local_cores=1) as manager:
+        function = with_unpickled(count_unpickling, str(tmp_path))
+        for number in range(5):
+            assert finish(manager, PythonTask(function, number)) == [number + 1]
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def keep_cycle(megabytes: int) -> Callable[[], int]:
+    """A function that only the collector can free."""
+    ballast = os.urandom(1 << 20) * megabytes
+
+    def call() -> int:
+        return len(ballast) if call is not None else 0
+
+    return call
+
+
+def slot_memory_mb() -> int:
+    pages = Path(f"/proc/{os.getppid()}/statm").read_text().split()
+    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def test_forgotten_code_with_cycles_is_freed(m: Manager) -> None:
+    library = m.create_library_from_functions("memory", slot_memory_mb, exec_mode="fork")
+    m.install_library(library)
+    assert finish(m, FunctionCall("memory", "slot_memory_mb"))[0] < 200
+    with Manager(local_cores=1) as manager:
+        before = finish(manager, PythonTask(slot_memory_mb))[0]
+        for _ in range(6):
+            function = keep_cycle(10)
+            for _ in range(2):
+                assert finish(manager, PythonTask(function)) == [10 << 20]
+            code = manager.engine._process_codes.pop(manager.engine.functions.get(function))
+            from vinecore.manager.events import CodesUnused
+
+            manager.engine.post(CodesUnused(0.0, [code]))
+            del function
+        assert finish(manager, PythonTask(slot_memory_mb))[0] < before + 35
+    m.remove_library("memory")
