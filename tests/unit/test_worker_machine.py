@@ -199,6 +199,15 @@ def test_calls_that_need_no_module_of_an_import_do_not_wait_for_it() -> None:
     assert started == [[1], [3]]
 
 
+def test_calls_wait_for_modules_that_are_wanted_next_too() -> None:
+    """They would be imported by the slot, which then has no time for others."""
+    world = World()
+    world.say(messages.Code(1, 5, b"", ["first"], [], False))
+    world.say(messages.Code(1, 6, b"", ["second"], [], False))
+    world.run([call(1, code_id=6)])
+    assert not world.batches()
+
+
 def test_an_import_that_does_not_end_is_given_up() -> None:
     world = World()
     world.run([call(1)])

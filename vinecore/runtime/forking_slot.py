@@ -162,8 +162,8 @@ class ForkingSlot(Slot):
         self._unpickle(call)
         if os.getpid() != process:
             os._exit(0)  # a child that the code forked came back here
-        # A process with threads must not fork, one that ignores SIGCHLD does not hear of the ends of its children, and a child that
-        # was forked there would take part in the slot's work.
+        # A process with threads must not fork, one that ignores SIGCHLD does not hear of the ends of its children, and a child
+        # that was forked there would take part in the slot's work.
         is_alone = not threads_beside() and not _children()
         return self._late is None and is_alone and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
 

@@ -156,7 +156,8 @@ def feed(state: WorkerState, library: WorkerLibrary) -> None:
         return
     # What needs modules that the parent is importing waits for slots that have them; the rest does not wait for that.
     front = [library.queue.popleft() for _ in range(min(HOIST_LOOKS, len(library.queue)))]
-    wants = [_wants(library, group, library.hoisting) for group in front]
+    modules = library.hoisting | library.wanted_modules
+    wants = [_wants(library, group, modules) for group in front]
     behind, library.queue = library.queue, deque(compress(front, map(not_, wants)))
     if library.queue:
         _share_out(state, library)
