@@ -23,7 +23,7 @@ VALID: dict[str, list[bytes]] = {name: [bytes.fromhex(text) for _, text in pairs
 BOX = messages.Sandbox(
     [messages.Mount("a", "b/c", 1)], [messages.Product("d", "e", 2)], [("HOME", None), ("A", "1")], "echo", 1.5
 )
-REPORT = messages.Report(1, b"out", [("a", 5, b"hello")], ["b"], ["c"], "max wall time", 1.0, 2.0, 3, True)
+REPORT = messages.Report(1, b"out", [("a", 5, b"hello")], ["b"], ["c"], "max wall time", 1.0, 2.0, 3, True, "why")
 VALID["decode_from_manager"].append(
     messages.encode(messages.Run(1, [[messages.Call(7, 1, 3, -1, b"x", [5, "a"], 2, True, False, BOX)]], [(5, b"five")]))
 )

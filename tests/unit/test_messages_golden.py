@@ -158,6 +158,17 @@ def _with_one_part_replaced(part: object, wrong: object) -> Iterator[object]:
                 yield [*part[:index], changed, *part[index + 1 :]]
 
 
+def test_bytes_of_a_report_are_pinned_and_older_ones_read() -> None:
+    report = m.Report(9, b"out", [("a", 5, b"hello")], ["b"], ["c"], "max wall time", 1.0, 2.0, 3, True, "why")
+    done = m.Done([m.Result(7, 1, m.OK_INLINE, 5, b"", 9, report)])
+    older = "09c4036f75749193a16105c40568656c6c6f91a16291a163ad6d61782077616c6c2074696d65cb3ff0000000000000cb400000000000000003c3"
+    assert m.encode(done).hex() == f"92a4646f6e65919707010005c400099b{older}a3776879"
+    assert m.decode_from_slot(m.encode(done)) == done
+    back = m.decode_from_slot(bytes.fromhex(f"92a4646f6e65919707010005c400099a{older}"))
+    report.reason = ""
+    assert back == done
+
+
 @pytest.mark.parametrize(("decode", "message", "golden"), CASES)
 def test_wrong_types_are_refused_in_every_field(decode: m.Decoder, message: msgspec.Struct, golden: str) -> None:
     plain = msgspec.msgpack.decode(bytes.fromhex(golden))

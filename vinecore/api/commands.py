@@ -266,6 +266,8 @@ class SandboxedTask(SubmittableTask):
         report = entry.report
         if self._local_reason:
             return self._local_reason
+        if report.reason:
+            return report.reason
         if report.outcome:
             limits = {"max wall time": f" of {self._time_max_s:g} s", "sandbox exhaustion": f": it wrote {report.disk_mb} MB"}
             return f"it was ended by its limit {report.outcome!r}{limits.get(report.outcome, '')}"

@@ -24,7 +24,7 @@ from time import perf_counter
 
 from vinecore.errors import UsageError
 from vinecore.runtime import payload as payloads
-from vinecore.runtime.ends import end_text
+from vinecore.runtime.ends import end_text, signal_text
 from vinecore.runtime.guard import Guard, kill_group
 from vinecore.runtime.library_code import load_functions, threads_beside
 from vinecore.runtime.lifeline import adopt_orphans
@@ -228,6 +228,8 @@ class ForkingSlot(Slot):
             report.products, report.missing = box.collect(succeeded, self.inline_limit_bytes)
         if report.outcome:
             report.missing = []
+        if report.missing and report.reason:
+            report.reason += f" and did not make {', '.join(report.missing)}"
         report.damaged = box.damaged()
         for name in report.damaged:
             # At once: tasks that wait here already must not read it.
@@ -251,7 +253,10 @@ class ForkingSlot(Slot):
             self.guard.group[0] = 0
         code = os.waitstatus_to_exitcode(status)
         exit_code = 9 if outcome else (-code if code < 0 else code)
-        return Result(call.task_id, call.attempt, messages.OK_INLINE, 0), Report(exit_code, b"", [], [], [], outcome)
+        report = Report(exit_code, b"", [], [], [], outcome)
+        if code < 0 and not outcome:
+            report.reason = f"it {signal_text(code)}"
+        return Result(call.task_id, call.attempt, messages.OK_INLINE, 0), report
 
     def _spawn(self, command: str, box: Box) -> int:
         """Start /bin/sh in the sandbox, in a group of its own."""

@@ -100,7 +100,10 @@ def filled_sandbox(box: Sandbox, sources: list[int | str], names: list[str], amo
 
 
 class Report(Struct, array_like=True):
-    """What happened in a sandbox. ``outcome``: empty, or a result string of the reference (``max wall time`` ...)."""
+    """What happened in a sandbox. ``outcome``: empty, or a result string of the reference (``max wall time`` ...).
+
+    ``reason``: why it did not succeed, for people, where the other fields do not say it.
+    """
 
     exit_code: int
     stdout: bytes
@@ -112,6 +115,7 @@ class Report(Struct, array_like=True):
     ended_s: float = 0.0
     disk_mb: int = 0
     stdout_cut: bool = False
+    reason: str = ""
 
 
 class Call(Struct, array_like=True, gc=False):

@@ -1,0 +1,37 @@
+"""How a task ended, in the words of ``task.reason``: signals, outputs that cannot be taken, commands that the kernel refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.kit.calls import LIMIT_S
+from vinecore import Manager, Task
+
+
+def run(m: Manager, command: str, **options: Any) -> Task:
+    task = Task(command, cores=1, memory=10, disk=100, **options)
+    m.submit(task)
+    assert m.wait(LIMIT_S) is task
+    return task
+
+
+# Real-time signals have no name of their own, except the first and the last.
+@pytest.mark.parametrize(("number", "named"), [(9, "signal 9 (SIGKILL)"), (15, "signal 15 (SIGTERM)"), (40, "signal 40")])
+def test_a_death_by_signal_is_no_exit_code(m: Manager, number: int, named: str) -> None:
+    killed, left = run(m, f"kill -{number} $$"), run(m, f"exit {number}")
+    assert (killed.exit_code, killed.result) == (left.exit_code, left.result) == (number, "success")
+    assert killed.reason == f"it was killed by {named}"
+    assert left.reason == f"it ended with exit code {number}"
+
+
+def test_a_task_that_was_killed_before_it_made_its_outputs(m: Manager) -> None:
+    task = run(m, "kill -9 $$", outputs={m.declare_temp(): "o", m.declare_temp(): "p"})
+    assert (task.result, task.exit_code) == ("output missing", 9)
+    assert task.reason == "it was killed by signal 9 (SIGKILL) and did not make o, p"
+
+
+def test_a_limit_is_no_death_by_signal(m: Manager) -> None:
+    task = run(m, "sleep 60", time_max=1)
+    assert (task.exit_code, task.reason) == (9, "it was ended by its limit 'max wall time' of 1 s")
