@@ -534,6 +534,12 @@ def test_fractions_of_cores_leave_a_whole_worker_behind(m: Manager) -> None:
     assert run(m, Task("echo $CORES"))[0].output == "2\n"
 
 
+def test_a_part_of_a_core_or_megabyte_is_one_in_the_environment(m: Manager) -> None:
+    task = run(m, Task("echo $CORES $MEMORY $DISK $OMP_NUM_THREADS ${GPUS-no}", cores=0.5, memory=0.5, disk=0.5))[0]
+    assert task.output == "1 1 1 1 no\n"
+    assert run(m, small("echo ${CORES-none}", cores=0))[0].output == "none\n"
+
+
 def test_a_request_that_no_worker_can_meet_waits_and_can_be_cancelled(m: Manager) -> None:
     task = small("true", cores=1000)
     m.submit(task)

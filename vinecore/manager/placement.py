@@ -527,7 +527,7 @@ def _filled(
         box,
         refs[border:],
         [f"{base}.{number}" for number in range(len(box.products))],
-        (int(amount.cores or 0), int(amount.memory or 0), int(amount.disk or 0), int(amount.gpus or 0)),
+        amount.whole(),
     )
 
 

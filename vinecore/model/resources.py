@@ -79,3 +79,8 @@ class Resources:
             round((self.disk or 0) - (other.disk or 0), _DIGITS),
             round((self.gpus or 0) - (other.gpus or 0), _DIGITS),
         )
+
+    def whole(self) -> tuple[int, int, int, int]:
+        """As a task's environment has it. A part of one core or MB counts as 1: with 0, programs would take all there are."""
+        cores, memory, disk = (max(1, int(amount)) if amount else 0 for amount in (self.cores, self.memory, self.disk))
+        return cores, memory, disk, int(self.gpus or 0)
