@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
 from tests.kit.calls import LIMIT_S
-from vinecore import Manager, Task
+from vinecore import Manager, PythonTask, Task
 
 
 def run(m: Manager, command: str, **options: Any) -> Task:
@@ -29,9 +30,27 @@ def test_a_death_by_signal_is_no_exit_code(m: Manager, number: int, named: str) 
 def test_a_task_that_was_killed_before_it_made_its_outputs(m: Manager) -> None:
     task = run(m, "kill -9 $$", outputs={m.declare_temp(): "o", m.declare_temp(): "p"})
     assert (task.result, task.exit_code) == ("output missing", 9)
-    assert task.reason == "it was killed by signal 9 (SIGKILL) and did not make o, p"
+    assert task.reason == "it was killed by signal 9 (SIGKILL); it did not make o, p"
 
 
 def test_a_limit_is_no_death_by_signal(m: Manager) -> None:
     task = run(m, "sleep 60", time_max=1)
     assert (task.exit_code, task.reason) == (9, "it was ended by its limit 'max wall time' of 1 s")
+
+
+def test_an_output_that_is_a_directory(m: Manager) -> None:
+    task = run(m, "mkdir o; echo x > o/x", outputs={m.declare_temp(): "o"})
+    assert (task.result, task.exit_code) == ("output missing", 0)
+    said = "its output o is a directory, which cannot be an output: pack it (tar -cf o.tar o) and take the archive"
+    assert task.reason == said
+    both = run(m, "mkdir o", outputs={m.declare_temp(): "gone", m.declare_temp(): "o"})
+    assert both.reason == f"it did not make gone; {said}"
+    assert run(m, "true", outputs={m.declare_temp(): "gone"}).reason == "it did not make its output gone"
+
+
+def test_a_function_whose_output_is_a_directory(m: Manager) -> None:
+    task = PythonTask(os.mkdir, "o")
+    task.add_output(m.declare_temp(), "o")
+    m.submit(task)
+    assert m.wait(LIMIT_S) is task
+    assert task.result == "output missing" and "its output o is a directory" in task.reason

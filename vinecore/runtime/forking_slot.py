@@ -228,8 +228,8 @@ class ForkingSlot(Slot):
             report.products, report.missing = box.collect(succeeded, self.inline_limit_bytes)
         if report.outcome:
             report.missing = []
-        if report.missing and report.reason:
-            report.reason += f" and did not make {', '.join(report.missing)}"
+        if report.missing:
+            report.reason = _missing_text(report, box.path)
         report.damaged = box.damaged()
         for name in report.damaged:
             # At once: tasks that wait here already must not read it.
@@ -454,6 +454,20 @@ def _children() -> list[int]:
             return [int(pid) for pid in file.read().split()]
     except OSError:
         return []  # a kernel without that list: the group was killed, which is nearly always all
+
+
+def _missing_text(report: Report, sandbox: Path) -> str:
+    """Why outputs are missing, where that says more than their names; otherwise empty."""
+    directories = [name for name in report.missing if os.path.isdir(sandbox / name)]
+    if not directories and not report.reason:
+        return ""
+    absent = ", ".join(name for name in report.missing if name not in directories)
+    parts = [report.reason, f"it did not make {absent}" if absent else ""]
+    parts += [
+        f"its output {name} is a directory, which cannot be an output: pack it (tar -cf {name}.tar {name}) and take the archive"
+        for name in directories
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def _read_limited(path: Path, limit_bytes: int) -> tuple[bytes, bool]:
