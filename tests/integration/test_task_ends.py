@@ -54,3 +54,38 @@ def test_a_function_whose_output_is_a_directory(m: Manager) -> None:
     m.submit(task)
     assert m.wait(LIMIT_S) is task
     assert task.result == "output missing" and "its output o is a directory" in task.reason
+
+
+KIB = 1024
+TOO_LONG = (
+    "is too long: it has {} bytes, and Linux takes less than 128 KiB for one {}; put it into a file and add that as an input"
+)
+# The limits are said in pages, and the texts above are for the usual ones.
+usual_pages = pytest.mark.skipif(os.sysconf("SC_PAGE_SIZE") != 4 * KIB, reason="pages are larger here, and so are the limits")
+
+
+@usual_pages
+def test_a_command_that_the_kernel_refuses_comes_back_at_once(m: Manager) -> None:
+    task = run(m, "echo " + "x" * 300_000)
+    assert (task.result, task.exit_code) == ("forsaken", -1)
+    assert task.reason == "the command line " + TOO_LONG.format(300_005, "argument")
+    assert task.output == task.reason + "\n"
+    assert run(m, "sh script | wc -c", inputs={m.declare_buffer("echo " + "x" * 300_000): "script"}).output == "300001\n"
+
+
+@usual_pages
+def test_the_longest_command_and_the_longest_variable(m: Manager) -> None:
+    """The one runs, one byte more does not."""
+    command, name = "true #".ljust(128 * KIB - 1, "x"), "LONG_VARIABLE"
+    value = "x" * (128 * KIB - 1 - len(name + "="))
+    assert run(m, command, env={name: value}).successful()
+    assert "command line is too long: it has 131072 bytes" in run(m, command + "x").reason
+    reason = run(m, "true", env={name: value + "x"}).reason
+    assert reason == f"the environment variable {name} " + TOO_LONG.format(131_072, "variable")
+
+
+@usual_pages
+def test_an_environment_that_is_too_large_as_a_whole(m: Manager) -> None:
+    task = run(m, "true", env={f"V{number}": "x" * 100 * KIB for number in range(70)})
+    assert task.result == "forsaken"
+    assert "the command line and the environment are too long" in task.reason and "put the largest into files" in task.reason

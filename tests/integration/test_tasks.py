@@ -113,6 +113,7 @@ def test_an_input_where_a_directory_must_be_is_said_in_words(m: Manager) -> None
     task = small("true", inputs={m.declare_buffer("1"): "a", m.declare_buffer("2"): "a/b"})
     run(m, task)
     assert ended(task) == ("forsaken", -1) and "'a/b' cannot be made" in str(task.std_output)
+    assert "'a/b' cannot be made" in task.reason
 
 
 def test_an_output_that_is_missing_leaves_no_file(m: Manager, tmp_path: Path) -> None:

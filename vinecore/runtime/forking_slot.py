@@ -11,6 +11,7 @@ since it forks all the time; its guard cleans up when it is killed itself.
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import select
@@ -25,6 +26,7 @@ from time import perf_counter
 from vinecore.errors import UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.ends import end_text, signal_text
+from vinecore.runtime.exec_limits import too_long_text
 from vinecore.runtime.guard import Guard, kill_group
 from vinecore.runtime.library_code import load_functions, threads_beside
 from vinecore.runtime.lifeline import adopt_orphans
@@ -205,14 +207,16 @@ class ForkingSlot(Slot):
             except FileNotFoundError as error:
                 raise MissingInput(Path(str(error.filename)).name) from None
             except UsageError as error:
-                report = Report(-1, f"{error}\n".encode(), [], [], [], "forsaken")
-                return Result(call.task_id, call.attempt, messages.OK_INLINE, 0, report=report)
+                return _refused(call, str(error))
             if self._spoilt:
                 self._spoilt.difference_update(str(mount.source) for mount in spec.mounts)
             began = time.time()
             limits = Limits(spec, box)
             if spec.command:
-                result, report = self._command(call, spec, box, limits)
+                try:
+                    result, report = self._command(call, spec, box, limits)
+                except UsageError as error:
+                    return _refused(call, str(error))
             else:
                 result, report = self._function(call, box, limits)
             report.started_s, report.ended_s = began, time.time()
@@ -259,14 +263,19 @@ class ForkingSlot(Slot):
         return Result(call.task_id, call.attempt, messages.OK_INLINE, 0), report
 
     def _spawn(self, command: str, box: Box) -> int:
-        """Start /bin/sh in the sandbox, in a group of its own."""
+        """Start /bin/sh in the sandbox, in a group of its own.
+
+        Raises:
+            UsageError: the kernel takes no command or environment of that length; it would not elsewhere.
+        """
+        environment = box.environment(self._environment)
         # The child starts where this process is: there is no other way to tell a spawned one. Nothing else runs here meanwhile.
         os.chdir(box.path)
         try:
             return os.posix_spawn(
                 "/bin/sh",
                 ["/bin/sh", "-c", command],
-                box.environment(self._environment),
+                environment,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_OPEN, 1, STDOUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
@@ -275,6 +284,10 @@ class ForkingSlot(Slot):
                 setpgroup=0,
                 setsigdef=[signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ],
             )
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            raise UsageError(too_long_text(command, environment)) from None
         finally:
             os.chdir(self.store)
 
@@ -454,6 +467,12 @@ def _children() -> list[int]:
             return [int(pid) for pid in file.read().split()]
     except OSError:
         return []  # a kernel without that list: the group was killed, which is nearly always all
+
+
+def _refused(call: Call, why: str) -> Result:
+    """It cannot run here, nor anywhere else."""
+    report = Report(-1, f"{why}\n".encode(), [], [], [], "forsaken", reason=why)
+    return Result(call.task_id, call.attempt, messages.OK_INLINE, 0, report=report)
 
 
 def _missing_text(report: Report, sandbox: Path) -> str:
