@@ -108,6 +108,16 @@ def test_a_program_that_dies_is_started_again(m: Manager, program: Callable[...,
     assert finish(m, FunctionCall(library, "who"))[0][1] != before
 
 
+def test_the_last_words_of_a_program_that_dies_in_a_call(m: Manager, program: Callable[..., str]) -> None:
+    """More than the error takes: what is cut is the beginning."""
+    words = FunctionCall(program("speaks"), "say_and_kill_program", "é" * 99 + "\n", 5000)
+    (failure,) = finish(m, words)
+    assert isinstance(failure, SlotLost)
+    before, _, said = str(failure).partition("the program was killed by SIGKILL: ")
+    said = said.partition(" (a crash")[0]
+    assert said.endswith("é" * 99) and 1900 < len(said.encode()) <= 2002, before
+
+
 def test_a_cancelled_call_takes_its_program_along_and_nobody_elses(
     m: Manager, program: Callable[..., str], tmp_path: Path, started_by_test: Callable[[], list[int]]
 ) -> None:
@@ -132,15 +142,24 @@ def test_a_program_of_another_name_is_refused_in_words(m: Manager, program: Call
 
 
 @pytest.mark.parametrize(
-    ("manner", "text"), [("exit", "the program ended with exit code 3"), ("chatter", "where the length of a message is expected")]
+    ("manner", "text"),
+    [
+        ("exit", "the program ended with exit code 3: no licence: ask your administrator"),
+        ("leave", "the program ended with exit code 4: left early"),
+        ("chatter", "where the length of a message is expected"),
+    ],
 )
-def test_a_program_that_does_not_start(monkeypatch: pytest.MonkeyPatch, manner: str, text: str) -> None:
+def test_a_program_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], manner: str, text: str
+) -> None:
     monkeypatch.setenv("TEST_PROGRAM_START", manner)
     with Manager(local_cores=1) as manager:
         task = manager.create_library_from_command(PROGRAM, "bad")
         manager.install_library(task)
         (failure,) = finish(manager, FunctionCall("bad", "double", 1))
         assert isinstance(failure, LibraryFailed) and text in str(failure)
+    said = text.rpartition("code ")[2].partition(": ")[2]
+    assert said in capfd.readouterr().err, "the worker's standard error has it, too"
 
 
 def test_what_cannot_be_a_program(m: Manager, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import sys
+import time
 import traceback
 
 
@@ -34,7 +35,6 @@ def who():
 def wait_for(path):
     """Say that the call runs, then wait for a file; ends by itself after half a minute."""
     import pathlib
-    import time
 
     pathlib.Path(f"{path}-{os.getpid()}").touch()
     for _ in range(15000):
@@ -65,6 +65,11 @@ def leave_pipes():
 def kill_program():
     os.kill(os.getppid(), signal.SIGKILL)
     os._exit(1)
+
+
+def say_and_kill_program(words, times):
+    os.write(int(os.environ["TEST_PROGRAM_STDERR"]), words.encode() * times)
+    kill_program()
 
 
 def read_message(fd):
@@ -110,7 +115,19 @@ def main():
     options = parser.parse_args()
     manner = os.environ.get("TEST_PROGRAM_START", "")
     if manner == "exit":
+        print("no licence: ask your administrator", file=sys.stderr)
         sys.exit(3)
+    if manner == "leave":
+        # What this starts keeps the standard error, and no other pipe.
+        if os.fork() == 0:
+            os.close(options.in_pipe_fd)
+            os.close(options.out_pipe_fd)
+            time.sleep(600)
+            os._exit(0)
+        print("left early", file=sys.stderr)
+        sys.exit(4)
+    # Of the program itself: calls have their own.
+    os.environ["TEST_PROGRAM_STDERR"] = str(os.dup(2))
     if manner == "chatter":
         print("hello there")
         os.write(options.out_pipe_fd, b"hello there\n")

@@ -39,7 +39,7 @@ from vinecore.wire.framing import FrameReader, FrameWriter
 
 MAX_DESCRIPTORS = 253  # the kernel's SCM_MAX_FD
 # Last words of a slot; longer ones are cut.
-_WORDS_BYTES = 4096
+_WORDS_BYTES = 8192
 # What an init command said is passed on in pieces of this size.
 _COPY_BYTES = 1 << 16
 # No single quotes: a shell gets it in some.

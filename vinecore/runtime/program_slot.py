@@ -23,6 +23,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,14 +42,53 @@ from vinecore.wire.messages import Call
 START_LIMIT_S = 300.0
 # A program whose pipes are closed gets this long to end by itself; higher: one that only closed them is ended later.
 END_WAIT_MS = 1000
+# What it said last is waited for that long, when something that it started still has its standard error.
+WORDS_WAIT_S = 1.0
 # Longer messages of a program are no protocol.
 _MESSAGE_LIMIT_BYTES = 1 << 16
 # What a call printed, as far as it is passed on.
 _OUTPUT_LIMIT_BYTES = 1 << 16
 
 
+# The end of what a program said on its standard error goes into the error of its end.
+WORDS_BYTES = 2000
+_PIPE_BYTES = 1 << 16
+
+
 class ProgramFailed(Exception):
     """The program ended, or does not speak the protocol; the text is for people."""
+
+
+class Words:
+    """What a program says on its standard error: passed on to this process's own, and its end kept.
+
+    A thread of its own reads, since the program must never wait for that.
+    """
+
+    def __init__(self) -> None:
+        self._read, self.theirs = os.pipe()
+        self._last = b""
+        self._thread = threading.Thread(target=self._pass_on, name="vine-words", daemon=True)
+
+    def start(self) -> None:
+        """The program has its end of the pipe: close ours, and read."""
+        os.close(self.theirs)
+        self._thread.start()
+
+    def _pass_on(self) -> None:
+        while data := os.read(self._read, _PIPE_BYTES):
+            self._last = (self._last + data)[-WORDS_BYTES:]
+            try:
+                while data:
+                    data = data[os.write(2, data) :]
+            except OSError:
+                continue  # nobody listens there, but the end of it is still wanted
+
+    def last_text(self, wait_s: float) -> str:
+        """For the end of a sentence: its last words, empty when there are none. All of them if the pipe ends within that time."""
+        self._thread.join(wait_s)
+        text = self._last.decode(errors="replace").strip()
+        return f": {text}" if text else ""
 
 
 class Program:
@@ -75,7 +115,15 @@ class Program:
         }
         command = " ".join([begin.program, *(f"--{option} {value}" for option, value in options.items())])
         environment = {**os.environ, "VINE_PYTHON": sys.executable}
-        self.pid = os.posix_spawn("/bin/sh", ["/bin/sh", "-c", f"exec {command}"], environment, setsigdef=[signal.SIGINT])
+        self._words = Words()
+        self.pid = os.posix_spawn(
+            "/bin/sh",
+            ["/bin/sh", "-c", f"exec {command}"],
+            environment,
+            file_actions=[(os.POSIX_SPAWN_DUP2, self._words.theirs, 2)],
+            setsigdef=[signal.SIGINT],
+        )
+        self._words.start()
         os.close(theirs_in)
         os.close(theirs_out)
         said = self._receive(time.monotonic() + START_LIMIT_S)
@@ -134,24 +182,27 @@ class Program:
             poll = select.poll()
             poll.register(self._answers, select.POLLIN)
             if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise ProgramFailed(f"the program did not say within {START_LIMIT_S:g} s that it is ready")
+                said = self._words.last_text(0)
+                raise ProgramFailed(f"the program did not say within {START_LIMIT_S:g} s that it is ready{said}")
         data = os.read(self._answers, _MESSAGE_LIMIT_BYTES)
         if not data:
             raise ProgramFailed(self._end_text())
         self._received += data
 
     def _end_text(self) -> str:
-        """How it ended; one that only closed its pipes is ended."""
+        """How it ended, and its last words; one that only closed its pipes is ended."""
         handle = os.pidfd_open(self.pid)
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         has_ended = poll.poll(END_WAIT_MS)
         os.close(handle)
         if has_ended:
-            return f"the program {end_text(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))}"
-        # Something that it started may have the pipes, or it closed them.
-        os.kill(self.pid, signal.SIGKILL)
-        return "the program closed its pipes"
+            how = end_text(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
+        else:
+            # Something that it started may have the pipes, or it closed them.
+            os.kill(self.pid, signal.SIGKILL)
+            how = "closed its pipes"
+        return f"the program {how}{self._words.last_text(WORDS_WAIT_S)}"
 
 
 class ProgramSlot(Slot):
