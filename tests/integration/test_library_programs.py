@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -246,6 +247,45 @@ def test_an_init_command_that_fails_says_why(m: Manager) -> None:
     m.remove_library(task.name)
     with pytest.raises(UsageError, match="init_command must be a str, not 3"):
         m.create_library_from_functions("x", add, init_command=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("echo hi", 0, "hi python3 -c "),
+        ("echo asked in vain; echo why >&2; exit 7 &&", 7, "asked in vain\nwhy"),
+        ("true #", 0, "it said nothing"),
+    ],
+)
+def test_an_init_command_that_never_comes_to_the_interpreter(m: Manager, command: str, code: int, said: str) -> None:
+    task = m.create_library_from_functions("init-ends", add, init_command=command)
+    m.install_library(task)
+    (failure,) = finish(m, FunctionCall(task, "add", 1))
+    m.remove_library(task.name)
+    assert isinstance(failure, LibraryFailed)
+    assert f"ended with exit code {code} in its init_command: {said}" in str(failure)
+    hint = "(the init_command is put in front of the interpreter's command line, which has not run: let it end with '&&'"
+    assert (hint in str(failure)) == (code == 0)
+
+
+def say(text: str) -> bool:
+    print(text, flush=True)
+    print(text.upper(), file=sys.stderr, flush=True)
+    return True
+
+
+def test_what_is_printed_after_an_init_command_goes_where_the_worker_prints(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Also what the command itself prints; but a file that it has chosen for what follows stays chosen."""
+    with Manager(local_cores=1) as manager:
+        for name, command in (("plain", "echo before; true &&"), ("filed", f"exec > {tmp_path}/chosen; true &&")):
+            manager.install_library(manager.create_library_from_functions(name, say, init_command=command))
+            assert finish(manager, FunctionCall(name, "say", f"words of {name}")) == [True]
+    out, err = capfd.readouterr()
+    assert "words of plain\n" in out and "WORDS OF PLAIN\n" in err and "before\n" in err
+    assert "words of filed" not in out and "WORDS OF FILED\n" in err
+    assert (tmp_path / "chosen").read_text() == "words of filed\n"
 
 
 # ---------------------------------------------------------------- threads

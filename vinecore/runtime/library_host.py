@@ -21,6 +21,7 @@ import os
 import selectors
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
 
 MAX_DESCRIPTORS = 253  # the kernel's SCM_MAX_FD
-# Last words of a slot; longer ones are cut.
+# Last words of a slot; longer ones are cut. A program's are up to 2000 bytes, of which each may become three.
 _WORDS_BYTES = 8192
 # What an init command said is passed on in pieces of this size.
 _COPY_BYTES = 1 << 16
@@ -141,11 +142,12 @@ class Host:
         """
         begin_fd = os.memfd_create("vine-begin", 0)
         os.write(begin_fd, messages.encode(message))
-        stderr_fd = os.dup(2)
-        for fd in (stderr_fd, self.sock.fileno()):
+        stdout_fd, stderr_fd = os.dup(1), os.dup(2)
+        for fd in (stdout_fd, stderr_fd, self.sock.fileno()):
             os.set_inheritable(fd, True)
         log = os.open(init_log(os.environ["TMPDIR"], os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         flush_streams()
+        os.dup2(log, 1)
         os.dup2(log, 2)
         directory, name = os.path.split(sys.executable)
         python = "python3" if os.path.exists(os.path.join(directory, "python3")) else name
@@ -154,16 +156,20 @@ class Host:
             "VINE_EXTRA_PATH": self.extra_path,
             "PATH": f"{directory}:{os.environ.get('PATH', os.defpath)}",
         }
-        descriptors = f"{self.sock.fileno()} {os.getpid()} {begin_fd} {stderr_fd}"
+        descriptors = f"{self.sock.fileno()} {os.getpid()} {begin_fd} {stdout_fd} {stderr_fd}"
         os.execve("/bin/sh", ["/bin/sh", "-c", f"{message.init_command} {python} -c '{_CODE}' {descriptors}"], environment)
 
-    def take_over(self, begin_fd: int, stderr_fd: int, first_pid: int) -> None:
-        """After the init command: go on where ``_initialise`` ended."""
+    def take_over(self, begin_fd: int, streams: tuple[int, int], first_pid: int) -> None:
+        """After the init command: go on where ``_initialise`` ended. ``streams``: the standard output and error of then."""
         self.is_initialised = True
         flush_streams()
-        os.dup2(stderr_fd, 2)
-        os.close(stderr_fd)
         log = Path(init_log(os.environ["TMPDIR"], first_pid))
+        for number, fd in zip((1, 2), streams, strict=True):
+            now = os.fstat(number)
+            # A file that the command has chosen itself is left.
+            if not stat.S_ISREG(now.st_mode) or os.path.samestat(now, log.stat()):
+                os.dup2(fd, number)
+            os.close(fd)
         with open(log, "rb") as file:
             while said := file.read(_COPY_BYTES):
                 os.write(2, said)
@@ -310,8 +316,8 @@ def main() -> None:
         host = Host(sock)
         host.extra_path = extra_path
         if rest:
-            begin_fd, stderr_fd = rest
-            host.take_over(begin_fd, stderr_fd, parent_pid)
+            begin_fd, stdout_fd, stderr_fd = rest
+            host.take_over(begin_fd, (stdout_fd, stderr_fd), parent_pid)
         host.serve()
     except (BrokenPipeError, ConnectionResetError):
         pass

@@ -27,6 +27,10 @@ END_GRACE_S = 2.0
 EXIT_WAIT_S = 0.25
 # The end of what a failed init command said goes into the error.
 INIT_TEXT_BYTES = 2000
+_INIT_HINT = (
+    " (the init_command is put in front of the interpreter's command line, which has not run:"
+    " let it end with '&&', or be a program that runs the command line after it)"
+)
 _HOST_CODE = "from vinecore.runtime.library_host import main; main()"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -91,7 +95,9 @@ class HostProcess:
 
     def end_text(self) -> str:
         """How it ended, for people; call it when its socket has closed."""
-        return f"its process {_end_text(self.end(END_GRACE_S))}{self._init_text()}"
+        code = self.end(END_GRACE_S)
+        said = self._init_text()
+        return f"its process {_end_text(code)}{said}{_INIT_HINT if said and code == 0 else ''}"
 
     def remove_files(self) -> None:
         """Remove its library's directory, if it could not do so itself; call it when it has ended, in a thread that may block."""
