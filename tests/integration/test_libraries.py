@@ -309,6 +309,8 @@ def leave(how: str, directory: str) -> None:
         sys.exit(7)
     if how == "os._exit":
         os._exit(7)
+    if how == "nameless":
+        os.kill(os.getpid(), 40)
     ctypes.string_at(0)
 
 
@@ -323,7 +325,9 @@ def test_sys_exit_is_an_exception_like_others(m: Manager, install: Callable[...,
 
 
 @pytest.mark.parametrize("exec_mode", ["direct", "fork"])
-@pytest.mark.parametrize(("how", "told"), [("os._exit", "exit code 7|died"), ("segfault", "SIGSEGV|died")])
+@pytest.mark.parametrize(
+    ("how", "told"), [("os._exit", "exit code 7|died"), ("segfault", "SIGSEGV|died"), ("nameless", "signal 40|died")]
+)
 def test_a_call_that_ends_its_process_is_tried_again_then_given_up(
     m: Manager, install: Callable[..., str], tmp_path: Path, exec_mode: str, how: str, told: str
 ) -> None:

@@ -97,7 +97,7 @@ class HostProcess:
         """How it ended, for people; call it when its socket has closed."""
         code = self.end(END_GRACE_S)
         said = self._init_text()
-        return f"its process {_end_text(code)}{said}{_INIT_HINT if said and code == 0 else ''}"
+        return f"its process {end_text(code)}{said}{_INIT_HINT if said and code == 0 else ''}"
 
     def remove_files(self) -> None:
         """Remove its library's directory, if it could not do so itself; call it when it has ended, in a thread that may block."""
@@ -201,7 +201,7 @@ class SlotEnds:
 
     def exited(self, loop: asyncio.AbstractEventLoop, slot_id: int, code: int, words: str, still_open: bool) -> None:
         """Its parent reaped it. ``words``: its last; ``still_open``: its socket has not been seen to close yet."""
-        how = f"{_end_text(code)}: {words}" if words else _end_text(code)
+        how = f"{end_text(code)}: {words}" if words else end_text(code)
         if slot_id in self._closed:
             started, timer = self._closed.pop(slot_id)
             timer.cancel()
@@ -226,8 +226,12 @@ class SlotEnds:
         self._codes.clear()
 
 
-def _end_text(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+def end_text(code: int) -> str:
+    """What an exit code says; a negative one is that of the signal which killed the process. Most real-time ones have no name."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    named = -code in set(signal.Signals)
+    return f"was killed by {signal.Signals(-code).name if named else f'signal {-code}'}"
 
 
 def kill_group(pid: int) -> None:
