@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from vinecore.api.files import BUFFER, FILE, TEMP, File, checked_name
+from vinecore.api.files import BUFFER, FILE, TEMP, File, check_owner, checked_name
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TempOutput
 from vinecore.api.texts import checked_text, checked_variable_name
 from vinecore.errors import FileLost, InputMissing, LoopDied, TaskFailed, UsageError
@@ -143,6 +143,11 @@ class SandboxedTask(SubmittableTask):
                 )
 
     # ------------------------------------------------ submission
+
+    def _check_files(self, engine: Engine) -> None:
+        super()._check_files(engine)
+        for file, _, _ in (*self._inputs, *self._outputs):
+            check_owner(file, engine)
 
     def _request(self) -> Resources:
         return Resources(**self._amounts)

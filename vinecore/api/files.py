@@ -281,8 +281,17 @@ class FileMethods:
     def _own(self, file: File) -> None:
         if not isinstance(file, File):
             raise UsageError(f"this takes a File made by a declare_ method, not {type(file).__name__}")
-        if file.engine is not self.engine:
-            raise UsageError(f"{file!r} belongs to another manager")
+        check_owner(file, self.engine)
+
+
+def check_owner(file: File, engine: Engine) -> None:
+    """Refuse a file that another manager declared: the ids of its core mean something else here.
+
+    Raises:
+        UsageError: it belongs to another manager.
+    """
+    if file.engine is not engine:
+        raise UsageError(f"{file!r} belongs to another manager: declare it with the one that is to use it")
 
 
 def checked_name(name: Any) -> str:

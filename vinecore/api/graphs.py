@@ -13,7 +13,7 @@ from typing import Any
 
 from vinecore.api.commands import checked_file
 from vinecore.api.engine import Engine
-from vinecore.api.files import File, checked_name
+from vinecore.api.files import File, check_owner, checked_name
 from vinecore.api.outcome import failure_of
 from vinecore.errors import LoopDied, UsageError, VineError
 from vinecore.manager.events import GraphCancelled, GraphEnded, VerticesSubmitted
@@ -51,8 +51,7 @@ class Apart:
 
     def __init__(self, engine: Engine, files: Mapping[File, str]) -> None:
         for file in files:
-            if checked_file(file).engine is not engine:
-                raise UsageError(f"{file!r} belongs to another manager")
+            check_owner(checked_file(file), engine)
         # Held: what is mounted must not be released while the graph runs.
         self.files = tuple(files)
         self.mounted = tuple(file.mount_entry() for file in files)

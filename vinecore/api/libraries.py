@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from vinecore.api.files import FILE, TEMP, File, checked_name
+from vinecore.api.files import FILE, TEMP, File, check_owner, checked_name
 from vinecore.api.tasks import InstalledLibrary
 from vinecore.api.texts import checked_text
 from vinecore.errors import UnpicklableError, UsageError
@@ -99,12 +99,14 @@ class LibraryTask:
             raise UsageError("a temp cannot be an input of a library: pass it to the calls")
         self._inputs.append((file, checked_name(remote_name)))
 
-    def mounts(self) -> tuple[tuple[FileEntry, str, int], ...]:
-        """Its files as the core knows them.
+    def mounts(self, engine: Engine) -> tuple[tuple[FileEntry, str, int], ...]:
+        """Its files as the core of this engine knows them.
 
         Raises:
-            UsageError: one does not exist, or is a directory.
+            UsageError: one does not exist, is a directory, or belongs to another manager.
         """
+        for file, _ in self._inputs:
+            check_owner(file, engine)
         return tuple((file.mount_entry(), path, EXECUTABLE if file.is_program() else 0) for file, path in self._inputs)
 
     def slot_count(self) -> int:
@@ -240,7 +242,8 @@ class LibraryMethods:
         """Make a library's functions callable; instances start on workers when calls come.
 
         Raises:
-            TypeError: not a LibraryTask. UsageError: one of that name is installed. UnpicklableError: a function cannot be sent.
+            TypeError: not a LibraryTask. UsageError: one of that name is installed, or an input belongs to another manager.
+            UnpicklableError: a function cannot be sent.
         """
         if not isinstance(task, LibraryTask):
             raise TypeError(
@@ -250,7 +253,7 @@ class LibraryMethods:
         with self._library_lock:
             if task.name in self._libraries:
                 raise UsageError(f"a library named {task.name!r} is installed: remove it first, or choose another name")
-            setup = LibrarySetup(task.mounts(), task.init_command, task.program, task.max_calls)
+            setup = LibrarySetup(task.mounts(engine), task.init_command, task.program, task.max_calls)
             entry = engine.new_library(task.name, slots=task.slot_count(), exec_mode=task.exec_mode, setup=setup)
             shape = engine.shape_for(entry, NO_REQUEST)
             codes = {}

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from vinecore.api.files import check_owner
 from vinecore.api.outcome import failure_of
 from vinecore.errors import LibraryFailed, LoopDied, UsageError, VineError
 from vinecore.runtime import payload as payloads
@@ -169,6 +170,16 @@ class SubmittableTask:
         if entry is not None and manager is not None and entry.output is not None and not self._keeps_output():
             manager.engine.release([entry.output])
 
+    def _check_files(self, engine: Engine) -> None:
+        """Refuse, before anything is changed, files that cannot be used there.
+
+        Raises:
+            UsageError: one belongs to another manager.
+        """
+        file = self._result_file
+        if file is not None and self._temp_output and file.entry.producer is None:
+            check_owner(file, engine)
+
     def _dress(self, engine: Engine, entry: TaskEntry) -> None:
         """Add to a new entry what only this kind of task has."""
 
@@ -222,7 +233,8 @@ class TaskMethods:
         """Hand a task over and return its id.
 
         Raises:
-            TypeError: no task. UsageError (a ValueError): it is under way already, or its library is not installed.
+            TypeError: no task. UsageError (a ValueError): it is under way already, its library is not installed, or one of its files
+                belongs to another manager.
         """
         if not isinstance(task, SubmittableTask):
             raise TypeError(f"submit takes a task such as FunctionCall, not {type(task).__name__}")
@@ -230,6 +242,7 @@ class TaskMethods:
             raise UsageError(f"task {task.id} is under way already: make another one, or wait for it first")
         if self.engine.closed:
             raise LoopDied("the manager has been closed; make a new one")
+        task._check_files(self.engine)
         code, kind = task._prepare(self.engine, self._libraries)
         last, last_manager, kept = task._entry, task._manager, task._keeps_output()
         entry = self._build(task, code, kind)
