@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 
 from vinecore import Resources
 from vinecore.api.files import File
+from vinecore.api.numbers import checked_priority, checked_wall_time
 from vinecore.api.texts import checked_text, checked_variable_name
 from vinecore.errors import UsageError
 
@@ -127,8 +127,7 @@ def _refuse_bad(name: str, real: str, value: Any) -> None:
         if not isinstance(value, bool):
             raise UsageError(f"{name} must be True or False, not {value!r}")
     elif real == "priority":
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise UsageError(f"priority must be a number, larger runs earlier, not {value!r}")
+        checked_priority(value)
     elif real == "progress_label":
         if not isinstance(value, str):
             raise UsageError(f"progress_label must be a str, the words beside the progress bar, not {value!r}")
@@ -161,7 +160,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     resources = values.get("resources")
     if mode == TASKS:
         values["resources"], values["wall_time_s"] = request_apart(resources)
-    elif not isinstance(resources, Resources):
+    else:
         values["resources"] = request_of(resources)
     values["lib_modules"] = tuple(
         module if isinstance(module, str) else module.__name__ for module in values.get("lib_modules") or ()
@@ -188,6 +187,8 @@ def request_of(resources: Any) -> Resources:
     Raises:
         UsageError: it is no dict of resources.
     """
+    if isinstance(resources, Resources):
+        return resources.checked()
     if resources is not None and not isinstance(resources, Mapping):
         raise UsageError(f"resources must be a dict such as {{'cores': 1, 'memory': 1000}}, not {resources!r}")
     return Resources.from_mapping({str(name).lower(): amount for name, amount in (resources or {}).items()})
@@ -206,10 +207,8 @@ def request_apart(resources: Any) -> tuple[Resources, float]:
         given = resources["wall_time"]
         resources = {name: amount for name, amount in resources.items() if name != "wall_time"}
         if given is not None:
-            if isinstance(given, bool) or not isinstance(given, int | float) or not given > 0:
-                raise UsageError(f"resource wall_time must be a number of seconds > 0, not {given!r}")
-            wall_time_s = float(given)
-    request = resources if isinstance(resources, Resources) else request_of(resources)
+            wall_time_s = checked_wall_time(given, "resource wall_time")
+    request = request_of(resources)
     return (Resources(cores=1) if request.is_unset() else request), wall_time_s
 
 

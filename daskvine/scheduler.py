@@ -23,6 +23,7 @@ from daskvine.progress import Progress
 from daskvine.reuse import Results
 from vinecore.api.engine import Engine
 from vinecore.api.graphs import Apart, GraphSubmission, Piece, VertexPlan
+from vinecore.api.numbers import checked_priority
 from vinecore.errors import UnpicklableError, UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.vertex import Program, is_plain, pack_vertex
@@ -213,7 +214,7 @@ class _Planner:
             if key in retries:
                 plan.retries = checked_retries(retries[key])
             if key in priority:
-                plan.priority = float(priority[key])
+                plan.priority = checked_priority(priority[key])
             if key in resources:
                 self._annotate_resources(number, plan, resources[key])
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
+from daskvine import DaskVine
 from tests.kit.calls import LIMIT_S
-from vinecore import FunctionCall, Manager, PythonTask, Task
+from vinecore import FunctionCall, Manager, PythonTask, Resources, Task
 from vinecore.errors import UsageError
 
 _numbers = itertools.count()
@@ -32,6 +35,13 @@ def m() -> Iterator[Manager]:
 def other() -> Iterator[Manager]:
     """A second manager, with one worker too."""
     with Manager(local_cores=1) as manager:
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def dask_manager() -> Iterator[DaskVine]:
+    """A manager of graphs, with one worker."""
+    with DaskVine(local_cores=1, reuse=False) as manager:
         yield manager
 
 
@@ -62,7 +72,7 @@ def test_files_of_another_manager(m: Manager, other: Manager, tmp_path: Path, ki
     for way in ("add_input", "add_output"):
         task = make()
         getattr(task, way)(file, "name")
-        with pytest.raises(UsageError, match="<File .* belongs to another manager"):
+        with pytest.raises(UsageError, match=r"<File .* belongs to another manager"):
             m.submit(task)
         assert task.id is None and task.state == "INITIAL"
 
@@ -80,3 +90,62 @@ def test_library_with_a_file_of_another_manager(m: Manager, other: Manager) -> N
     with pytest.raises(UsageError, match="belongs to another manager"):
         m.install_library(library)
     assert not m.check_library_exists(library.name)
+
+
+# ---------------------------------------------------------------- amounts
+
+NO_AMOUNTS = [float("nan"), float("inf"), 10**400, 2**63, "2", None, True, [1]]
+
+
+@pytest.mark.parametrize("value", NO_AMOUNTS, ids=lambda value: str(value)[:5])
+@pytest.mark.parametrize("name", ["cores", "memory", "disk", "gpus"])
+def test_amounts_that_are_none(name: str, value: Any) -> None:
+    wanted = rf"resource {name} must be (a number >= 0|at most \d+), not {re.escape(repr(value)[:5])}"
+    with pytest.raises(UsageError, match=wanted):
+        Task("true", **{name: value})
+    with pytest.raises(UsageError, match=wanted):
+        getattr(FunctionCall("lib", "add", 1), f"set_{name}")(value)
+
+
+def test_a_negative_amount_is_unset() -> None:
+    for least in (-1, float("-inf")):
+        assert vars(Task("true", cores=3, memory=least).resources_requested) == {"cores": 3, "memory": -1, "disk": -1, "gpus": -1}
+
+
+@pytest.mark.parametrize("value", NO_AMOUNTS[:4], ids=lambda value: str(value)[:5])
+@pytest.mark.parametrize("mode", ["function-calls", "tasks"])
+def test_amounts_of_graphs(dask_manager: DaskVine, value: Any, mode: str) -> None:
+    for given in ({"cores": value}, Resources(cores=value)):
+        with pytest.raises(UsageError, match="resource cores must be"):
+            dask_manager.get({"x": (add, 1)}, "x", resources=given, task_mode=mode)
+    with pytest.raises(UsageError, match="resource memory must be"), dask.annotate(resources={"memory": value}):
+        dask.delayed(add)(1).compute(scheduler=dask_manager.get, task_mode=mode, optimize_graph=False)
+    assert dask_manager.get({"x": (add, 1)}, "x", resources={"cores": 1}, task_mode=mode) == 2
+
+
+@pytest.mark.parametrize("value", [float("nan"), 10**400, "5", None])
+def test_priorities_that_are_none(dask_manager: DaskVine, value: Any) -> None:
+    with pytest.raises(UsageError, match=r"priority must be .*, not"):
+        Task("true", priority=value)
+    if isinstance(value, float | int):  # Dask itself refuses the others
+        with pytest.raises(UsageError, match="priority must be"), dask.annotate(priority=value):
+            dask.delayed(add)(1).compute(scheduler=dask_manager.get, optimize_graph=False)
+    assert dask_manager.get({"x": (add, 1)}, "x") == 2
+
+
+@pytest.mark.parametrize("value", [2**70, -1, 1.5, float("nan"), "7", None, True])
+def test_task_ids_that_cannot_be_sent(m: Manager, value: Any) -> None:
+    with pytest.raises(UsageError, match="the least task id must be a whole number from 0 to"):
+        m.set_min_task_id(value)
+
+
+@pytest.mark.parametrize("value", [2**70, float("nan"), "two"])
+def test_libraries_of_absurd_size(m: Manager, value: Any) -> None:
+    library = m.create_library_from_functions(f"lib-{next(_numbers)}", add)
+    for method, what in (
+        ("set_cores", "the cores of library 'lib-"),
+        ("set_function_slots", "function slots"),
+        ("set_max_calls_per_slot", "calls per slot"),
+    ):
+        with pytest.raises(UsageError, match=f"{what}.* must be"):
+            getattr(library, method)(value)

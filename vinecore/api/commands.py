@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, SimpleNamespace
@@ -11,7 +12,7 @@ from vinecore.api.files import BUFFER, FILE, TEMP, File, check_owner, checked_na
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TempOutput
 from vinecore.api.texts import checked_text, checked_variable_name
 from vinecore.errors import FileLost, InputMissing, LoopDied, TaskFailed, UsageError
-from vinecore.model.resources import Resources
+from vinecore.model.resources import Resources, checked_amount
 from vinecore.wire import messages
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ class SandboxedTask(SubmittableTask):
         self._set_amount("gpus", count)
 
     def _set_amount(self, name: str, amount: float) -> None:
-        if isinstance(amount, bool) or not isinstance(amount, int | float):
-            raise UsageError(f"{name} must be a number, not {amount!r}")
+        amount = checked_amount(name, amount, -math.inf)
         amounts = {**self._amounts, name: amount}
         if amount < 0:
             del amounts[name]

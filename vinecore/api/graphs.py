@@ -15,7 +15,7 @@ from vinecore.api.commands import checked_file
 from vinecore.api.engine import Engine
 from vinecore.api.files import File, check_owner, checked_name
 from vinecore.api.outcome import failure_of
-from vinecore.errors import LoopDied, UsageError, VineError
+from vinecore.errors import LoopDied, VineError
 from vinecore.manager.events import GraphCancelled, GraphEnded, VerticesSubmitted
 from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, TaskEntry
 from vinecore.runtime import payload as payloads

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import FILE, TEMP, File, check_owner, checked_name
+from vinecore.api.numbers import WHOLE_LIMIT, checked_number, checked_whole
 from vinecore.api.tasks import InstalledLibrary
 from vinecore.api.texts import checked_text
 from vinecore.errors import UnpicklableError, UsageError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from vinecore.manager.state import CodeEntry, FileEntry, Kind
 
 EXEC_MODES = ("fork", "direct")
+# Processes of one instance; more than a system can run.
+SLOTS_LIMIT = 2**22
 
 
 class LibraryTask:
@@ -53,15 +56,13 @@ class LibraryTask:
         """
         if self.installed:
             raise UsageError(f"library {self.name!r} is installed: set its slots before")
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UsageError(f"function slots must be a whole number >= 1, not {count!r}")
-        self.slots = count
+        self.slots = checked_whole(count, "function slots", 1, SLOTS_LIMIT, "a whole number >= 1")
 
     def set_cores(self, count: int) -> None:
         """Cores of one instance; in fork mode also its slots, unless ``set_function_slots`` says more."""
         if self.installed:
             raise UsageError(f"library {self.name!r} is installed: set its cores before")
-        self.cores = int(count)
+        self.cores = max(0, int(checked_number(count, f"the cores of library {self.name!r}", -SLOTS_LIMIT, SLOTS_LIMIT)))
 
     def set_function_exec_mode_from_string(self, mode: str) -> None:
         """ "direct" or "fork".
@@ -79,9 +80,7 @@ class LibraryTask:
         """
         if self.installed:
             raise UsageError(f"library {self.name!r} is installed: set this before")
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UsageError(f"calls per slot must be a whole number >= 1, not {count!r}")
-        self.max_calls = count
+        self.max_calls = checked_whole(count, "calls per slot", 1, WHOLE_LIMIT, "a whole number >= 1")
 
     def add_input(self, file: File, remote_name: str) -> None:
         """Put a local file or a buffer under a relative name into the directory where instances of this library run.

@@ -13,6 +13,7 @@ from typing import Self
 from vinecore.api.engine import Engine, secret_of_file, secret_of_password
 from vinecore.api.files import FileMethods
 from vinecore.api.libraries import LibraryMethods
+from vinecore.api.numbers import checked_whole
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TaskMethods
 from vinecore.api.texts import checked_text
 from vinecore.errors import UsageError
@@ -199,8 +200,12 @@ class WorkerMethods:
         return True
 
     def set_min_task_id(self, minimum: int) -> int:
-        """Ids of later tasks begin here, unless they are higher already; returns where they begin."""
-        return self.engine.raise_task_ids(minimum)
+        """Ids of later tasks begin here, unless they are higher already; returns where they begin.
+
+        Raises:
+            UsageError: it is no whole number, negative, or too large to be sent.
+        """
+        return self.engine.raise_task_ids(checked_whole(minimum, "the least task id", 0))
 
     def explain(self, task_id: int) -> str:
         """Why a task is where it is, for people."""

@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import check_owner
+from vinecore.api.numbers import checked_priority
 from vinecore.api.outcome import failure_of
 from vinecore.errors import LibraryFailed, LoopDied, UsageError, VineError
 from vinecore.runtime import payload as payloads
@@ -56,7 +57,7 @@ class SubmittableTask:
 
     def set_priority(self, priority: float) -> None:
         """Larger runs earlier; default 0."""
-        self._priority = float(priority)
+        self._priority = checked_priority(priority)
 
     # ------------------------------------------------ outcome
 
@@ -233,8 +234,8 @@ class TaskMethods:
         """Hand a task over and return its id.
 
         Raises:
-            TypeError: no task. UsageError (a ValueError): it is under way already, its library is not installed, or one of its files
-                belongs to another manager.
+            TypeError: no task. UsageError (a ValueError): it is under way already, its library is not installed, or one of
+                its files belongs to another manager.
         """
         if not isinstance(task, SubmittableTask):
             raise TypeError(f"submit takes a task such as FunctionCall, not {type(task).__name__}")

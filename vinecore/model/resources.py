@@ -6,12 +6,24 @@ cores (float), memory and disk in MB, gpus (float).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from vinecore.errors import UsageError
+from vinecore.model.numbers import AMOUNT_LIMIT, checked_number
 
 # Sums are rounded to so many: ten tasks of 0.1 cores must leave a whole core when they have ended.
 _DIGITS = 6
+
+
+def checked_amount(name: str, amount: Any, least: float = 0) -> float:
+    """An amount of a resource that somebody asks for.
+
+    Raises:
+        UsageError: it is no number in the range.
+    """
+    return checked_number(amount, f"resource {name}", least, AMOUNT_LIMIT, "a number >= 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +36,7 @@ class Resources:
     gpus: float | None = None
 
     @classmethod
-    def from_mapping(cls, mapping: dict[str, float] | None) -> Resources:
+    def from_mapping(cls, mapping: Mapping[str, float | None] | None) -> Resources:
         """Build from a dict such as ``{"cores": 2, "memory": 1000}``.
 
         Raises:
@@ -33,12 +45,19 @@ class Resources:
         if not mapping:
             return cls()
         known = {f.name for f in fields(cls)}
-        for name, amount in mapping.items():
+        for name in mapping:
             if name not in known:
                 raise UsageError(f"unknown resource {name!r}: use one of {', '.join(sorted(known))}")
-            if amount is not None and (isinstance(amount, bool) or not isinstance(amount, int | float) or amount < 0):
-                raise UsageError(f"resource {name} must be a number >= 0, not {amount!r}")
-        return cls(**mapping)
+        amounts = {name: None if amount is None else checked_amount(name, amount) for name, amount in mapping.items()}
+        return cls(**amounts)
+
+    def checked(self) -> Resources:
+        """The same; nobody looked at amounts that were given to the constructor.
+
+        Raises:
+            UsageError: an amount that is no number >= 0.
+        """
+        return self.from_mapping({f.name: getattr(self, f.name) for f in fields(self)})
 
     def is_unset(self) -> bool:
         """True when nothing is asked for."""
