@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from daskvine import DaskVine
 from tests.kit.calls import LIMIT_S
 from vinecore import FunctionCall, Manager, PythonTask, Resources, Task
 from vinecore.errors import UsageError
+from vinecore.model.config import RANGES, Tunables
 
 _numbers = itertools.count()
 
@@ -149,3 +151,59 @@ def test_libraries_of_absurd_size(m: Manager, value: Any) -> None:
     ):
         with pytest.raises(UsageError, match=f"{what}.* must be"):
             getattr(library, method)(value)
+
+
+# ---------------------------------------------------------------- settings of the manager
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_tunables_out_of_their_range(m: Manager, name: str) -> None:
+    span, documented, before = RANGES[name], name.replace("_", "-"), dataclasses.astuple(m.engine.tunables)
+    values = [float("nan"), float("inf"), float("-inf"), 10**400, span.most * 2, "5", None, True]
+    values += [] if span.is_raised else [span.least - 1]
+    values += [1.5] if span.is_whole else []
+    for value in values:
+        wanted = (
+            rf"the tunable {documented} takes a (whole )?number from {re.escape(str(span))}, not {re.escape(repr(value)[:9])}"
+        )
+        with pytest.raises(UsageError, match=wanted):
+            m.tune(documented, value)
+    assert dataclasses.astuple(m.engine.tunables) == before
+
+
+def test_tunables_at_the_ends_of_their_range() -> None:
+    for name, span in RANGES.items():
+        tunables = Tunables()
+        for value in (span.least, span.most):
+            assert tunables.set(name, value)
+            if name != "keepalive_interval":
+                assert getattr(tunables, name) == value
+        if span.is_raised:
+            assert tunables.set(name, span.least - 7) and getattr(tunables, name) == span.least
+
+
+def test_workers_are_asked_before_they_count_as_lost() -> None:
+    tunables = Tunables()
+    assert tunables.set("keepalive-timeout", 3) and tunables.keepalive_interval == 1.5
+    assert tunables.set("keepalive-interval", 120) and tunables.keepalive_interval == 1.5
+    assert tunables.set("keepalive-timeout", 900) and tunables.keepalive_interval == 120
+    assert tunables.set("keepalive-interval", 0) and tunables.keepalive_interval == 0
+
+
+@pytest.mark.parametrize("value", [0, -1, 0.5, float("nan"), "5"])
+def test_keepalive_that_would_kill_every_worker(m: Manager, value: Any) -> None:
+    with pytest.raises(UsageError, match="the tunable keepalive-timeout takes a number from 1 to"):
+        m.set_keepalive_timeout(value)
+    if value not in (0, 0.5):
+        with pytest.raises(UsageError, match=r"the tunable keepalive-interval takes a number from 0 \(never\) to"):
+            m.set_keepalive_interval(value)
+
+
+def test_tunables_that_do_not_exist(m: Manager, capfd: pytest.CaptureFixture[str]) -> None:
+    assert m.tune("max-loses", 3) == m.tune("banana", 3) == -1
+    assert capfd.readouterr().err.splitlines() == [
+        "vine: tune: there is no tunable 'max-loses'; did you mean 'max-losses'?",
+        "vine: tune: there is no tunable 'banana'",
+    ]
+    with pytest.raises(UsageError, match="the name of a tunable is a str such as 'max-losses', not 3"):
+        m.tune(3, 3)  # type: ignore[arg-type]

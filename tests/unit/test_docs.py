@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vinecore.model.config import Tunables
+from vinecore.model.config import RANGES, Tunables
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -37,8 +37,21 @@ def test_python_on_the_pages_compiles(page: Path) -> None:
         compile(block, f"{page.name}, block {number}", "exec")
 
 
-def test_every_tunable_is_in_the_table() -> None:
+def test_every_tunable_is_in_the_table_with_its_range() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
-    table = text[text.index("| tunable | default | meaning |") :].split("\n\n")[0]
-    named = {name for line in table.splitlines()[2:] for name in re.findall(r"`([a-z-]+)`", line.split("|")[1])}
-    assert named == {f.name.replace("_", "-") for f in dataclasses.fields(Tunables)}
+    table = text[text.index("| tunable | default | range | meaning |") :].split("\n\n")[0]
+    said = {cells[1].strip(): cells[3].strip() for line in table.splitlines()[2:] if (cells := line.split("|"))}
+    ranges = {}
+    for name, span in RANGES.items():
+        less = f"; less is {span.least}" if span.is_raised else ""
+        ranges[f"`{name.replace('_', '-')}`"] = f"{'whole, ' if span.is_whole else ''}{span}{less}"
+    assert said == ranges
+    named = {f.name for f in dataclasses.fields(Tunables)}
+    assert named == {*RANGES, "asked_keepalive_interval"}
+
+
+def test_every_default_is_in_its_range() -> None:
+    tunables = Tunables()
+    for name, span in RANGES.items():
+        assert span.checked(name, getattr(tunables, name)) == getattr(tunables, name)
+    assert tunables.asked_keepalive_interval == tunables.keepalive_interval < tunables.keepalive_timeout

@@ -18,6 +18,7 @@ from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TaskMethods
 from vinecore.api.texts import checked_text
 from vinecore.errors import UsageError
 from vinecore.manager.events import HostsChanged, WorkerDrained
+from vinecore.model.config import near_tunable
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +102,14 @@ class WorkerMethods:
         """Set a tunable by its documented name: 0 when it exists, -1 (with a line on standard error) when not.
 
         Raises:
-            UsageError: the value is no number.
+            UsageError: the value is no number, or out of the range of this tunable (docs/operations.md).
         """
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UsageError(f"tune({name!r}) takes a number, not {value!r}")
+        if not isinstance(name, str):
+            raise UsageError(f"the name of a tunable is a str such as 'max-losses', not {name!r}")
         if self.engine.tunables.set(name, value):
             return 0
-        self.engine.loop.say(f"tune: there is no tunable {name!r}")
+        near = near_tunable(name)
+        self.engine.loop.say(f"tune: there is no tunable {name!r}{f'; did you mean {near!r}?' if near else ''}")
         return -1
 
     def workers_shutdown(self, count: int = 0) -> int:
@@ -176,11 +178,19 @@ class WorkerMethods:
         self.engine.properties[name] = checked_text(value, f"the property {name!r}")
 
     def set_keepalive_interval(self, seconds: float) -> None:
-        """Seconds without a word of a worker until it is asked; 0: never."""
+        """Seconds without a word of a worker until it is asked; 0: never. At most half of the timeout is used.
+
+        Raises:
+            UsageError: no number in the range of the tunable keepalive-interval.
+        """
         self.tune("keepalive-interval", seconds)
 
     def set_keepalive_timeout(self, seconds: float) -> None:
-        """Seconds without a word of a worker until it counts as lost."""
+        """Seconds without a word of a worker until it counts as lost; at least 1.
+
+        Raises:
+            UsageError: no number in the range of the tunable keepalive-timeout.
+        """
         self.tune("keepalive-timeout", seconds)
 
     def set_password(self, password: str) -> None:

@@ -1,4 +1,4 @@
-"""Every tunable of the manager: name, unit, default and the reason for the default.
+"""Every tunable of the manager: name, unit, default, the reason for the default, and its range.
 
 ``Manager.tune(name, value)`` sets one by its documented name (dashes). Names that the reference documents for parts which
 are not in this version are rejected like unknown ones: an option that does nothing would be a lie.
@@ -6,14 +6,24 @@ are not in this version are rejected like unknown ones: an option that does noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import difflib
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from vinecore.errors import UsageError
+from vinecore.model.numbers import AMOUNT_LIMIT, SECONDS_LIMIT, number_of, shown
+
+# Of workers, tasks, starts and transfers.
+COUNT_LIMIT = 10**9
+MS_LIMIT = SECONDS_LIMIT * 1000
 
 
 @dataclass(slots=True)
 class Tunables:
     """Values in force; each comment says what moves when it is changed."""
 
-    # Higher: a busy link is checked less often, a frozen worker is noticed later.
+    # Higher: a busy link is checked less often, a frozen worker is noticed later. 0: never.
     keepalive_interval: float = 5.0
     # Lower: a worker that is only slow (swap, suspended laptop) is declared lost.
     keepalive_timeout: float = 20.0
@@ -50,10 +60,85 @@ class Tunables:
     # Dispatch nothing before that many workers are connected.
     wait_for_workers: float = 0
 
+    # The interval that was asked for; the one in force is at most half of the timeout, or workers that were never asked would
+    # count as lost.
+    asked_keepalive_interval: float = field(default=5.0, init=False, repr=False)
+
     def set(self, name: str, value: float) -> bool:
-        """Set one by its documented name (dashes or underscores); False when there is no such name."""
+        """Set one by its documented name (dashes or underscores); False when there is no such name.
+
+        Raises:
+            UsageError: the value is no number, or out of the range of this one.
+        """
         attribute = name.replace("-", "_")
-        if attribute not in {f.name for f in fields(self)}:
+        span = RANGES.get(attribute)
+        if span is None:
             return False
-        setattr(self, attribute, float(value))
+        checked = span.checked(attribute.replace("_", "-"), value)
+        if attribute == "keepalive_interval":
+            self.asked_keepalive_interval = checked
+        else:
+            setattr(self, attribute, checked)
+        if attribute in ("keepalive_interval", "keepalive_timeout"):
+            self.keepalive_interval = min(self.asked_keepalive_interval, self.keepalive_timeout / 2)
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The values that one tunable can have, both ends included."""
+
+    least: float
+    most: float
+    # What the least value means, where that is no amount.
+    note: str = ""
+    is_whole: bool = False
+    # Smaller ones are taken as the least, as TaskVine does with these.
+    is_raised: bool = False
+
+    def checked(self, name: str, value: Any) -> float:
+        """The value to use.
+
+        Raises:
+            UsageError: it is no number, or out of the range.
+        """
+        number = number_of(value)
+        if number is not None and self.is_raised and number < self.least and math.isfinite(number):
+            return float(self.least)
+        if number is None or not self.least <= number <= self.most or (self.is_whole and number % 1):
+            kind = "a whole number" if self.is_whole else "a number"
+            raise UsageError(f"the tunable {name} takes {kind} from {self}, not {shown(value)}")
+        return float(number)
+
+    def __str__(self) -> str:
+        return f"{self.least:g}{f' ({self.note})' if self.note else ''} to {self.most:,}"
+
+
+# Of every tunable. A time has an end that everything which waits can wait for: for ever is what a note says, or that end.
+RANGES: dict[str, Range] = {
+    "keepalive_interval": Range(0, SECONDS_LIMIT, "never"),
+    # Less than a second is silence of a busy worker, and not of a lost one.
+    "keepalive_timeout": Range(1, SECONDS_LIMIT),
+    "pipeline_ms": Range(0, MS_LIMIT),
+    "bundle_ms": Range(0, MS_LIMIT),
+    "bundle_large_ms": Range(0, MS_LIMIT),
+    "bundle_large_bytes": Range(0, AMOUNT_LIMIT),
+    "bundle_unknown_count": Range(1, COUNT_LIMIT, is_whole=True),
+    "max_losses": Range(0, COUNT_LIMIT, is_whole=True),
+    "max_library_retries": Range(0, COUNT_LIMIT, is_whole=True),
+    "library_restart_window": Range(0, SECONDS_LIMIT),
+    "slot_growth_share": Range(0, 1, "never"),
+    "no_worker_notice": Range(0, SECONDS_LIMIT),
+    "hungry_minimum": Range(1, COUNT_LIMIT, is_raised=True),
+    "hungry_minimum_factor": Range(1, COUNT_LIMIT, is_raised=True),
+    "worker_source_max_transfers": Range(1, COUNT_LIMIT, is_whole=True, is_raised=True),
+    "temp_replica_count": Range(1, COUNT_LIMIT, is_whole=True, is_raised=True),
+    "max_workers": Range(-1, COUNT_LIMIT, "no limit", is_whole=True, is_raised=True),
+    "wait_for_workers": Range(0, COUNT_LIMIT, is_whole=True),
+}
+
+
+def near_tunable(name: str) -> str:
+    """The documented name of the tunable that was perhaps meant; empty when none looks like it."""
+    close = difflib.get_close_matches(name.replace("_", "-"), [known.replace("_", "-") for known in RANGES], 1)
+    return close[0] if close else ""

@@ -44,7 +44,7 @@ def checked_number(
     Raises:
         UsageError: it is none, or out of its range.
     """
-    number = _number(value)
+    number = number_of(value)
     if number is not None and least <= number <= most:
         return number
     if wanted and number is not None and number > most:
@@ -66,7 +66,8 @@ def checked_whole(value: Any, what: str, least: int, most: int = WHOLE_LIMIT, wa
     raise UsageError(f"{what} must be {wanted or f'a whole number from {least} to {most}'}, not {shown(value)}")
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
+    """A number, infinite where it is too large for a float; None: it is no number."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         return None
     try:
