@@ -14,8 +14,9 @@ import pytest
 
 from daskvine import DaskVine, FuturesExecutor
 from tests.kit.calls import codes_told
-from vinecore import Manager
+from vinecore import Manager, PythonTask
 from vinecore.api.engine import CODES_LIMIT_COUNT
+from vinecore.manager.state import NO_REQUEST
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 30.0
@@ -45,6 +46,70 @@ def test_functions_that_are_gone_are_forgotten() -> None:
             ex.submit(lambda n=number: n).result(LIMIT_S)
         assert len(ex.engine.codes) <= CODES_LIMIT_COUNT + 1
         assert 0 < len(known) <= 2 * CODES_LIMIT_COUNT
+
+
+def test_large_functions_of_processes_are_forgotten() -> None:
+    """By count, however few functions of calls there are: tables, objects of the manager, and what workers hold."""
+
+    def one(number: int) -> Any:
+        data = os.urandom(100_000)
+        return lambda: (number, len(data))
+
+    with Manager(local_cores=1) as m:
+        known = codes_told(m.engine)
+        for number in range(3 * CODES_LIMIT_COUNT):
+            task = PythonTask(one(number))
+            task.set_cores(1)
+            m.submit(task)
+            assert m.wait(LIMIT_S) is task and task.output == (number, 100_000)
+        assert len(m.engine._process_codes) <= CODES_LIMIT_COUNT + 1
+        assert len(m.engine.loop.objects) <= CODES_LIMIT_COUNT + 1
+        assert 0 < len(known) <= 2 * CODES_LIMIT_COUNT
+
+
+@pytest.mark.parametrize("mode", ["function-calls", "tasks"])
+def test_large_functions_are_forgotten_by_their_bytes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vinecore.api import code, engine
+
+    limit = 1_000_000
+    monkeypatch.setattr(code, "CODES_LIMIT_BYTES", limit)
+    monkeypatch.setattr(engine, "CODES_LIMIT_BYTES", limit)
+
+    def one() -> Any:
+        data = os.urandom(100_000)
+        return lambda x: (x, len(data))
+
+    with DaskVine(local_cores=1, reuse=False) as m:
+        for number in range(40):
+            assert m.get({"x": (one(), number)}, "x", task_mode=mode) == (number, 100_000)
+        # A graph that has just ended may hold its function.
+        assert len(m.engine.codes) + len(m.engine._process_codes) <= limit // 100_000 + 3
+        assert len(m.engine.loop.objects) <= limit // 100_000 + 3
+        assert m.engine._codes_bytes <= limit + 300_000
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_function_that_took_the_place_of_an_equal_one_is_not_forgotten_before_its_call(size: int) -> None:
+    data = b"x" * size
+
+    def one() -> Any:
+        return lambda x: (x, len(data))
+
+    with Manager(local_cores=1) as m:
+        first = one()
+        m.engine.process_code(first, NO_REQUEST)
+        second = one()
+        pickled = m.engine.functions.get(second)
+        assert pickled is m.engine.functions.get(first)
+        del first
+        # The next function that becomes known makes the manager look, and that is this one.
+        m.engine._process_codes.clear()
+        m.engine._codes_limit = 0
+        assert pickled.is_orphan
+        task = PythonTask(second, 1)
+        task.set_cores(1)
+        m.submit(task)
+        assert m.wait(LIMIT_S) is task and task.output == (1, size)
 
 
 def test_a_dropped_function_that_is_still_called_runs() -> None:

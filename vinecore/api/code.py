@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from vinecore.runtime.functions import FunctionCache, FunctionPickle
     from vinecore.shell.manager_loop import ManagerLoop
 
-# Functions remembered before those that are gone are looked for; higher: a longer tail of dead ones in memory.
+# Functions remembered, and bytes of their pickles, before those that are gone are looked for; higher: a longer tail of dead ones
+# in this process, in slots and on the disks of workers.
 CODES_LIMIT_COUNT = 128
+CODES_LIMIT_BYTES = 64 * 1024 * 1024
 
 
 class CodeMethods:
@@ -36,7 +38,10 @@ class CodeMethods:
     python: LibraryEntry
     default_shape: Shape
     codes: dict[FunctionPickle, tuple[CodeEntry, Kind]]
+    # Both tables of functions together: what they may hold until the next look, and the bytes that they hold.
     _codes_limit: int
+    _codes_limit_bytes: int
+    _codes_bytes: int
     kinds: dict[tuple[str, Shape], Kind]
     _shapes: dict[tuple[int, Resources], Shape]
     _process_library: LibraryEntry | None
@@ -88,21 +93,36 @@ class CodeMethods:
         if found is None:
             code = self.new_code(self.python, pickled.payload, pickled.modules)
             found = self.codes.setdefault(pickled, (code, self.kind_for(pickled.name, self.default_shape)))
-            if len(self.codes) > self._codes_limit:
-                self._drop_orphans()
+            self._learned(pickled)
         return found
 
-    def _drop_orphans(self) -> None:
-        """Forget functions that live no more: a program may make new ones without end."""
+    def _learned(self, pickled: FunctionPickle) -> None:
+        """There is one function more: perhaps it is time to forget those that live no more."""
+        with self._lock:
+            self._codes_bytes += len(pickled.payload)
+            count = len(self.codes) + len(self._process_codes)
+            is_much = count > self._codes_limit or self._codes_bytes > self._codes_limit_bytes
+        if is_much:
+            self._drop_orphans(pickled)
+
+    def _drop_orphans(self, wanted: FunctionPickle) -> None:
+        """Forget functions that live no more: a program may make new ones without end.
+
+        ``wanted`` is about to be called, even if the function that was pickled first is gone and an equal one took its place.
+        """
         from vinecore.manager.events import CodesUnused
 
         with self._lock:
-            orphans = [pickled for pickled in self.codes if pickled.is_orphan]
+            orphans = [pickled for pickled in list(self.codes) if pickled.is_orphan and pickled is not wanted]
             unused = [self.codes.pop(pickled)[0] for pickled in orphans]
-            gone = [pickled for pickled in self._process_codes if pickled is not None and pickled.is_orphan]
+            known = [pickled for pickled in list(self._process_codes) if pickled is not None]
+            gone = [pickled for pickled in known if pickled.is_orphan and pickled is not wanted]
             unused += [self._process_codes.pop(pickled) for pickled in gone]
-            # Those that are left live in the user's program: the next look comes when there are twice as many.
-            self._codes_limit = max(CODES_LIMIT_COUNT, 2 * len(self.codes))
+            # Those that are left live in the user's program: the next look comes when there is twice as much.
+            left = [*self.codes, *(pickled for pickled in list(self._process_codes) if pickled is not None)]
+            self._codes_bytes = sum(len(pickled.payload) for pickled in left)
+            self._codes_limit = max(CODES_LIMIT_COUNT, 2 * len(left))
+            self._codes_limit_bytes = max(CODES_LIMIT_BYTES, 2 * self._codes_bytes)
         if unused:
             self.post(CodesUnused(0.0, unused))
 
@@ -155,6 +175,8 @@ class CodeMethods:
         if code is None:
             payload, modules = (b"", ()) if pickled is None else (pickled.payload, pickled.modules)
             code = self._process_codes.setdefault(pickled, self.new_code(self.process_library(), payload, modules))
+            if pickled is not None:
+                self._learned(pickled)
         return code
 
     def code_for(self, library: LibraryEntry, function: object) -> CodeEntry:

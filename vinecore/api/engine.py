@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vinecore.api.code import CODES_LIMIT_COUNT, CodeMethods
+from vinecore.api.code import CODES_LIMIT_BYTES, CODES_LIMIT_COUNT, CodeMethods
 from vinecore.api.startup import core_count, encrypt, listen, secret_of_start, worker_flags
 from vinecore.errors import LoopDied, UsageError, WorkerLost
 
@@ -126,7 +126,7 @@ class Engine(CodeMethods):
         self.graph_ids = itertools.count(1)
         self.task_ids: Iterator[int] = itertools.count(1)
         self.codes: dict[FunctionPickle, tuple[CodeEntry, Kind]] = {}
-        self._codes_limit = CODES_LIMIT_COUNT
+        self._codes_limit, self._codes_limit_bytes, self._codes_bytes = CODES_LIMIT_COUNT, CODES_LIMIT_BYTES, 0
         self.kinds: dict[tuple[str, Shape], Kind] = {}
         self._process_library: LibraryEntry | None = None
         self._process_codes: dict[FunctionPickle | None, CodeEntry] = {}
