@@ -25,11 +25,19 @@ def add(x: Any, y: Any = 1) -> Any:
     return x + y
 
 
+def run(manager: Manager) -> None:
+    """It has a worker, which runs tasks."""
+    task = Task("echo fine", cores=1)
+    manager.submit(task)
+    assert manager.wait(LIMIT_S) is task and task.output == "fine\n"
+
+
 @pytest.fixture(scope="module")
 def m() -> Iterator[Manager]:
     """A manager with one worker, which nothing here may harm."""
     with Manager(local_cores=1) as manager:
         manager.install_library(manager.create_library_from_functions("lib", add))
+        run(manager)
         yield manager
 
 
@@ -56,9 +64,7 @@ def still_works(request: pytest.FixtureRequest) -> Iterator[None]:
             manager = request.getfixturevalue(name)
             assert manager.engine.loop.died is None
             assert manager.empty()
-            task = Task("echo fine", cores=1)
-            manager.submit(task)
-            assert manager.wait(LIMIT_S) is task and task.output == "fine\n"
+            run(manager)
 
 
 # ---------------------------------------------------------------- files of another manager
@@ -207,3 +213,10 @@ def test_tunables_that_do_not_exist(m: Manager, capfd: pytest.CaptureFixture[str
     ]
     with pytest.raises(UsageError, match="the name of a tunable is a str such as 'max-losses', not 3"):
         m.tune(3, 3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, float("nan"), "2", None, True, 2**70])
+def test_numbers_of_workers_to_end(m: Manager, count: Any) -> None:
+    with pytest.raises(UsageError, match=r"the number of workers to end must be (a whole number >= 0|at most \d+), not"):
+        m.workers_shutdown(count)
+    assert m.stats.workers_connected == 1

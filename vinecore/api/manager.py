@@ -113,7 +113,12 @@ class WorkerMethods:
         return -1
 
     def workers_shutdown(self, count: int = 0) -> int:
-        """Tell up to ``count`` workers without tasks to end (0: all of those); returns how many were told."""
+        """Tell up to ``count`` workers without tasks to end (0: all of those); returns how many were told.
+
+        Raises:
+            UsageError: the count is no whole number >= 0.
+        """
+        count = checked_whole(count, "the number of workers to end", 0, wanted="a whole number >= 0")
 
         def tell() -> int:
             state = self.engine.machine.state
