@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,3 +221,108 @@ def test_numbers_of_workers_to_end(m: Manager, count: Any) -> None:
     with pytest.raises(UsageError, match=r"the number of workers to end must be (a whole number >= 0|at most \d+), not"):
         m.workers_shutdown(count)
     assert m.stats.workers_connected == 1
+
+
+# ---------------------------------------------------------------- limits of time
+
+
+@pytest.mark.parametrize("name", ["time_max", "time_end"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, "5", None, True, [5]])
+def test_times_that_are_none(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"{name} must be (a number of \w*seconds|at most \d+).*, not"):
+        Task("true", **{name: value})
+    with pytest.raises(UsageError, match=f"{name} must be"):
+        getattr(PythonTask(add, 1), f"set_{name}")(value)
+
+
+def test_parts_of_a_second_are_a_limit(m: Manager) -> None:
+    task = Task("sleep 100", cores=1, time_max=0.5)
+    m.submit(task)
+    assert m.wait(LIMIT_S) is task and task.result == "max wall time"
+
+
+@pytest.mark.parametrize("value", [0, -1, -0.5])
+def test_no_limit_of_time(m: Manager, value: float) -> None:
+    task = Task("echo fine", cores=1, time_max=value, time_end=value)
+    m.submit(task)
+    assert m.wait(LIMIT_S) is task and task.result == "success"
+
+
+# ---------------------------------------------------------------- commands, retries
+
+
+@pytest.mark.parametrize("command", ["", " \n"])
+def test_commands_without_text(m: Manager, command: str) -> None:
+    with pytest.raises(UsageError, match="a command is not empty"):
+        Task(command)
+    with pytest.raises(UsageError, match="a command is not empty"):
+        Task("true").set_command(command)
+
+
+def test_a_command_that_fails_is_not_run_again(m: Manager, tmp_path: Path) -> None:
+    """As the reference says: it comes back."""
+    task = Task(f"echo ran >> {tmp_path}/runs; false", cores=1, retries=3)
+    m.submit(task)
+    assert m.wait(LIMIT_S) is task and task.exit_code == 1
+    assert (tmp_path / "runs").read_text() == "ran\n"
+
+
+def test_environments_that_are_no_dict() -> None:
+    with pytest.raises(TypeError, match="env is a dict of name to value, not list"):
+        Task("true", env=["A"])
+
+
+# ---------------------------------------------------------------- temps that are taken
+
+
+def test_two_tasks_that_make_one_temp(m: Manager) -> None:
+    temp = m.declare_temp()
+    first, second = (Task(f"echo {number} > out", cores=1, outputs={temp: "out"}) for number in (1, 2))
+    m.submit(first)
+    with pytest.raises(UsageError, match=r"another task makes the temp for 'out', <File temp .*: declare one for each task"):
+        m.submit(second)
+    assert m.wait(LIMIT_S) is first
+    with pytest.raises(UsageError, match="another task makes the temp"):
+        m.submit(second)
+    # The same task may make it again.
+    m.submit(first)
+    assert m.wait(LIMIT_S) is first and m.fetch_file(temp) == "1\n"
+    with pytest.raises(UsageError, match="is an output of this task already"):
+        first.add_output(temp, "again")
+
+
+@pytest.mark.parametrize("command", ["true", "echo 1 > out; false"])
+def test_a_temp_whose_task_failed_may_be_made_by_another(m: Manager, command: str) -> None:
+    temp = m.declare_temp()
+    for number, text in enumerate((command, "echo 2 > out")):
+        task = Task(text, cores=1, outputs={temp: "out"})
+        m.submit(task)
+        assert m.wait(LIMIT_S) is task and task.successful() is bool(number)
+    assert m.fetch_file(temp) == "2\n"
+
+
+def test_two_calls_with_one_temp(m: Manager) -> None:
+    temp = m.declare_temp()
+    first, second = FunctionCall("lib", "add", 1), FunctionCall("lib", "add", 2)
+    first.set_output(temp)
+    second.set_output(temp)
+    m.submit(first)
+    with pytest.raises(UsageError, match="another task makes the temp of this one, <File temp"):
+        m.submit(second)
+    assert m.wait(LIMIT_S) is first
+    assert m.fetch_file(temp) is not None and temp.contents(pickle.load) == 2
+
+
+def test_a_call_that_was_refused_still_has_its_temp(m: Manager, tmp_path: Path) -> None:
+    temp, buffer = m.declare_temp(), m.declare_buffer()
+    call = FunctionCall("lib", "add", 1)
+    call.set_output(temp)
+    call.add_input(buffer, "in")
+    with pytest.raises(UsageError, match="this buffer has no content yet"):
+        m.submit(call)
+    maker = Task("echo made > out", cores=1, outputs={buffer: "out"})
+    m.submit(maker)
+    assert m.wait(LIMIT_S) is maker
+    m.submit(call)
+    assert m.wait(LIMIT_S) is call and call.output_file is temp
+    assert m.fetch_file(temp) is not None and temp.contents(pickle.load) == 2

@@ -9,6 +9,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import BUFFER, FILE, TEMP, File, check_owner, checked_name
+from vinecore.api.numbers import SECONDS_LIMIT, WHOLE_LIMIT, checked_number
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TempOutput
 from vinecore.api.texts import checked_text, checked_variable_name
 from vinecore.errors import FileLost, InputMissing, LoopDied, TaskFailed, UsageError
@@ -68,17 +69,28 @@ class SandboxedTask(SubmittableTask):
         self._amounts = amounts
 
     def set_time_max(self, seconds: float) -> None:
-        """Longest run; a longer one is ended with "max wall time". Below 1: no limit."""
-        self._time_max_s = float(seconds) if seconds >= 1 else 0.0
+        """Longest run, parts of a second count; a longer one is ended with "max wall time". 0 and below: no limit.
+
+        Raises:
+            UsageError: it is no number of seconds.
+        """
+        wanted = "a number of seconds, or 0 for no limit"
+        self._time_max_s = max(0.0, float(checked_number(seconds, "time_max", -math.inf, SECONDS_LIMIT, wanted)))
 
     def set_time_end(self, microseconds: float) -> None:
-        """Absolute end, microseconds since the epoch; later it is ended with "max end time". Below 1: no limit."""
-        self._time_end_s = microseconds / 1e6 if microseconds >= 1 else 0.0
+        """Absolute end, microseconds since the epoch; later it is ended with "max end time". Below 1: no limit.
+
+        Raises:
+            UsageError: it is no number of microseconds.
+        """
+        wanted = "a number of microseconds since the epoch, or 0 for no limit"
+        end = checked_number(microseconds, "time_end", -math.inf, WHOLE_LIMIT, wanted)
+        self._time_end_s = end / 1e6 if end >= 1 else 0.0
 
     # ------------------------------------------------ files and environment
 
     def add_input(self, file: File, remote_name: str, strict_input: bool = False, mount_symlink: bool = False) -> None:
-        """Put a file under a relative name into the task's directory.
+        """Put a file under a relative name into the task's directory. Of two files under one name the last counts.
 
         Parameters:
             mount_symlink: one symbolic link instead of a copy or hard link; the task must not write into it.
@@ -102,13 +114,16 @@ class SandboxedTask(SubmittableTask):
         """Take a file out of the task's directory when it ends.
 
         Raises:
-            TypeError, ValueError: no file that can be an output, or a name that is no relative name.
+            TypeError, ValueError: no file that can be an output, a temp that is an output already, or a name that is no relative
+                name.
         """
         if watch:
             raise UsageError("watch is not supported in this version: outputs come when the task ends")
         flags = (messages.ON_FAILURE if failure_only else 0) | (messages.ON_SUCCESS if success_only else 0)
         if checked_file(file).type() != TEMP:
             flags |= messages.HOME
+        elif any(have is file for have, _, _ in self._outputs):
+            raise UsageError(f"{file!r} is an output of this task already: declare a temp for each")
         self._outputs = (*self._outputs, (file, checked_name(remote_name), flags))
 
     def set_env_var(self, name: str, value: str | None = None) -> None:
@@ -120,7 +135,7 @@ class SandboxedTask(SubmittableTask):
         """Keywords of the constructor.
 
         Raises:
-            UsageError: an unknown one. TypeError: inputs or outputs that are no dict of files.
+            UsageError: an unknown one, or a value that means nothing. TypeError: inputs, outputs or env that are no dicts.
         """
         for name, value in options.items():
             if name in _SETTERS:
@@ -135,7 +150,9 @@ class SandboxedTask(SubmittableTask):
                     else:
                         add(file, where)
             elif name == "env":
-                for variable, text in dict(value).items():
+                if not isinstance(value, Mapping):
+                    raise TypeError(f"env is a dict of name to value, not {type(value).__name__}")
+                for variable, text in value.items():
                     self.set_env_var(variable, text)
             else:
                 raise UsageError(
@@ -148,6 +165,9 @@ class SandboxedTask(SubmittableTask):
         super()._check_files(engine)
         for file, _, _ in (*self._inputs, *self._outputs):
             check_owner(file, engine)
+        for file, path, _ in self._outputs:
+            if file.type() == TEMP and _is_made_elsewhere(file.entry.producer, self._entry):
+                raise UsageError(f"another task makes the temp for {path!r}, {file!r}: declare one for each task")
 
     def _request(self) -> Resources:
         return Resources(**self._amounts)
@@ -322,12 +342,23 @@ class _Homecoming:
             pass  # everything that waits has been told
 
 
+def _is_made_elsewhere(producer: TaskEntry | None, own: TaskEntry | None) -> bool:
+    """Whether a temp has a maker that did not fail, other than the last run of the task that is to make it."""
+    if producer is None or producer is own or producer.error is not None:
+        return False
+    report = producer.report
+    return report is None or not (report.outcome or report.missing or report.exit_code)
+
+
 class Task(SandboxedTask):
     """A shell command line, run by ``/bin/sh -c`` in a private directory.
 
     Parameters:
         command: the command line.
         options: tag, category, retries, cores, memory, disk, gpus, priority, time_max, time_end, inputs, outputs, env.
+
+    A command that fails comes back with its exit code: ``retries`` is for functions that raise, and does nothing here, as in
+    TaskVine.
     """
 
     def __init__(self, command: str, **options: Any) -> None:
@@ -335,14 +366,18 @@ class Task(SandboxedTask):
             raise TypeError(
                 f"a command is a str, not {type(command).__name__} (options go as keywords: Task(command, **options))"
             )
-        self.command_line = checked_text(command, "a command")
+        self.command_line = _checked_command(command)
         self.args: tuple[Any, ...] = ()
         self.kwargs: dict[str, Any] = {}
         self._configure(options)
 
     def set_command(self, command: str) -> None:
-        """Replace the command line."""
-        self.command_line = checked_text(command, "a command")
+        """Replace the command line.
+
+        Raises:
+            UsageError: no text, or none in it.
+        """
+        self.command_line = _checked_command(command)
 
     @property
     def command(self) -> str:
@@ -418,6 +453,12 @@ class PythonTask(SandboxedTask, TempOutput):
 
     def _prepare(self, engine: Engine, libraries: dict[str, InstalledLibrary]) -> tuple[CodeEntry, Kind]:
         return engine.process_code(self.function, self._request())
+
+
+def _checked_command(command: Any) -> str:
+    if not checked_text(command, "a command").strip():
+        raise UsageError(f"a command is not empty, unlike {command!r}: give the text that /bin/sh is to run")
+    return str(command)
 
 
 def checked_file(file: Any) -> File:

@@ -49,7 +49,10 @@ class SubmittableTask:
         self.category = str(category)
 
     def set_retries(self, count: int) -> None:
-        """Times it is run again after its function raised."""
+        """Times it is run again after its function raised; below 1: without limit, as in TaskVine.
+
+        A command that fails is not run again: it comes back with its exit code.
+        """
         if isinstance(count, bool) or not isinstance(count, int):
             raise UsageError(f"retries must be a whole number, not {count!r}")
         # Below 1 means no limit, as in TaskVine.
@@ -175,11 +178,16 @@ class SubmittableTask:
         """Refuse, before anything is changed, files that cannot be used there.
 
         Raises:
-            UsageError: one belongs to another manager.
+            UsageError: one belongs to another manager, or is a temp that another task makes.
         """
         file = self._result_file
-        if file is not None and self._temp_output and file.entry.producer is None:
+        if file is None or not self._temp_output:
+            return
+        producer = file.entry.producer
+        if producer is None:
             check_owner(file, engine)
+        elif producer is not self._entry:
+            raise UsageError(f"another task makes the temp of this one, {file!r}: declare one for each")
 
     def _dress(self, engine: Engine, entry: TaskEntry) -> None:
         """Add to a new entry what only this kind of task has."""
@@ -234,8 +242,8 @@ class TaskMethods:
         """Hand a task over and return its id.
 
         Raises:
-            TypeError: no task. UsageError (a ValueError): it is under way already, its library is not installed, or one of
-                its files belongs to another manager.
+            TypeError: no task. UsageError (a ValueError): it is under way already, its library is not installed, one of its
+                files belongs to another manager, or is a temp that another task makes.
         """
         if not isinstance(task, SubmittableTask):
             raise TypeError(f"submit takes a task such as FunctionCall, not {type(task).__name__}")
@@ -268,13 +276,14 @@ class TaskMethods:
     def _build(self, task: Any, code: CodeEntry, kind: Kind) -> TaskEntry:
         engine = self.engine
         entry = engine.build_entry(code, kind, task.args, task.kwargs, task, task._retries, task._priority)
+        # First what may be refused: a temp has its maker for good.
+        task._dress(engine, entry)
         if task._temp_output:
             if task._result_file is None or task._result_file.entry.producer is not None:
                 task._result_file = self.declare_temp()  # type: ignore[attr-defined]
             output = task._result_file.entry
             output.producer = entry
             entry.output = output
-        task._dress(engine, entry)
         task._entry = entry
         return entry
 
