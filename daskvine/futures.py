@@ -24,6 +24,16 @@ from vinecore.errors import LoopDied, UsageError
 from vinecore.runtime.payload import Dependency, decode
 
 _UNSET: Any = object()
+_CONTEXT = (
+    ": processes are forked from one that has imported what functions need; what else they should find is the context of a "
+    "library (Manager.create_library_from_functions with library_context_info, docs/functions.md)"
+)
+# Options of ProcessPoolExecutor that are not here, and what to use.
+_INSTEAD = {
+    "initializer": _CONTEXT,
+    "initargs": _CONTEXT,
+    "mp_context": ": workers are processes of their own, which fork their slots; leave it out",
+}
 _AFTER_SHUTDOWN = "cannot schedule new futures after shutdown"
 # The states in which a call has its outcome.
 _DONE = (FINISHED, CANCELLED_AND_NOTIFIED, CANCELLED)
@@ -287,7 +297,10 @@ class FuturesExecutor(Executor):
         password_file: str | None = None,
         ssl: bool | tuple[str, str] | None = None,
         max_tasks_per_child: int | None = None,
+        **others: Any,
     ) -> None:
+        for name in others:
+            raise TypeError(f"FuturesExecutor has no option {name!r}{_INSTEAD.get(name, '')}")
         if max_workers is not None and (isinstance(max_workers, bool) or not isinstance(max_workers, int)):
             raise UsageError(f"max_workers must be a number, not {max_workers!r}")
         if max_workers is not None and max_workers <= 0:

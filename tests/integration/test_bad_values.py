@@ -13,7 +13,7 @@ from typing import Any
 import dask
 import pytest
 
-from daskvine import DaskVine
+from daskvine import DaskVine, FuturesExecutor
 from tests.kit.calls import LIMIT_S
 from vinecore import FunctionCall, Manager, PythonTask, Resources, Task
 from vinecore.errors import UsageError
@@ -326,3 +326,70 @@ def test_a_call_that_was_refused_still_has_its_temp(m: Manager, tmp_path: Path) 
     m.submit(call)
     assert m.wait(LIMIT_S) is call and call.output_file is temp
     assert m.fetch_file(temp) is not None and temp.contents(pickle.load) == 2
+
+
+# ---------------------------------------------------------------- wrong words
+
+
+def test_a_call_without_its_library(m: Manager) -> None:
+    with pytest.raises(UsageError, match=r"not the function add: write FunctionCall\(library, 'add', ...\), or PythonTask\(add"):
+        FunctionCall(add, 1)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the name of a library, or a LibraryTask, not 3"):
+        FunctionCall(3, "add")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the name of a function in the library: 'add', not <function add"):
+        FunctionCall("lib", add, 1)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="the name of a function in the library: a str, not 1"):
+        FunctionCall("lib", 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("host", ["", " ", 3, None, "a\0b"])
+def test_hosts_that_are_none(m: Manager, host: Any) -> None:
+    blocked = set(m.engine.machine.state.blocked_hosts)
+    for use in (m.block_host, lambda name: m.block_host_with_timeout(name, 5), m.set_draining_by_hostname):
+        with pytest.raises(UsageError, match="the name of a host"):
+            use(host)
+    if host is not None:  # all of them
+        with pytest.raises(UsageError, match="the name of a host"):
+            m.unblock_host(host)
+    assert m.engine.call_in_loop(lambda: set(m.engine.machine.state.blocked_hosts)) == blocked
+
+
+@pytest.mark.parametrize("seconds", ["x", None, float("nan"), float("inf"), True, 10**400])
+def test_times_for_which_no_host_is_blocked(m: Manager, seconds: Any) -> None:
+    with pytest.raises(UsageError, match="the time for which a host is blocked must be"):
+        m.block_host_with_timeout("somewhere", seconds)
+
+
+def test_options_that_libraries_do_not_have(m: Manager) -> None:
+    with pytest.raises(
+        UsageError, match=r"no option 'hoisting_module'; did you mean 'hoisting_modules'\? It takes: exec_mode, hoist"
+    ):
+        m.create_library_from_functions("other", add, hoisting_module=[])
+    with pytest.raises(UsageError, match=r"no option 'banana'\. It takes: exec_mode, .*init_command, poncho_env, add_env"):
+        m.create_library_from_functions("other", add, banana=1)
+
+
+def test_a_buffer_without_content(m: Manager, tmp_path: Path) -> None:
+    buffer = m.declare_buffer()
+    with pytest.raises(UsageError, match="<File buffer not made yet> has no content yet: make it an output of a task"):
+        buffer.contents()
+    forgets = Task("true", cores=1, outputs={buffer: "out"})
+    m.submit(forgets)
+    assert m.wait(LIMIT_S) is forgets and forgets.result == "output missing"
+    with pytest.raises(UsageError, match="the task that was to make it did not"):
+        buffer.contents()
+    makes = Task(f"until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo 1 > out", cores=1, outputs={buffer: "out"})
+    m.submit(makes)
+    with pytest.raises(UsageError, match="wait for the task that makes it"):
+        buffer.contents()
+    (tmp_path / "go").touch()
+    assert m.wait(LIMIT_S) is makes and buffer.contents() == b"1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("initializer", "context of a library"), ("initargs", "docs/functions.md"), ("mp_context", "fork their slots")],
+)
+def test_options_of_process_pools(name: str, hint: str) -> None:
+    with pytest.raises(TypeError, match=f"FuturesExecutor has no option '{name}': .*{hint}"):
+        FuturesExecutor(max_workers=1, **{name: None})

@@ -142,15 +142,25 @@ class File(payloads.Dependency):
         """Bytes of a buffer, or of a temp that was fetched; ``unserializer`` gets them as an open stream.
 
         Raises:
-            UsageError: the temp has not been fetched: call ``Manager.fetch_file`` first.
+            UsageError: the temp has not been fetched (call ``Manager.fetch_file`` first), or no task has made the buffer yet.
         """
         if self._kind == FILE:
             with open(self._path, "rb") as file:
                 data = file.read()
             return data if unserializer is None else unserializer(io.BytesIO(data))
+        if self._data is None and self._kind == BUFFER:
+            raise UsageError(f"{self!r} has no content yet: {self._why_empty()}")
         if self._data is None:
             raise UsageError("this temp has not been fetched: call fetch_file on the manager first")
         return self._data if unserializer is None else unserializer(io.BytesIO(self._data))
+
+    def _why_empty(self) -> str:
+        producer = None if self._entry is None else self._entry.producer
+        if producer is None:
+            return "make it an output of a task (add_output), submit that and wait for it, or declare the buffer with its content"
+        if producer.error is not None or producer.report is not None:
+            return "the task that was to make it did not (its result and reason say why)"
+        return "wait for the task that makes it"
 
     def __len__(self) -> int:
         if self._data is not None:

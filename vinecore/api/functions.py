@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from vinecore.api.commands import SandboxedTask
 from vinecore.api.files import TEMP, File
 from vinecore.api.libraries import LibraryTask, code_of_program
+from vinecore.api.numbers import shown
 from vinecore.api.tasks import InstalledLibrary, TempOutput
 from vinecore.errors import TaskFailed, UsageError
+from vinecore.runtime.functions import name_of
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
@@ -26,11 +28,25 @@ class FunctionCall(SandboxedTask, TempOutput):
         library: name of the library, or the LibraryTask.
         fn: name of the function in it.
         args, kwargs: its arguments. Files stand for their content, other calls' ``output_file`` for their value.
+
+    Raises:
+        UsageError: no library, or no name of a function.
     """
 
     _exec_method = ""
 
     def __init__(self, library: str | LibraryTask, fn: str, *args: Any, **kwargs: Any) -> None:
+        if callable(library):
+            name = name_of(library)
+            raise UsageError(
+                f"FunctionCall takes the name of a library first, then that of a function in it, not the function {name}: "
+                f"write FunctionCall(library, {name!r}, ...), or PythonTask({name}, ...) without a library"
+            )
+        if not isinstance(library, str | LibraryTask):
+            raise UsageError(f"FunctionCall takes the name of a library, or a LibraryTask, not {shown(library)}")
+        if not isinstance(fn, str):
+            wanted = repr(getattr(fn, "__name__", name_of(fn))) if callable(fn) else "a str"
+            raise UsageError(f"FunctionCall takes the name of a function in the library: {wanted}, not {shown(fn)}")
         self.library = library if isinstance(library, str) else library.name
         self.function = fn
         self.args = args

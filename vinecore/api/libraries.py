@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import shlex
 import threading
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from vinecore.manager.state import CodeEntry, FileEntry, Kind
 
 EXEC_MODES = ("fork", "direct")
+# Of create_library_from_functions; the last two take only what asks for nothing.
+LIBRARY_OPTIONS = ("exec_mode", "hoisting_modules", "library_context_info", "init_command", "poncho_env", "add_env")
 # Processes of one instance; more than a system can run.
 SLOTS_LIMIT = 2**22
 
@@ -175,7 +178,11 @@ class LibraryMethods:
             functions[name] = function
         for name, value in options.items():
             if name not in ("poncho_env", "add_env"):
-                raise UsageError(f"create_library_from_functions has no option {name!r}")
+                close = difflib.get_close_matches(name, LIBRARY_OPTIONS, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else "."
+                raise UsageError(
+                    f"create_library_from_functions has no option {name!r}{hint} It takes: {', '.join(LIBRARY_OPTIONS)}"
+                )
             if name != "add_env" and value:
                 raise UsageError(f"{name}={value!r} is not supported in this version: calls use the worker's own Python")
         if init_command is not None:

@@ -8,12 +8,12 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vinecore.api.engine import Engine, secret_of_file, secret_of_password
 from vinecore.api.files import FileMethods
 from vinecore.api.libraries import LibraryMethods
-from vinecore.api.numbers import checked_whole
+from vinecore.api.numbers import SECONDS_LIMIT, checked_number, checked_whole
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TaskMethods
 from vinecore.api.texts import checked_text
 from vinecore.errors import UsageError
@@ -131,7 +131,12 @@ class WorkerMethods:
         return int(self.engine.call_in_loop(tell))
 
     def set_draining_by_hostname(self, hostname: str, drain_mode: bool = True) -> int:
-        """Give the workers of a host no new task and end them when they are empty; returns how many were touched."""
+        """Give the workers of a host no new task and end them when they are empty; returns how many were touched.
+
+        Raises:
+            UsageError: no name of a host.
+        """
+        _checked_host(hostname)
         touched = self.engine.call_in_loop(lambda: self._count_on(hostname))
         self.engine.post(HostsChanged(0.0, drain=hostname, drain_on=drain_mode))
         return int(touched)
@@ -140,16 +145,33 @@ class WorkerMethods:
         return sum(worker.hello.hostname == hostname for worker in self.engine.machine.state.workers.values())
 
     def block_host(self, hostname: str) -> None:
-        """Give no work to the workers of a host."""
+        """Give no work to the workers of a host.
+
+        Raises:
+            UsageError: no name of a host.
+        """
         self.block_host_with_timeout(hostname, 0)
 
     def block_host_with_timeout(self, hostname: str, seconds: float) -> None:
-        """The same for some seconds; below 1: for ever."""
+        """The same for some seconds; below 1: for ever.
+
+        Raises:
+            UsageError: no name of a host, or no number of seconds.
+        """
+        _checked_host(hostname)
+        wanted = "a number of seconds, or 0 for ever"
+        checked_number(seconds, "the time for which a host is blocked", -math.inf, SECONDS_LIMIT, wanted)
         until = time.monotonic() + seconds if seconds >= 1 else math.inf
-        self.engine.post(HostsChanged(0.0, block=str(hostname), until=until))
+        self.engine.post(HostsChanged(0.0, block=hostname, until=until))
 
     def unblock_host(self, hostname: str | None = None) -> None:
-        """Take a host from the list of blocked ones; None: all of them."""
+        """Take a host from the list of blocked ones; None: all of them.
+
+        Raises:
+            UsageError: no name of a host.
+        """
+        if hostname is not None:
+            _checked_host(hostname)
         self.engine.post(HostsChanged(0.0, unblock=hostname, unblock_all=hostname is None))
 
     @property
@@ -229,6 +251,11 @@ class WorkerMethods:
             return "\n".join(self.engine.machine.story(task_id))
 
         return str(self.engine.call_in_loop(look))
+
+
+def _checked_host(hostname: Any) -> None:
+    if not checked_text(hostname, "the name of a host").strip():
+        raise UsageError("the name of a host is not empty")
 
 
 class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
