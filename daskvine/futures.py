@@ -19,6 +19,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any
 
 from vinecore.api.engine import Engine, before_exit
+from vinecore.api.numbers import checked_whole
 from vinecore.api.outcome import failure_of
 from vinecore.errors import LoopDied, UsageError
 from vinecore.runtime.payload import Dependency, decode
@@ -312,6 +313,7 @@ class FuturesExecutor(Executor):
                 raise TypeError(f"max_tasks_per_child must be an integer, not {max_tasks_per_child!r}")
             if max_tasks_per_child <= 0:
                 raise ValueError("max_tasks_per_child must be >= 1")
+            checked_whole(max_tasks_per_child, "max_tasks_per_child", 1)
             if manager is not None:
                 raise UsageError("max_tasks_per_child is for an executor with workers of its own, not for one on a manager")
         self.manager = manager

@@ -393,3 +393,17 @@ def test_a_buffer_without_content(m: Manager, tmp_path: Path) -> None:
 def test_options_of_process_pools(name: str, hint: str) -> None:
     with pytest.raises(TypeError, match=f"FuturesExecutor has no option '{name}': .*{hint}"):
         FuturesExecutor(max_workers=1, **{name: None})
+
+
+def test_a_process_for_more_calls_than_can_be_counted() -> None:
+    with pytest.raises(UsageError, match="max_tasks_per_child must be a whole number from 1 to"):
+        FuturesExecutor(max_workers=1, max_tasks_per_child=2**70)
+
+
+@pytest.mark.parametrize("timeout", [10**400, float("inf"), 10**10])
+def test_waiting_longer_than_anybody_can(m: Manager, timeout: float) -> None:
+    """Without limit, that is: it ends when there is nothing to wait for."""
+    assert m.wait(timeout) is None
+    call = FunctionCall("lib", "add", 1)
+    m.submit(call)
+    assert m.wait(timeout) is call and call.output == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import shlex
 import threading
@@ -178,6 +177,8 @@ class LibraryMethods:
             functions[name] = function
         for name, value in options.items():
             if name not in ("poncho_env", "add_env"):
+                import difflib  # late: rarely needed, and slow to import
+
                 close = difflib.get_close_matches(name, LIBRARY_OPTIONS, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else "."
                 raise UsageError(

@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any
 
-from vinecore.model.numbers import AMOUNT_LIMIT, SECONDS_LIMIT, WHOLE_LIMIT, checked_number, checked_whole, shown
+from vinecore.model.numbers import AMOUNT_LIMIT, SECONDS_LIMIT, WHOLE_LIMIT, checked_number, checked_whole, number_of, shown
 
 
 def checked_priority(value: Any) -> float:
@@ -36,5 +36,6 @@ __all__ = [
     "checked_priority",
     "checked_wall_time",
     "checked_whole",
+    "number_of",
     "shown",
 ]

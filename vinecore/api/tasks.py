@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import check_owner
-from vinecore.api.numbers import checked_priority
+from vinecore.api.numbers import SECONDS_LIMIT, checked_priority, number_of, shown
 from vinecore.api.outcome import failure_of
 from vinecore.errors import LibraryFailed, LoopDied, UsageError, VineError
 from vinecore.runtime import payload as payloads
@@ -426,7 +426,10 @@ def _seconds(timeout: float | str | None) -> float | None:
     """
     if timeout is None or timeout == "wait_forever" or timeout in (-1, math.inf):
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or math.isnan(timeout):
-        raise UsageError(f'a timeout is a number of seconds, None or "wait_forever", not {timeout!r}')
+    seconds = None if isinstance(timeout, str) else number_of(timeout)
+    if seconds is None:
+        raise UsageError(f'a timeout is a number of seconds, None or "wait_forever", not {shown(timeout)}')
+    if seconds > SECONDS_LIMIT:
+        return None
     # Other negative numbers have always meant a short wait.
-    return float(timeout) if timeout >= 0 else 5.0
+    return float(seconds) if seconds >= 0 else 5.0

@@ -6,7 +6,6 @@ are not in this version are rejected like unknown ones: an option that does noth
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,5 +139,7 @@ RANGES: dict[str, Range] = {
 
 def near_tunable(name: str) -> str:
     """The documented name of the tunable that was perhaps meant; empty when none looks like it."""
+    import difflib  # late: it takes longer to import than all of this
+
     close = difflib.get_close_matches(name.replace("_", "-"), [known.replace("_", "-") for known in RANGES], 1)
     return close[0] if close else ""
