@@ -407,3 +407,21 @@ def test_waiting_longer_than_anybody_can(m: Manager, timeout: float) -> None:
     call = FunctionCall("lib", "add", 1)
     m.submit(call)
     assert m.wait(timeout) is call and call.output == 2
+
+
+def test_descriptions_that_no_message_carries_are_refused(m: Manager) -> None:
+    """One of 40 MB used to end every worker that it was sent to."""
+    for make in (lambda: Task("true " + "x" * 3_000_000), lambda: PythonTask(add, 1)):
+        task = make()
+        if isinstance(task, PythonTask):
+            task.set_env_var("LONG", "x" * 3_000_000)
+        with pytest.raises(UsageError, match=r"take 3,000,\d\d\d bytes, more than 2,097,152: put what is long into a file"):
+            m.submit(task)
+    # Many that are just small enough do not travel in one message.
+    tasks = [Task("true " + "x" * 2_000_000, cores=1) for _ in range(30)]
+    for task in tasks:
+        m.submit(task)
+    for _ in tasks:
+        assert m.wait(LIMIT_S) is not None
+    assert {task.result for task in tasks} == {"forsaken"} and "128 KiB" in tasks[0].reason
+    run(m)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from vinecore.api.engine import Engine
     from vinecore.manager.state import CodeEntry, FileEntry, Kind, TaskEntry
 
+# What describes a task travels in one message with others, whose size is limited. Linux takes less of a command anyway.
+DESCRIPTION_LIMIT_BYTES = 2 << 20
 # TaskEntry.error of a task whose function raised, and of one that was given up.
 RAISED = "raised"
 CANCELLED = "cancelled"
@@ -175,7 +177,7 @@ class SandboxedTask(SubmittableTask):
     def _sandbox(self) -> messages.Sandbox:
         """What the slot must know; sources and names are filled in when the task is placed."""
         programs = messages.EXECUTABLE
-        return messages.Sandbox(
+        box = messages.Sandbox(
             mounts=[
                 messages.Mount("", name, flags | (programs if file.is_program() else 0)) for file, name, flags in self._inputs
             ],
@@ -186,6 +188,12 @@ class SandboxedTask(SubmittableTask):
             end_at_s=self._time_end_s,
             disk_mb=int(self._amounts.get("disk", 0)),
         )
+        if (size := messages.sandbox_bytes(box)) > DESCRIPTION_LIMIT_BYTES:
+            raise UsageError(
+                f"the command, variables and file names of this task take {size:,} bytes, more than {DESCRIPTION_LIMIT_BYTES:,}: "
+                "put what is long into a file and add that as an input"
+            )
+        return box
 
     def _dress(self, engine: Engine, entry: TaskEntry) -> None:
         """Give the entry its sandbox, what is mounted in it, and the files that come out."""

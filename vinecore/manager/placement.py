@@ -506,6 +506,7 @@ def _place_one(state: ManagerState, entry: TaskEntry, instance: Instance) -> Non
     refs = _input_refs(state, entry, instance, None) if entry.inputs else []
     box = None
     if entry.sandbox is not None:
+        instance.bytes += messages.sandbox_bytes(entry.sandbox)
         refs, box = _filled(state, entry, entry.sandbox, refs, instance)
     call = Call(
         entry.task_id, entry.attempt, entry.code.code_id, entry.index, entry.payload, refs, 0, True, entry.payload_file, box

@@ -21,6 +21,8 @@ PROTOCOL_VERSION = 1
 INLINE_LIMIT_BYTES = 64 * 1024
 # One Run or Done frame is cut near this size, so that a peer's buffer stays bounded.
 BATCH_LIMIT_BYTES = 4 * 1024 * 1024
+# Of each file in a sandbox, for its name in the store.
+SANDBOX_NAME_BYTES = 64
 # A control frame above this is a ProtocolError; it must exceed BATCH_LIMIT_BYTES plus one inline payload.
 CONTROL_FRAME_LIMIT_BYTES = 16 * 1024 * 1024
 
@@ -84,6 +86,17 @@ class Sandbox(Struct, array_like=True):
     stdout_limit_bytes: int = 1 << 30
     raw_result: bool = False
     plain_pickle: bool = False
+
+
+def sandbox_bytes(box: Sandbox) -> int:
+    """About what a sandbox takes in a message."""
+    size = len(box.command)
+    for name, value in box.environment:
+        size += len(name) + len(value or "")
+    for parts in (box.mounts, box.products):
+        for part in parts:
+            size += len(part.path) + SANDBOX_NAME_BYTES
+    return size
 
 
 def filled_sandbox(box: Sandbox, sources: list[int | str], names: list[str], amounts: tuple[int, int, int, int]) -> Sandbox:
