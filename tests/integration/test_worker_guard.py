@@ -121,9 +121,45 @@ def test_the_guard_of_one_worker_leaves_others_in_the_same_workspace_alone(
         pair[0].kill()
         # The call that was lost runs again behind the other, which never ends.
         assert eventually(lambda: sum(map(is_gone, started())) == 2)
-        assert eventually(lambda: len(list(workspace.glob("objects-*"))) == 1) and pair[1].process.poll() is None
+        assert eventually(lambda: len(list(workspace.glob("*/objects"))) == 1) and pair[1].process.poll() is None
         pair[1].kill()
-        assert eventually(lambda: all(map(is_gone, started())) and not list(workspace.glob("*-*")))
+        assert eventually(lambda: all(map(is_gone, started())) and not list(workspace.iterdir()))
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_who_made_a_workspace_leaves_it_to_the_others(make: Callable[..., Worker], tmp_path: Path, end: int) -> None:
+    workspace = tmp_path / "shared"
+    with Manager(port=0) as manager:
+        words = ("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace)
+        first = make(*words)
+        assert eventually(lambda: manager.stats.workers_connected == 1)
+        second = make(*words)
+        assert eventually(lambda: manager.stats.workers_connected == 2)
+        first.process.send_signal(end)
+        first.process.wait(LIMIT_S)
+        assert eventually(lambda: len(list(workspace.glob("*/objects"))) == 1)
+        assert finish(manager, PythonTask(os.urandom, 3_000_000))[0] and (workspace / ".lock").exists()
+        second.process.send_signal(end)
+        second.process.wait(LIMIT_S)
+        assert eventually(lambda: not workspace.exists())
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_the_files_of_libraries_leave_no_trace_in_a_workspace_that_was_there(
+    make: Callable[..., Worker], tmp_path: Path, end: int
+) -> None:
+    workspace = tmp_path / "mine"
+    workspace.mkdir()
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace)
+        library = manager.create_library_from_functions("files", os.getcwd, exec_mode="direct")
+        library.add_input(manager.declare_buffer("some text"), "text.txt")
+        manager.install_library(library)
+        (place,) = finish(manager, FunctionCall("files", "getcwd"))
+        assert Path(place).is_relative_to(workspace) and Path(place, "text.txt").exists()
+        worker.process.send_signal(end)
+        worker.process.wait(LIMIT_S)
+        assert eventually(lambda: not list(workspace.iterdir()))
 
 
 def test_a_worker_that_leaves_by_itself_takes_its_guard_along(make: Callable[..., Worker], tmp_path: Path) -> None:
@@ -166,9 +202,9 @@ def test_a_guard_that_is_killed_costs_nothing(make: Callable[..., Worker]) -> No
 
 def test_what_runs_on_behalf_of_a_worker_can_be_told_by_its_environment(make: Callable[..., Worker]) -> None:
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        make("127.0.0.1", manager.port, "--cores", "1")
         (value,) = finish(manager, PythonTask(mark))
-        assert str(value).startswith(str(worker.tmp)) and str(worker.process.pid) in str(value)
+        assert value and finish(manager, PythonTask(mark)) == [value]
         command = Task("echo $VINE_WORKER_MARK")
         finish(manager, command)  # type: ignore[arg-type]
         assert command.std_output.strip() == value
