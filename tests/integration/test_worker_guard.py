@@ -162,6 +162,34 @@ def test_the_files_of_libraries_leave_no_trace_in_a_workspace_that_was_there(
         assert eventually(lambda: not list(workspace.iterdir()))
 
 
+def print_all() -> list[str]:
+    """To the descriptors themselves, and by a program that has them from us; what they are."""
+    for number in (1, 2):
+        os.write(number, b"\0" * 16)
+    subprocess.run(["sh", "-c", "echo; echo >&2; cat"], check=True, timeout=LIMIT_S)
+    return [os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "01", "02", "12", "012"])
+def test_a_worker_that_was_started_with_closed_streams(
+    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path, closed: str
+) -> None:
+    streams = " ".join(f"{number}>&-" for number in closed)
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", prefix=["sh", "-c", f'exec "$@" {streams}', "sh"])
+        for mode in ("direct", "fork"):
+            manager.install_library(manager.create_library_from_functions(mode, print_all, exec_mode=mode))
+        calls = [FunctionCall("direct", "print_all"), FunctionCall("fork", "print_all"), PythonTask(print_all)]
+        direct, fork, task = finish(manager, *calls)  # type: ignore[arg-type]
+        for number in map(int, closed):
+            assert direct[number] == fork[number] == os.devnull
+        assert task[0] == os.devnull and Path(task[1]).is_relative_to(worker.tmp), "its output is kept in a file"
+        submit(manager, "python task", tmp_path / "started")
+        assert eventually(lambda: len(started()) == 2)
+        worker.kill()
+        assert eventually(lambda: all(map(is_gone, started())) and not list(worker.tmp.iterdir()))
+
+
 def test_a_worker_that_leaves_by_itself_takes_its_guard_along(make: Callable[..., Worker], tmp_path: Path) -> None:
     def guards(worker: Worker) -> list[str]:
         # A fork of the worker has its command line, and its directory for temporary files in the environment.
