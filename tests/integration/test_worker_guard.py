@@ -228,6 +228,40 @@ def test_a_guard_that_is_killed_costs_nothing(make: Callable[..., Worker]) -> No
         assert worker.ended() == 0 and not list(worker.tmp.iterdir())
 
 
+def worker_with(hook: str) -> tuple[str, str]:
+    """How to start a worker that does something else first."""
+    lines = ("import os, signal, sys", "from vinecore.cli.worker import main", hook, "sys.exit(main())")
+    return "-c", "\n".join(lines)
+
+
+@pytest.mark.parametrize("when", ["before", "after_in_parent"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_the_guard_is_forked(make: Callable[..., Worker], when: str, number: int) -> None:
+    """Python ignores exceptions in what libraries do at a fork."""
+    hook = f"os.register_at_fork({when}=lambda: os.kill(os.getpid(), {int(number)}))"
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", code=worker_with(hook))
+        assert worker.ended() == 0 and worker.err == ""
+        assert not list(worker.tmp.iterdir())
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))",
+        "pid, real = os.getpid(), os.fork\nos.fork = lambda: real() if os.getpid() == pid else 1 // 0",
+        "os.setsid = lambda: 1 // 0",
+    ],
+)
+def test_what_goes_wrong_where_the_guard_is_made_leaves_the_worker_alone(make: Callable[..., Worker], hook: str) -> None:
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", code=worker_with(hook))
+        assert len(finish(manager, PythonTask(os.urandom, 3_000_000))[0]) == 3_000_000
+        assert worker.out.count("workspace") == 1 and worker.err == ""
+        worker.process.terminate()
+        assert worker.ended() == 0 and not list(worker.tmp.iterdir())
+
+
 def test_what_runs_on_behalf_of_a_worker_can_be_told_by_its_environment(make: Callable[..., Worker]) -> None:
     with Manager(port=0) as manager:
         make("127.0.0.1", manager.port, "--cores", "1")

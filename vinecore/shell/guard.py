@@ -36,12 +36,16 @@ class WorkerGuard:
 
     def __init__(self, mark: str, clean: Callable[[], None], lock_fd: int) -> None:
         self._ours, theirs = socket.socketpair()
+        wanted = f"{VARIABLE}={mark}".encode()
         # Twice: the worker takes note of the ends of its children, and the guard is to be nobody's child.
         between = os.fork()
         if between == 0:
-            if os.fork() == 0:
-                _watch(theirs.fileno(), f"{VARIABLE}={mark}".encode(), clean, lock_fd)
-            os._exit(0)
+            # Whatever happens: no exception may get out of here, to where a copy of the worker would clean up in its place.
+            try:
+                if os.fork() == 0:
+                    _watch(theirs.fileno(), wanted, clean, lock_fd)
+            finally:
+                os._exit(0)
         os.waitpid(between, 0)
         theirs.close()
 
@@ -56,22 +60,20 @@ class WorkerGuard:
 
 def _watch(connection: int, mark: bytes, clean: Callable[[], None], lock_fd: int) -> None:
     """Wait for the worker's end, in a session of our own: what kills the worker's group must not reach this."""
-    try:
-        os.setsid()
-        os.dup2(connection, 0)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
-        os.closerange(3, lock_fd)
-        os.closerange(lock_fd + 1, os.sysconf("SC_OPEN_MAX"))
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        if os.read(0, 1) != _ALL_IS_WELL:
-            for _ in end_processes(lambda: _open_marked(mark)):
-                pass
-            clean()
-    finally:
-        os._exit(0)
+    # First: the worker's own way to take these is of no use here.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    os.setsid()
+    os.dup2(connection, 0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    os.closerange(3, lock_fd)
+    os.closerange(lock_fd + 1, os.sysconf("SC_OPEN_MAX"))
+    if os.read(0, 1) != _ALL_IS_WELL:
+        for _ in end_processes(lambda: _open_marked(mark)):
+            pass
+        clean()
 
 
 def _open_marked(mark: bytes) -> dict[int, int]:
