@@ -49,6 +49,11 @@ def is_gone(pid: int) -> bool:
     return state == "Z"  # nobody has asked for its end yet
 
 
+def environment_of(pid: int) -> dict[str, str]:
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
 def note(directory: str, *words: str, **options: Any) -> None:
     Path(directory, str(subprocess.Popen(words, **options).pid)).touch()
 
@@ -104,6 +109,26 @@ def test_an_embedded_worker_that_is_killed(started: Callable[[], list[int]], tmp
         ((pid, store),) = manager.engine.call_in_loop(lambda: [(w.hello.pid, w.hello.store) for w in state.workers.values()])
         os.kill(pid, signal.SIGKILL)
         assert eventually(lambda: all(map(is_gone, started())) and not Path(store).parent.exists())
+
+
+def call_of_a_call(directory: str) -> None:
+    with Manager(local_cores=1) as manager:
+        finish(manager, PythonTask(start_programs, directory))
+
+
+def test_what_calls_of_a_manager_inside_a_call_have_started(
+    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path
+) -> None:
+    """Two workers and their guards, one inside the other: the inner guard is ended together with the inner worker."""
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        manager.submit(PythonTask(call_of_a_call, str(tmp_path / "started")))
+        assert eventually(lambda: len(started()) == 2)
+        marks = [environment_of(pid)["VINE_WORKER_MARK"].split(":") for pid in started()]
+        assert marks[0] == marks[1] and len(marks[0]) == 2
+        worker.kill()
+        assert eventually(lambda: all(map(is_gone, started()))), list(map(is_gone, started()))
+        assert eventually(lambda: not list(worker.tmp.iterdir()))
 
 
 def test_the_guard_of_one_worker_leaves_others_in_the_same_workspace_alone(
