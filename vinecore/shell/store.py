@@ -73,11 +73,16 @@ class Store:
         keep: leave it there at the end.
 
     Raises:
-        UsageError: the directory cannot be made or written.
+        UsageError: the directory cannot be made or written, or its name is no valid UTF-8.
     """
 
     def __init__(self, workspace: str | None, keep: bool = False) -> None:
         self.workspace = Path(tempfile.gettempdir() if workspace is None else workspace).absolute()
+        try:
+            str(self.workspace).encode()
+        except UnicodeEncodeError:
+            # Its name goes to the manager, to slots and into messages, all of which are UTF-8.
+            raise UsageError(f"the workspace {str(self.workspace)!r} is no valid UTF-8: name another directory") from None
         self.keep = keep
         # Tells this worker's processes from those of every other, also in the same workspace.
         self.mark = secrets.token_hex(16)
