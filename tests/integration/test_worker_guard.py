@@ -131,6 +131,23 @@ def test_what_calls_of_a_manager_inside_a_call_have_started(
         assert eventually(lambda: not list(worker.tmp.iterdir()))
 
 
+def socket_path() -> str:
+    from multiprocessing.connection import arbitrary_address  # type: ignore[attr-defined]
+
+    return str(arbitrary_address("AF_UNIX"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_sockets_of_tasks_have_paths_that_are_short_enough(make: Callable[..., Worker], tmp_path: Path, named: bool) -> None:
+    """A path has at most 107 characters; about 70 of them are needed below a workspace that a worker has made."""
+    workspace = tmp_path / "made"
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", *(("--workspace", workspace) if named else ()))
+        (path,) = finish(manager, PythonTask(socket_path))
+        above = workspace if named else next(worker.tmp.iterdir())
+        assert path.startswith(f"{above}/") and len(path) - len(str(above)) < 75, path
+
+
 def test_the_guard_of_one_worker_leaves_others_in_the_same_workspace_alone(
     make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path
 ) -> None:
@@ -146,7 +163,7 @@ def test_the_guard_of_one_worker_leaves_others_in_the_same_workspace_alone(
         pair[0].kill()
         # The call that was lost runs again behind the other, which never ends.
         assert eventually(lambda: sum(map(is_gone, started())) == 2)
-        assert eventually(lambda: len(list(workspace.glob("*/objects"))) == 1) and pair[1].process.poll() is None
+        assert eventually(lambda: len(list(workspace.rglob("objects"))) == 1) and pair[1].process.poll() is None
         pair[1].kill()
         assert eventually(lambda: all(map(is_gone, started())) and not list(workspace.iterdir()))
 
@@ -162,7 +179,7 @@ def test_who_made_a_workspace_leaves_it_to_the_others(make: Callable[..., Worker
         assert eventually(lambda: manager.stats.workers_connected == 2)
         first.process.send_signal(end)
         first.process.wait(LIMIT_S)
-        assert eventually(lambda: len(list(workspace.glob("*/objects"))) == 1)
+        assert eventually(lambda: len(list(workspace.rglob("objects"))) == 1)
         assert finish(manager, PythonTask(os.urandom, 3_000_000))[0] and (workspace / ".lock").exists()
         second.process.send_signal(end)
         second.process.wait(LIMIT_S)

@@ -61,8 +61,8 @@ def file_digest(fd: int) -> bytes:
 class Store:
     """A workspace with the directory of objects in it.
 
-    A workspace that was named may have several workers, also of other machines and other namespaces of process ids: each has
-    a directory of its own there, which it alone removes. The lock file counts them, and tells what becomes of the rest:
+    A workspace that was named may have several workers, also of other machines and other namespaces of process ids: each but
+    the one that made it has a directory of its own there. The lock file counts them, and tells what becomes of the rest:
 
         in use                  each holds it shared, and so does the guard of one that was killed
         a letter in it          ``MADE``: one of them made the workspace; ``KEEP``: one of them was told to leave it there
@@ -89,8 +89,9 @@ class Store:
         try:
             # Held for the worker's life.
             self._lock = self._move_in(workspace is None)
-            # Short names: programs make sockets below it, whose paths have at most 107 characters.
-            own = self.workspace if workspace is None else Path(tempfile.mkdtemp("", f"w{os.getpid()}-", self.workspace))
+            # Programs make sockets below it, whose paths have at most 107 characters: so the one that nobody comes before
+            # has no directory more.
+            own = self.workspace if self._made else Path(tempfile.mkdtemp("", f"w{os.getpid()}-", self.workspace))
             self._own = own
             self.objects = own / "objects"
             self.objects.mkdir(mode=0o700)
@@ -110,16 +111,13 @@ class Store:
         Raises:
             OSError: it cannot be made.
         """
-        made = False
         for _ in range(_LOCK_TRIES):
             if is_private:
                 self.workspace = Path(tempfile.mkdtemp(prefix=_PREFIX.format(os.getuid())))
-                made = True
+                self._made = True
             else:
                 self.workspace.parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileExistsError):
-                    self.workspace.mkdir(mode=0o700)
-                    made = True
+                self._made = _new_directory(self.workspace)
             path = self.workspace / LOCK
             try:
                 lock = open(path, "a+")  # noqa: SIM115 - the caller keeps it
@@ -132,7 +130,7 @@ class Store:
                 continue
             fcntl.flock(lock, fcntl.LOCK_SH)
             if _is_at(lock, path):
-                lock.write(_MADE * made + _KEEP * self.keep)
+                lock.write(_MADE * self._made + _KEEP * self.keep)
                 lock.flush()
                 return lock
             lock.close()
@@ -168,7 +166,8 @@ class Store:
     def remove(self) -> None:
         """Remove what this worker put there; the last one in a workspace that a worker made removes that too."""
         if self._own == self.workspace:
-            for path in (self.objects, self.temporary, self.libraries):
+            # Slots make the last ones; those of other workers are in directories of these.
+            for path in (self.objects, self.temporary, self.libraries, *self.workspace.glob("sandboxes-*")):
                 shutil.rmtree(path, ignore_errors=True)
         else:
             shutil.rmtree(self._own, ignore_errors=True)
@@ -182,6 +181,15 @@ class Store:
             else:
                 path.unlink(missing_ok=True)
         self._lock.close()
+
+
+def _new_directory(path: Path) -> bool:
+    """Make it; False if it is there already."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _alone(lock: TextIO) -> bool:
