@@ -340,6 +340,20 @@ def test_workspace(start: Callable[..., Worker], tmp_path: Path, made_before: bo
     assert list(worker.tmp.iterdir()) == []
 
 
+@pytest.mark.parametrize("is_private", [True, False])
+def test_a_workspace_whose_name_is_no_utf8_is_refused(start: Callable[..., Worker], tmp_path: Path, is_private: bool) -> None:
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    place.mkdir()
+    if is_private:
+        worker = start("127.0.0.1", free_port(), "--no-authentication", TMPDIR=str(place))
+    else:
+        worker = start("127.0.0.1", free_port(), "--no-authentication", "--workspace", place)
+    assert worker.ended() == 2
+    assert "caf\\udce9' is no valid UTF-8: name another directory" in worker.err
+    assert worker.err.count("\n") == 1, worker.err
+    assert not list(place.iterdir()) and not list(worker.tmp.iterdir())
+
+
 def test_debug_prints_events(start: Callable[..., Worker]) -> None:
     with Manager(port=0) as manager:
         worker = start("127.0.0.1", manager.port, "--single-shot", "--debug")

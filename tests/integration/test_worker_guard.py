@@ -49,6 +49,16 @@ def is_gone(pid: int) -> bool:
     return state == "Z"  # nobody has asked for its end yet
 
 
+def environment_of(pid: int) -> dict[str, str]:
+    entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
+
+
+def directories_of_objects(workspace: Path) -> int:
+    # Unlike a glob it does not mind what vanishes meanwhile.
+    return sum("objects" in names for _, names, _ in os.walk(workspace))
+
+
 def note(directory: str, *words: str, **options: Any) -> None:
     Path(directory, str(subprocess.Popen(words, **options).pid)).touch()
 
@@ -106,6 +116,43 @@ def test_an_embedded_worker_that_is_killed(started: Callable[[], list[int]], tmp
         assert eventually(lambda: all(map(is_gone, started())) and not Path(store).parent.exists())
 
 
+def call_of_a_call(directory: str) -> None:
+    with Manager(local_cores=1) as manager:
+        finish(manager, PythonTask(start_programs, directory))
+
+
+def test_what_calls_of_a_manager_inside_a_call_have_started(
+    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path
+) -> None:
+    """Two workers and their guards, one inside the other: the inner guard is ended together with the inner worker."""
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        manager.submit(PythonTask(call_of_a_call, str(tmp_path / "started")))
+        assert eventually(lambda: len(started()) == 2)
+        marks = [environment_of(pid)["VINE_WORKER_MARK"].split(":") for pid in started()]
+        assert marks[0] == marks[1] and len(marks[0]) == 2
+        worker.kill()
+        assert eventually(lambda: all(map(is_gone, started()))), list(map(is_gone, started()))
+        assert eventually(lambda: not list(worker.tmp.iterdir()))
+
+
+def socket_path() -> str:
+    from multiprocessing.connection import arbitrary_address  # type: ignore[attr-defined]
+
+    return str(arbitrary_address("AF_UNIX"))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_sockets_of_tasks_have_paths_that_are_short_enough(make: Callable[..., Worker], tmp_path: Path, named: bool) -> None:
+    """A path has at most 107 characters; about 70 of them are needed below a workspace that a worker has made."""
+    workspace = tmp_path / "made"
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", *(("--workspace", workspace) if named else ()))
+        (path,) = finish(manager, PythonTask(socket_path))
+        above = workspace if named else next(worker.tmp.iterdir())
+        assert path.startswith(f"{above}/") and len(path) - len(str(above)) < 75, path
+
+
 def test_the_guard_of_one_worker_leaves_others_in_the_same_workspace_alone(
     make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path
 ) -> None:
@@ -121,9 +168,73 @@ def test_the_guard_of_one_worker_leaves_others_in_the_same_workspace_alone(
         pair[0].kill()
         # The call that was lost runs again behind the other, which never ends.
         assert eventually(lambda: sum(map(is_gone, started())) == 2)
-        assert eventually(lambda: len(list(workspace.glob("objects-*"))) == 1) and pair[1].process.poll() is None
+        assert eventually(lambda: directories_of_objects(workspace) == 1) and pair[1].process.poll() is None
         pair[1].kill()
-        assert eventually(lambda: all(map(is_gone, started())) and not list(workspace.glob("*-*")))
+        assert eventually(lambda: all(map(is_gone, started())) and not list(workspace.iterdir()))
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_who_made_a_workspace_leaves_it_to_the_others(make: Callable[..., Worker], tmp_path: Path, end: int) -> None:
+    workspace = tmp_path / "shared"
+    with Manager(port=0) as manager:
+        words = ("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace)
+        first = make(*words)
+        assert eventually(lambda: manager.stats.workers_connected == 1)
+        second = make(*words)
+        assert eventually(lambda: manager.stats.workers_connected == 2)
+        first.process.send_signal(end)
+        first.process.wait(LIMIT_S)
+        assert eventually(lambda: directories_of_objects(workspace) == 1)
+        assert finish(manager, PythonTask(os.urandom, 3_000_000))[0] and (workspace / ".lock").exists()
+        second.process.send_signal(end)
+        second.process.wait(LIMIT_S)
+        assert eventually(lambda: not workspace.exists())
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_the_files_of_libraries_leave_no_trace_in_a_workspace_that_was_there(
+    make: Callable[..., Worker], tmp_path: Path, end: int
+) -> None:
+    workspace = tmp_path / "mine"
+    workspace.mkdir()
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace)
+        library = manager.create_library_from_functions("files", os.getcwd, exec_mode="direct")
+        library.add_input(manager.declare_buffer("some text"), "text.txt")
+        manager.install_library(library)
+        (place,) = finish(manager, FunctionCall("files", "getcwd"))
+        assert Path(place).is_relative_to(workspace) and Path(place, "text.txt").exists()
+        worker.process.send_signal(end)
+        worker.process.wait(LIMIT_S)
+        assert eventually(lambda: not list(workspace.iterdir()))
+
+
+def print_all() -> list[str]:
+    """To the descriptors themselves, and by a program that has them from us; what they are."""
+    for number in (1, 2):
+        os.write(number, b"\0" * 16)
+    subprocess.run(["sh", "-c", "echo; echo >&2; cat"], check=True, timeout=LIMIT_S)
+    return [os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "01", "02", "12", "012"])
+def test_a_worker_that_was_started_with_closed_streams(
+    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path, closed: str
+) -> None:
+    streams = " ".join(f"{number}>&-" for number in closed)
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", prefix=["sh", "-c", f'exec "$@" {streams}', "sh"])
+        for mode in ("direct", "fork"):
+            manager.install_library(manager.create_library_from_functions(mode, print_all, exec_mode=mode))
+        calls = [FunctionCall("direct", "print_all"), FunctionCall("fork", "print_all"), PythonTask(print_all)]
+        direct, fork, task = finish(manager, *calls)  # type: ignore[arg-type]
+        for number in map(int, closed):
+            assert direct[number] == fork[number] == os.devnull
+        assert task[0] == os.devnull and Path(task[1]).is_relative_to(worker.tmp), "its output is kept in a file"
+        submit(manager, "python task", tmp_path / "started")
+        assert eventually(lambda: len(started()) == 2)
+        worker.kill()
+        assert eventually(lambda: all(map(is_gone, started())) and not list(worker.tmp.iterdir()))
 
 
 def test_a_worker_that_leaves_by_itself_takes_its_guard_along(make: Callable[..., Worker], tmp_path: Path) -> None:
@@ -164,11 +275,45 @@ def test_a_guard_that_is_killed_costs_nothing(make: Callable[..., Worker]) -> No
         assert worker.ended() == 0 and not list(worker.tmp.iterdir())
 
 
+def worker_with(hook: str) -> tuple[str, str]:
+    """How to start a worker that does something else first."""
+    lines = ("import os, signal, sys", "from vinecore.cli.worker import main", hook, "sys.exit(main())")
+    return "-c", "\n".join(lines)
+
+
+@pytest.mark.parametrize("when", ["before", "after_in_parent"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_the_guard_is_forked(make: Callable[..., Worker], when: str, number: int) -> None:
+    """Python ignores exceptions in what libraries do at a fork."""
+    hook = f"os.register_at_fork({when}=lambda: os.kill(os.getpid(), {int(number)}))"
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", code=worker_with(hook))
+        assert worker.ended() == 0 and worker.err == ""
+        assert not list(worker.tmp.iterdir())
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))",
+        "pid, real = os.getpid(), os.fork\nos.fork = lambda: real() if os.getpid() == pid else 1 // 0",
+        "os.setsid = lambda: 1 // 0",
+    ],
+)
+def test_what_goes_wrong_where_the_guard_is_made_leaves_the_worker_alone(make: Callable[..., Worker], hook: str) -> None:
+    with Manager(port=0) as manager:
+        worker = make("127.0.0.1", manager.port, "--cores", "1", code=worker_with(hook))
+        assert len(finish(manager, PythonTask(os.urandom, 3_000_000))[0]) == 3_000_000
+        assert worker.out.count("workspace") == 1 and worker.err == ""
+        worker.process.terminate()
+        assert worker.ended() == 0 and not list(worker.tmp.iterdir())
+
+
 def test_what_runs_on_behalf_of_a_worker_can_be_told_by_its_environment(make: Callable[..., Worker]) -> None:
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        make("127.0.0.1", manager.port, "--cores", "1")
         (value,) = finish(manager, PythonTask(mark))
-        assert str(value).startswith(str(worker.tmp)) and str(worker.process.pid) in str(value)
+        assert value and finish(manager, PythonTask(mark)) == [value]
         command = Task("echo $VINE_WORKER_MARK")
         finish(manager, command)  # type: ignore[arg-type]
         assert command.std_output.strip() == value

@@ -64,6 +64,90 @@ def test_a_workspace_that_is_swept_before_it_is_locked_is_made_again(
     assert not made.workspace.exists()
 
 
+def entries(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir())
+
+
+@pytest.mark.parametrize("first_leaves_last", [True, False])
+def test_a_shared_workspace_goes_with_the_last_of_its_workers(temporary: Path, first_leaves_last: bool) -> None:
+    place = temporary / "deep" / "shared"
+    pair = [Store(str(place)) for _ in range(2)]
+    last, other = pair if first_leaves_last else reversed(pair)
+    last.path("r1-1.1").write_bytes(b"x")
+    (other.objects.parent / "sandboxes-7").mkdir()
+    left = [LOCK, "objects", "tmp"] if first_leaves_last else [LOCK, last.objects.parent.name]
+    other.remove()
+    assert last.path("r1-1.1").read_bytes() == b"x" and entries(place) == left
+    third = Store(str(place))
+    third.remove()
+    assert entries(place) == left
+    last.remove()
+    assert not place.exists() and place.parent.exists()
+
+
+@pytest.mark.parametrize("keeper", [0, 1])
+def test_a_shared_workspace_stays_if_one_of_its_workers_was_told_so(temporary: Path, keeper: int) -> None:
+    place = temporary / "shared"
+    pair = [Store(str(place), keep=number == keeper) for number in range(2)]
+    for made in pair:
+        made.remove()
+    assert entries(place) == []
+
+
+def test_a_workspace_that_was_there_keeps_its_lock_for_as_long_as_somebody_uses_it(temporary: Path) -> None:
+    place = temporary / "shared"
+    place.mkdir()
+    (place / "mine").touch()
+    pair = [Store(str(place)) for _ in range(2)]
+    pair[0].remove()
+    assert (place / LOCK).exists()
+    pair[1].remove()
+    assert entries(place) == ["mine"]
+
+
+def test_a_workspace_whose_workers_were_all_killed_belongs_to_its_user(temporary: Path) -> None:
+    place = temporary / "shared"
+    Store(str(place))._lock.close()
+    (place / "mine").touch()
+    Store(str(place)).remove()
+    assert (place / "mine").exists() and not (place / LOCK).exists()
+
+
+def test_who_moves_in_while_the_last_one_leaves_begins_again(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has opened the lock, which then goes with the workspace."""
+    place = temporary / "shared"
+    leaving = Store(str(place))
+    real = fcntl.flock
+
+    def flock(lock: Any, how: int) -> None:
+        monkeypatch.setattr(store.fcntl, "flock", real)
+        leaving.remove()
+        assert not place.exists()
+        real(lock, how)
+
+    monkeypatch.setattr(store.fcntl, "flock", flock)
+    coming = Store(str(place))
+    assert coming.objects.is_dir() and (place / LOCK).exists()
+    coming.remove()
+    assert not place.exists()
+
+
+def test_two_machines_may_give_their_workers_the_same_number(temporary: Path) -> None:
+    pair = [Store(str(temporary / "shared")) for _ in range(2)]
+    assert pair[0].mark != pair[1].mark
+    assert len({path for made in pair for path in (made.objects, made.temporary, made.libraries)}) == 6
+    for made in pair:
+        made.remove()
+
+
+def test_objects_that_somebody_has_removed_are_no_error(temporary: Path) -> None:
+    made = Store(str(temporary / "mine"))
+    shutil.rmtree(made.objects)
+    made.clear()
+    made.remove()
+    assert not made.workspace.exists()
+
+
 def test_parts_of_objects_go_only_with_their_writers(temporary: Path) -> None:
     made = Store(str(temporary / "mine"))
     whole, part = made.path("r1-1.1"), made.aside("r1-1.1")

@@ -177,8 +177,20 @@ def _secret(options: argparse.Namespace) -> bytes | None:
     return secret_for_worker(options.password)
 
 
+def _open_standard_streams() -> None:
+    """Have something at 0, 1 and 2: else a socket or a slot's claims get such a number, and what programs print goes there."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - for as long as we live
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 well, 1 failed, 2 bad usage)."""
+    _open_standard_streams()
     options = build_parser().parse_args(argv)
     from vinecore.shell.worker_loop import WorkerConfig, WorkerLoop, count_gpus
 

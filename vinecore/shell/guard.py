@@ -5,7 +5,8 @@
     worker killed ------> the end without the byte: every process with the worker's mark in its environment is ended
 
 A worker that is killed cannot clean up. Its slots end with their parent (the kernel sees to that), but not what calls started,
-daemons with a session of their own among it: that is found by the variable ``VINE_WORKER_MARK``, which all of it inherits.
+daemons with a session of their own among it: that is found by the variable ``VINE_WORKER_MARK``, which all of it inherits. A
+worker that itself was started by a call (of a manager inside a call, say) adds its own mark to those that it has inherited.
 """
 
 from __future__ import annotations
@@ -18,30 +19,41 @@ from collections.abc import Callable
 
 from vinecore.shell.descendants import end_processes
 
-# In the environment of everything that runs on behalf of a worker's calls.
+# In the environment of everything that runs on behalf of a worker's calls: the marks of that worker and of those above it.
 VARIABLE = "VINE_WORKER_MARK"
+_BETWEEN = ":"
 _ALL_IS_WELL = b"."
 # A dismissed guard is gone within this time, unless somebody has stopped it.
 _LEAVE_S = 1.0
+
+
+def marks_with(mark: str) -> str:
+    """What the variable is for processes of the worker with this mark: it comes after those that the worker has inherited."""
+    above = os.environ.get(VARIABLE)
+    return f"{above}{_BETWEEN}{mark}" if above else mark
 
 
 class WorkerGuard:
     """The worker's side. Make it before there are threads: it forks.
 
     Parameters:
-        mark: what marked processes have in ``VINE_WORKER_MARK``; no other worker has the same.
+        mark: what marked processes have in ``VINE_WORKER_MARK``, among others; no other worker has the same.
         clean: removes what the worker has left of files; called in the guard, when no marked process is left.
         lock_fd: stays open in the guard, so that what it stands for is locked until all is clean.
     """
 
     def __init__(self, mark: str, clean: Callable[[], None], lock_fd: int) -> None:
         self._ours, theirs = socket.socketpair()
+        wanted = mark.encode()
         # Twice: the worker takes note of the ends of its children, and the guard is to be nobody's child.
         between = os.fork()
         if between == 0:
-            if os.fork() == 0:
-                _watch(theirs.fileno(), f"{VARIABLE}={mark}".encode(), clean, lock_fd)
-            os._exit(0)
+            # Whatever happens: no exception may get out of here, to where a copy of the worker would clean up in its place.
+            try:
+                if os.fork() == 0:
+                    _watch(theirs.fileno(), wanted, clean, lock_fd)
+            finally:
+                os._exit(0)
         os.waitpid(between, 0)
         theirs.close()
 
@@ -56,22 +68,20 @@ class WorkerGuard:
 
 def _watch(connection: int, mark: bytes, clean: Callable[[], None], lock_fd: int) -> None:
     """Wait for the worker's end, in a session of our own: what kills the worker's group must not reach this."""
-    try:
-        os.setsid()
-        os.dup2(connection, 0)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        os.dup2(nothing, 1)
-        os.dup2(nothing, 2)
-        os.closerange(3, lock_fd)
-        os.closerange(lock_fd + 1, os.sysconf("SC_OPEN_MAX"))
-        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        if os.read(0, 1) != _ALL_IS_WELL:
-            for _ in end_processes(lambda: _open_marked(mark)):
-                pass
-            clean()
-    finally:
-        os._exit(0)
+    # First: the worker's own way to take these is of no use here.
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    os.setsid()
+    os.dup2(connection, 0)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+    os.closerange(3, lock_fd)
+    os.closerange(lock_fd + 1, os.sysconf("SC_OPEN_MAX"))
+    if os.read(0, 1) != _ALL_IS_WELL:
+        for _ in end_processes(lambda: _open_marked(mark)):
+            pass
+        clean()
 
 
 def _open_marked(mark: bytes) -> dict[int, int]:
@@ -93,9 +103,18 @@ def _opened(pid: int, mark: bytes) -> int | None:
         return None
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            if mark in file.read().split(b"\0"):
+            if _has_mark(file.read(), mark):
                 return handle
     except OSError:
         pass  # somebody else's, or it has just ended
     os.close(handle)
     return None
+
+
+def _has_mark(environment: bytes, mark: bytes) -> bool:
+    """Whether the mark is among those of a process."""
+    name = f"{VARIABLE}=".encode()
+    for entry in environment.split(b"\0"):
+        if entry.startswith(name):
+            return mark in entry.removeprefix(name).split(_BETWEEN.encode())
+    return False

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vinecore.shell.guard import VARIABLE
+from vinecore.shell.guard import VARIABLE, marks_with
 from vinecore.shell.local_link import SOCKET_BUFFER_BYTES, LocalLink
 from vinecore.worker.state import NOT_REVOKED
 
@@ -47,7 +47,7 @@ class HostProcess:
     def __init__(self, temporary: str, libraries: Path, mark: str) -> None:
         ours, theirs = socket.socketpair()
         # Set before any import of user code: numerical libraries read them once.
-        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1"), "TMPDIR": temporary, VARIABLE: mark}
+        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1"), "TMPDIR": temporary, VARIABLE: marks_with(mark)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", _HOST_CODE, str(theirs.fileno()), str(os.getpid())],
             pass_fds=(theirs.fileno(),),

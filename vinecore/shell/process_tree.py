@@ -65,7 +65,7 @@ class ProcessTree:
         descendants.reap_adopted(self._own_pids())
 
     def _new_host(self) -> HostProcess:
-        host = HostProcess(str(self.store.temporary), self.store.workspace / "libraries", self.store.mark)
+        host = HostProcess(str(self.store.temporary), self.store.libraries, self.store.mark)
         self._own.append(host)
         return host
 

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -25,6 +26,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}")
 READ_BYTES = 1 << 20
 # Locked for as long as a worker uses the workspace.
 LOCK = ".lock"
+_MADE = "m"
+_KEEP = "k"
 _PREFIX = "vine-worker-{}-"
 # A private workspace without a lock is left alone for this long: it is just being made.
 UNLOCKED_S = 60.0
@@ -58,28 +61,45 @@ def file_digest(fd: int) -> bytes:
 class Store:
     """A workspace with the directory of objects in it.
 
+    A workspace that was named may have several workers, also of other machines and other namespaces of process ids: each but
+    the one that made it has a directory of its own there. The lock file counts them, and tells what becomes of the rest:
+
+        in use                  each holds it shared, and so does the guard of one that was killed
+        a letter in it          ``MADE``: one of them made the workspace; ``KEEP``: one of them was told to leave it there
+        who gets it for itself  was the last one: removes the workspace if the letters say so, else the lock file
+
     Parameters:
         workspace: directory to use; None makes a private one under the system's directory for temporary files.
         keep: leave it there at the end.
 
     Raises:
-        UsageError: the directory cannot be made or written.
+        UsageError: the directory cannot be made or written, or its name is no valid UTF-8.
     """
 
     def __init__(self, workspace: str | None, keep: bool = False) -> None:
         self.workspace = Path(tempfile.gettempdir() if workspace is None else workspace).absolute()
-        self._made = workspace is None or not self.workspace.exists()
-        self.keep = keep
         try:
-            # Held for the worker's life. Of several workers in one workspace the last one's lock says that somebody lives there.
+            str(self.workspace).encode()
+        except UnicodeEncodeError:
+            # Its name goes to the manager, to slots and into messages, all of which are UTF-8.
+            raise UsageError(f"the workspace {str(self.workspace)!r} is no valid UTF-8: name another directory") from None
+        self.keep = keep
+        # Tells this worker's processes from those of every other, also in the same workspace.
+        self.mark = secrets.token_hex(16)
+        try:
+            # Held for the worker's life.
             self._lock = self._move_in(workspace is None)
-            self.objects = self.workspace / f"objects-{os.getpid()}"
-            # One of a dead process with our number, in a workspace that was kept.
-            shutil.rmtree(self.objects, ignore_errors=True)
+            # Programs make sockets below it, whose paths have at most 107 characters: so the one that nobody comes before
+            # has no directory more.
+            own = self.workspace if self._made else Path(tempfile.mkdtemp("", f"w{os.getpid()}-", self.workspace))
+            self._own = own
+            self.objects = own / "objects"
             self.objects.mkdir(mode=0o700)
             # What user code makes there ends with the worker, also when its slots are killed.
-            self.temporary = self.workspace / f"tmp-{os.getpid()}"
-            self.temporary.mkdir(mode=0o700, exist_ok=True)
+            self.temporary = own / "tmp"
+            self.temporary.mkdir(mode=0o700)
+            # Parents make directories for the files of their libraries there.
+            self.libraries = own / "libraries"
         except OSError as error:
             raise UsageError(
                 f"cannot use {self.workspace} as the workspace ({error.strerror}): name another directory"
@@ -94,24 +114,27 @@ class Store:
         for _ in range(_LOCK_TRIES):
             if is_private:
                 self.workspace = Path(tempfile.mkdtemp(prefix=_PREFIX.format(os.getuid())))
+                self._made = True
             else:
-                self.workspace.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.workspace.parent.mkdir(parents=True, exist_ok=True)
+                self._made = _new_directory(self.workspace)
             path = self.workspace / LOCK
             try:
-                lock = open(path, "a")  # noqa: SIM115 - the caller keeps it
+                lock = open(path, "a+")  # noqa: SIM115 - the caller keeps it
             except FileNotFoundError:
                 continue
+            if _alone(lock) and os.fstat(lock.fileno()).st_size:
+                # They were all killed, their guards too. Whoever wrote there that the workspace may be removed is long gone.
+                path.unlink(missing_ok=True)
+                lock.close()
+                continue
             fcntl.flock(lock, fcntl.LOCK_SH)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                    return lock
+            if _is_at(lock, path):
+                lock.write(_MADE * self._made + _KEEP * self.keep)
+                lock.flush()
+                return lock
             lock.close()
         raise FileNotFoundError(errno.ENOENT, "it vanishes again and again", str(self.workspace))
-
-    @property
-    def mark(self) -> str:
-        """Tells this worker's processes from those of every other, also in the same workspace."""
-        return str(self.objects)
 
     @property
     def lock_fd(self) -> int:
@@ -135,18 +158,55 @@ class Store:
 
     def clear(self) -> None:
         """Drop all objects (another manager comes)."""
-        for path in self.objects.iterdir():
-            path.unlink(missing_ok=True)
+        # Somebody else may have removed the directory.
+        with contextlib.suppress(FileNotFoundError):
+            for path in self.objects.iterdir():
+                path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove what this worker put there; the workspace too if it made it."""
-        shutil.rmtree(self.objects, ignore_errors=True)
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        self._lock.close()
-        if self._made and not self.keep:
-            shutil.rmtree(self.workspace, ignore_errors=True)
+        """Remove what this worker put there; the last one in a workspace that a worker made removes that too."""
+        if self._own == self.workspace:
+            # Slots make the last ones; those of other workers are in directories of these.
+            for path in (self.objects, self.temporary, self.libraries, *self.workspace.glob("sandboxes-*")):
+                shutil.rmtree(path, ignore_errors=True)
         else:
-            (self.workspace / LOCK).unlink(missing_ok=True)
+            shutil.rmtree(self._own, ignore_errors=True)
+        path = self.workspace / LOCK
+        # Who moves in meanwhile waits for the lock, then finds that its file is gone, and begins again.
+        if _alone(self._lock) and (_is_at(self._lock, path) or not path.exists()):
+            self._lock.seek(0)
+            letters = self._lock.read()
+            if _MADE in letters and _KEEP not in letters:
+                shutil.rmtree(self.workspace, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        self._lock.close()
+
+
+def _new_directory(path: Path) -> bool:
+    """Make it; False if it is there already."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _alone(lock: TextIO) -> bool:
+    """Take the lock for this process alone if nobody else has it; if not, it is not locked by this process any more."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(lock: TextIO, path: Path) -> bool:
+    """Whether this open file still is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sweep_dead_workspaces() -> None:

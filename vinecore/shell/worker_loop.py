@@ -81,8 +81,12 @@ class WorkerLoop:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
+        self.exit_code = 0
+        self.leave_reason = ""
+        self.exit_wanted = False
         # Until the loop takes signals over: an early end must not leave the workspace behind.
-        signal.signal(signal.SIGTERM, _end_early)
+        for number in END_SIGNALS:
+            signal.signal(number, self._signalled_early)
         self.store = Store(config.workspace, config.keep_workspace)
         self.machine = WorkerMachine()
         self.link: Link | None = None
@@ -94,9 +98,6 @@ class WorkerLoop:
         self.loop: asyncio.AbstractEventLoop
         self.stop: asyncio.Event
         self.disconnected: asyncio.Event
-        self.exit_code = 0
-        self.leave_reason = ""
-        self.exit_wanted = False
         self.served = False
         self.last_work = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
@@ -107,8 +108,9 @@ class WorkerLoop:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code (0: well, 1: refused or no manager)."""
         try:
-            self.tree.begin()
-            asyncio.run(self._guarded())
+            if not self.exit_wanted:
+                self.tree.begin()
+                asyncio.run(self._guarded())
         finally:
             self.tree.end()
             self.transfers.close()
@@ -125,7 +127,8 @@ class WorkerLoop:
             self.loop.add_signal_handler(number, self._signalled, number)
         self.loop.add_signal_handler(signal.SIGCHLD, self.tree.reap_adopted)
         try:
-            await self._main()
+            if not self.exit_wanted:
+                await self._main()
         finally:
             self.loop.remove_signal_handler(signal.SIGCHLD)
             for number in END_SIGNALS:
@@ -332,6 +335,11 @@ class WorkerLoop:
         welcome = self.machine.state.welcome
         return welcome.transfer_key if welcome is not None and welcome.transfer_key else None
 
+    def _signalled_early(self, number: int, frame: object) -> None:
+        """A note only: an exception raised here would be lost where Python ignores those, in what libraries do at a fork, say."""
+        self.leave_reason = f"got {signal.Signals(number).name}"
+        self.exit_wanted = True
+
     def _signalled(self, number: int) -> None:
         self.leave_reason = f"got {signal.Signals(number).name}"
         self.exit_wanted = True
@@ -473,10 +481,6 @@ class WorkerLoop:
     def _later(self, event: events.Event) -> None:
         if self.link is not None:
             self._handle(event)
-
-
-def _end_early(number: int, frame: object) -> None:
-    sys.exit(0)
 
 
 def count_gpus() -> int:
