@@ -411,11 +411,11 @@ def test_waiting_longer_than_anybody_can(m: Manager, timeout: float) -> None:
 
 def test_descriptions_that_no_message_carries_are_refused(m: Manager) -> None:
     """One of 40 MB used to end every worker that it was sent to."""
-    for make in (lambda: Task("true " + "x" * 3_000_000), lambda: PythonTask(add, 1)):
+    for make in (lambda: Task("true " + "x" * 9_000_000), lambda: PythonTask(add, 1)):
         task = make()
         if isinstance(task, PythonTask):
-            task.set_env_var("LONG", "x" * 3_000_000)
-        with pytest.raises(UsageError, match=r"take 3,000,\d\d\d bytes, more than 2,097,152: put what is long into a file"):
+            task.set_env_var("LONG", "x" * 9_000_000)
+        with pytest.raises(UsageError, match=r"take 9,000,\d\d\d bytes, more than 8,388,608: put what is long into a file"):
             m.submit(task)
     # Many that are just small enough do not travel in one message.
     tasks = [Task("true " + "x" * 2_000_000, cores=1) for _ in range(30)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vinecore.manager.state import CodeEntry, FileEntry, Kind, TaskEntry
 
 # What describes a task travels in one message with others, whose size is limited. Linux takes less of a command anyway.
-DESCRIPTION_LIMIT_BYTES = 2 << 20
+DESCRIPTION_LIMIT_BYTES = 8 << 20
 # TaskEntry.error of a task whose function raised, and of one that was given up.
 RAISED = "raised"
 CANCELLED = "cancelled"

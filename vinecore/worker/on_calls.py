@@ -242,6 +242,8 @@ def _send_batch(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, co
                 _send_code(state, library, slot, call.code_id)
             outstanding.append((call, group))
             size += len(call.payload)
+            if call.sandbox is not None:
+                size += messages.sandbox_bytes(call.sandbox)
         if group.values is not None:
             size += _collect_values(group, values)
         batch.groups.append(calls)
