@@ -68,7 +68,7 @@ class SandboxedTask(SubmittableTask):
         amounts = {**self._amounts, name: amount}
         if amount < 0:
             del amounts[name]
-        self._amounts = amounts
+        self._amounts, self._asks = amounts, True
 
     def set_time_max(self, seconds: float) -> None:
         """Longest run, parts of a second count; a longer one is ended with "max wall time". 0 and below: no limit.
@@ -77,6 +77,7 @@ class SandboxedTask(SubmittableTask):
             UsageError: it is no number of seconds.
         """
         wanted = "a number of seconds, or 0 for no limit"
+        self._asks = True
         self._time_max_s = max(0.0, float(checked_number(seconds, "time_max", -math.inf, SECONDS_LIMIT, wanted)))
 
     def set_time_end(self, microseconds: float) -> None:
@@ -87,6 +88,7 @@ class SandboxedTask(SubmittableTask):
         """
         wanted = "a number of microseconds since the epoch, or 0 for no limit"
         end = checked_number(microseconds, "time_end", -math.inf, WHOLE_LIMIT, wanted)
+        self._asks = True
         self._time_end_s = end / 1e6 if end >= 1 else 0.0
 
     # ------------------------------------------------ files and environment
@@ -103,6 +105,7 @@ class SandboxedTask(SubmittableTask):
         if strict_input:
             raise UsageError("strict_input is not supported in this version: inputs are brought to where the task runs")
         flags = messages.SYMLINK if mount_symlink else 0
+        self._asks = True
         self._inputs = (*self._inputs, (checked_file(file), checked_name(remote_name), flags))
 
     def add_output(
@@ -126,11 +129,13 @@ class SandboxedTask(SubmittableTask):
             flags |= messages.HOME
         elif any(have is file for have, _, _ in self._outputs):
             raise UsageError(f"{file!r} is an output of this task already: declare a temp for each")
+        self._asks = True
         self._outputs = (*self._outputs, (file, checked_name(remote_name), flags))
 
     def set_env_var(self, name: str, value: str | None = None) -> None:
         """Set a variable of the task's environment; None unsets it."""
         text = None if value is None else checked_text(str(value), f"the environment variable {name}")
+        self._asks = True
         self._variables = {**self._variables, checked_variable_name(name): text}
 
     def _configure(self, options: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ class FunctionCall(SandboxedTask, TempOutput):
         """
         if mode not in ("fork", "direct"):
             raise UsageError(f"an exec method is 'fork' or 'direct', not {mode!r}")
-        self._exec_method = mode
+        self._exec_method, self._asks = mode, True
 
     def set_output(self, file: File) -> None:
         """Put the value into this temp.
@@ -89,9 +89,9 @@ class FunctionCall(SandboxedTask, TempOutput):
             raise UsageError("the value was left in the cluster: use fetch_file(call.output_file) or pass it to another call")
         entry = self._entry
         if (
-            self._finished
-            and entry is not None
+            entry is not None
             and entry.sandbox is not None
+            and self._finished
             and entry.error is None
             and self.result != "success"
         ):
@@ -105,17 +105,17 @@ class FunctionCall(SandboxedTask, TempOutput):
 
     def _prepare(self, engine: Engine, libraries: dict[str, InstalledLibrary]) -> tuple[CodeEntry, Kind]:
         library = libraries.get(self.library)
-        if library is not None:
-            self._check_mode(library.task)
-        if library is not None and library.task.program:
-            return self._asking(engine, library, code_of_program(engine, library, self.function))
         if library is None:
             have = ", ".join(sorted(libraries)) or "none is installed"
             raise UsageError(f"invalid library name {self.library!r} (installed: {have})")
+        if self._asks:
+            self._check_mode(library.task)
         found = library.codes.get(self.function)
+        if found is None and library.task.program:
+            found = code_of_program(engine, library, self.function)
         if found is None:
             raise UsageError(f"library {self.library!r} has no function {self.function!r}; it has: {', '.join(library.codes)}")
-        return self._asking(engine, library, found)
+        return self._asking(engine, library, found) if self._asks else found
 
     def _wants_directory(self) -> bool:
         return bool(
@@ -150,5 +150,5 @@ class FunctionCall(SandboxedTask, TempOutput):
         return found[0], engine.kind_for(self.function, engine.shape_for(library.entry, self._request()))
 
     def _dress(self, engine: Engine, entry: TaskEntry) -> None:
-        if self._wants_directory():
+        if self._asks and self._wants_directory():
             super()._dress(engine, entry)

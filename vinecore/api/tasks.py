@@ -37,6 +37,8 @@ class SubmittableTask:
     _result_file: Any = None
     _finished = False
     _returned = False
+    # It has files, limits, a request or the like: for most calls, which have none, these need not be looked at one by one.
+    _asks = False
     # Asked to be cancelled, though its outcome may not be there yet: it is not counted a second time.
     _cancelled = False
 
@@ -251,7 +253,8 @@ class TaskMethods:
             raise UsageError(f"task {task.id} is under way already: make another one, or wait for it first")
         if self.engine.closed:
             raise LoopDied("the manager has been closed; make a new one")
-        task._check_files(self.engine)
+        if task._asks or task._temp_output:
+            task._check_files(self.engine)
         code, kind = task._prepare(self.engine, self._libraries)
         last, last_manager, kept = task._entry, task._manager, task._keeps_output()
         entry = self._build(task, code, kind)
