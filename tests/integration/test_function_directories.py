@@ -99,10 +99,10 @@ def test_the_value_may_stay_in_the_cluster(m: Manager) -> None:
     call.add_output(m.declare_temp(), "a")
     call.enable_temp_output()
     m.submit(call)
-    reader = FunctionCall("forks", "write", "b", call.output_file)
+    reader = FunctionCall("forks", "add", call.output_file, "!")
     m.submit(reader)
     done = [m.wait(LIMIT_S), m.wait(LIMIT_S)]
-    assert done == [call, reader] and reader.output == "kept"
+    assert done == [call, reader] and reader.output == "kept!"
     with pytest.raises(UsageError, match="left in the cluster"):
         _ = call.output
 
