@@ -190,6 +190,12 @@ def test_function_call(tmp_path: Path) -> None:
     assert out.splitlines() == expected
 
 
+def test_function_files(tmp_path: Path) -> None:
+    out, _ = run("function_files.py", cwd=tmp_path)
+    assert out.splitlines() == ["sea: 6 words: sea 1, ship 1, sky 1, the 3", "land: 4 words: a 2, hill 1, tree 1"]
+    assert not list(tmp_path.iterdir())
+
+
 def test_library_from_command(tmp_path: Path) -> None:
     out, _ = run("library_from_command.py", cwd=tmp_path)
     assert out.splitlines() == [
