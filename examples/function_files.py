@@ -27,10 +27,13 @@ def count_words(source: str, target: str) -> int:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", type=int, default=2, help="cores of the embedded worker (default: 2)")
+    parser.add_argument("--port", type=int, help="listen here for external workers instead of starting one")
     options = parser.parse_args(argv)
     if options.cores < 1:
         parser.error("--cores must be at least 1")
-    with Manager(local_cores=options.cores) as m:
+    if options.port is not None and not 0 <= options.port <= 65535:
+        parser.error("--port must be between 0 and 65535")
+    with Manager(port=options.port) if options.port is not None else Manager(local_cores=options.cores) as m:
         m.install_library(m.create_library_from_functions("words", count_words, exec_mode="fork"))
         calls = {}
         for name, text in TEXTS.items():
