@@ -98,8 +98,6 @@ class CodeHere:
     """Code known to a library here."""
 
     message: messages.Code
-    # Modules it wants that no generation of slots had when it came.
-    waiting_for_hoist: bool = False
 
 
 class WorkerLibrary:
