@@ -76,3 +76,8 @@ def test_parent_that_ends_before_its_first_slot_is_ready() -> None:
 def test_value_that_came_home_while_it_was_made_again() -> None:
     """Made again inside a bundle that was cut, it got the name of the new object, while the manager held the old one for ever."""
     simulate(53373)
+
+
+def test_pruned_value_of_a_removed_library() -> None:
+    """A reader of a pruned value, whose library was removed, was told that it is gone, and the account of the life did not expect it."""
+    simulate(2007140)

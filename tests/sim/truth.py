@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.kit.machines import ManagerShell
 from tests.kit.network import Network, Violation
 from vinecore.errors import FileLost, LibraryFailed
-from vinecore.manager.state import CANCELLED, RAISED, FileEntry, GraphEntry, TaskEntry, outputs_of
+from vinecore.manager.state import CANCELLED, RAISED, FileEntry, GraphEntry, LibraryEntry, TaskEntry, outputs_of
 
 ALWAYS = 10**9
 
@@ -20,6 +20,7 @@ class Truth:
         self.doomed: set[int] = set()
         self.errors: dict[int, frozenset[str]] = {}
         self.inputs_of: dict[int, list[int]] = {}
+        self.libraries: dict[int, LibraryEntry] = {}
         self.calls: list[TaskEntry] = []
         self.graphs: list[tuple[GraphEntry, list[TaskEntry]]] = []
         # What the user gave up, let go of, and read.
@@ -42,6 +43,7 @@ class Truth:
         """Note what a task reads, and which errors it may have."""
         number = entry.task_id
         self.inputs_of[number] = inputs
+        self.libraries[number] = entry.kind.shape.library
         allowed = frozenset[str]().union(*(self.errors.get(i, frozenset()) for i in inputs))
         if self.network.spec(number).raises == ALWAYS:
             allowed |= {RAISED}
@@ -114,10 +116,23 @@ class Truth:
         elif error == CANCELLED:
             if number not in self.cancelled:
                 raise Violation(f"{entry} was cancelled by nobody")
-        elif isinstance(error, FileLost) and FileLost.__name__ in self.errors.get(number, ()):
+        elif isinstance(error, FileLost) and (FileLost.__name__ in self.errors.get(number, ()) or self._reads_orphan(number)):
             pass
         else:
             raise Violation(f"{entry} failed with {error!r}")
+
+    def _reads_orphan(self, number: int) -> bool:
+        """Does something that this was made of come from a library that is removed? Once pruned or lost, it is gone for good."""
+        open_ids, seen = list(self.inputs_of[number]), set[int]()
+        while open_ids:
+            maker = open_ids.pop()
+            maker = maker if maker in self.libraries else self.makers[maker].task_id
+            if self.libraries[maker].removed:
+                return True
+            if maker not in seen:
+                seen.add(maker)
+                open_ids += self.inputs_of[maker]
+        return False
 
     # ------------------------------------------------------------ at the end
 
