@@ -79,5 +79,5 @@ def test_value_that_came_home_while_it_was_made_again() -> None:
 
 
 def test_pruned_value_of_a_removed_library() -> None:
-    """A reader of a pruned value, whose library was removed, was told that it is gone, and the account of the life did not expect it."""
+    """A reader of a pruned value, whose library was removed, was told that it is gone: the simulation did not expect that."""
     simulate(2007140)
