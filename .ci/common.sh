@@ -6,6 +6,8 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/daskvine-ci.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 source_dir=$work/source
+# The copy is thrown away, bytecode and all; without any, each of the many interpreters that the tests start would compile every module.
+unset PYTHONDONTWRITEBYTECODE
 failures=()
 
 say() { printf '\n== %s\n' "$*"; }

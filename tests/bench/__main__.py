@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; see the module's text for the exit code."""
     options = parse(arguments)
     runner.prepare()
+    runner.compile_sources()
     about = machine()
     if float(str(about["load_before"])) > BUSY_LOAD:
         print(f"warning: the load average is {about['load_before']}; ratios of a busy machine mean little", file=sys.stderr)

@@ -6,6 +6,7 @@ hence whatever a measurement started, and only that, is found below it. It must 
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import subprocess
@@ -38,11 +39,21 @@ class Outcome:
 def environment(folder: str) -> dict[str, str]:
     """One thread per numerical library for everybody, and temporary files where they are removed afterwards."""
     values = dict(os.environ)
+    values.pop("PYTHONDONTWRITEBYTECODE", None)
     values |= dict.fromkeys(ONE_THREAD, "1")
     inherited = values.get("PYTHONPATH")
     values["PYTHONPATH"] = f"{ROOT}{os.pathsep}{inherited}" if inherited else str(ROOT)
     values["TMPDIR"] = folder
     return values
+
+
+def compile_sources() -> None:
+    """Give this checkout the bytecode that an installed package has, as the peers are measured with theirs.
+
+    Without it each interpreter that a measurement starts compiles all it imports: 0.08 s more until the first result.
+    """
+    for package in ("daskvine", "vinecore", "tests"):
+        compileall.compile_dir(ROOT / package, quiet=1)
 
 
 def _reap() -> None:
