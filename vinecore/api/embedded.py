@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
 import subprocess
 import sys
+
+from vinecore.runtime.ends import end_text
 
 _CODE = "import sys; from vinecore.cli.worker import main; sys.exit(main())"
 # After a polite request to end, a worker gets this long before it is killed.
@@ -81,7 +82,7 @@ class EmbeddedWorker:
             code = self.process.wait(LINK_GRACE_S)
         except subprocess.TimeoutExpired:
             return ""
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        return end_text(code)
 
     def stop(self) -> None:
         """End it: SIGTERM, then SIGKILL after the grace. Safe to call twice."""

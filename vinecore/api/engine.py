@@ -365,14 +365,14 @@ class Engine(CodeMethods):
             if self.closed or embedded is None or embedded.process.pid != pid:
                 return
             # It serves one link only. One that lives on without (frozen, say) never comes back, and has to make room.
-            how = embedded.end_text() or "cut off from the manager"
+            how = embedded.end_text() or "was cut off from the manager"
             embedded.stop()
             now = time.monotonic()
             self._revivals = [at for at in self._revivals if now - at < EMBEDDED_WINDOW_S] + [now]
             if len(self._revivals) <= EMBEDDED_STARTS:
                 self.embedded = EmbeddedWorker(self.port, self.secret, embedded.cores, embedded.extra)
                 return
-        text = f"the worker of this machine ended {len(self._revivals)} times within {EMBEDDED_WINDOW_S:g} s, the last time {how}"
+        text = f"the worker of this machine ended {len(self._revivals)} times within {EMBEDDED_WINDOW_S:g} s, and it {how} the last time"
         if self._only_embedded:
             self.loop.died = WorkerLost(text)
             self.loop.stop(STOP_TIMEOUT_S)
