@@ -204,7 +204,7 @@ def test_worker_that_is_always_killed_fails_what_waits(tmp_path: Path) -> None:
     future = executor.submit(started_then_open, str(tmp_path), 1)
     for runs in range(1, 5):
         kill_worker(executor, tmp_path, runs)
-    with pytest.raises(LoopDied, match="worker of this machine ended 4 times within 60 s, and it was killed by SIGKILL the last time"):
+    with pytest.raises(LoopDied, match="this machine ended 4 times within 60 s, and it was killed by SIGKILL the last time"):
         future.result(LIMIT_S)
     with pytest.raises(LoopDied, match="ended 4 times"):
         executor.submit(abs, 1)

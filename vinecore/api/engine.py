@@ -372,7 +372,8 @@ class Engine(CodeMethods):
             if len(self._revivals) <= EMBEDDED_STARTS:
                 self.embedded = EmbeddedWorker(self.port, self.secret, embedded.cores, embedded.extra)
                 return
-        text = f"the worker of this machine ended {len(self._revivals)} times within {EMBEDDED_WINDOW_S:g} s, and it {how} the last time"
+        count = len(self._revivals)
+        text = f"the worker of this machine ended {count} times within {EMBEDDED_WINDOW_S:g} s, and it {how} the last time"
         if self._only_embedded:
             self.loop.died = WorkerLost(text)
             self.loop.stop(STOP_TIMEOUT_S)
