@@ -216,6 +216,25 @@ def test_a_silent_worker_is_pinged_then_removed() -> None:
     assert call.state is t.READY
 
 
+def test_workers_are_told_of_another_keepalive() -> None:
+    """They leave a manager that is silent for longer than they believe it may be."""
+    world = World(workers=2)
+    tunables = world.machine.state.tunables
+    world.do(events.Tick(0.0))
+    assert not world.sent(messages.Keepalive), "the welcome says it"
+    tunables.set("keepalive-timeout", 900)
+    tunables.set("keepalive-interval", 120)
+    due = world.machine.next_deadline()
+    assert due is not None and due <= world.now
+    world.do(events.Tick(0.0))
+    assert world.sent(messages.Keepalive) == [messages.Keepalive(120, 900)] * 2
+    world.do(events.Tick(0.0))
+    assert not world.sent(messages.Keepalive)
+    world.do(events.WorkerJoined(0.0, 3, hello(2)))
+    (welcome,) = world.sent(messages.Welcome)
+    assert (welcome.keepalive_interval_s, welcome.keepalive_timeout_s) == (120, 900)
+
+
 def test_no_worker_is_told_once_after_five_seconds() -> None:
     world = World(0)
     world.submit(world.builder.call())

@@ -147,6 +147,8 @@ class ManagerMachine:
         interval = state.tunables.keepalive_interval
         if interval > 0 and state.workers:
             due.append(on_workers.keepalive_due(state))
+        if state.workers and state.keepalive_told != on_workers.keepalive(state):
+            due.append(state.ticked_at)
         notice = on_stalls.next_notice(state)
         if notice is not None:
             due.append(notice)

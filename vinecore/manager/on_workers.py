@@ -35,6 +35,7 @@ def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str
     if not state.workers:
         state.stalls.clear()
         state.keepalive_due = 0.0
+        state.keepalive_told = keepalive(state)
     state.workers[worker_id] = worker
     on_hosts.mark(state, worker)
     state.counters.workers_joined += 1
@@ -132,6 +133,11 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
         state.notes.append(WorkerRemoved(state.now, worker_id, reason, len(lost)))
 
 
+def keepalive(state: ManagerState) -> tuple[float, float]:
+    """Interval and timeout in force."""
+    return state.tunables.keepalive_interval, state.tunables.keepalive_timeout
+
+
 def keepalive_due(state: ManagerState) -> float:
     """When the silence of a worker may need an answer, at the earliest: it holds on, since they only speak later."""
     span = min(state.tunables.keepalive_interval, state.tunables.keepalive_timeout)
@@ -148,10 +154,14 @@ def _first_silence(state: ManagerState) -> float:
 
 def tick(state: ManagerState) -> None:
     """Keepalive, and the lines about work that has no place to run."""
-    tunables = state.tunables
     state.ticked_at = state.now
     state.copies_stalled = False
-    interval, timeout = tunables.keepalive_interval, tunables.keepalive_timeout
+    interval, timeout = asked = keepalive(state)
+    if state.keepalive_told != asked:
+        # Workers leave a manager that is silent for longer than they were told it would be.
+        state.keepalive_told = asked
+        for worker_id in state.workers:
+            state.orders.append(orders.SendTo(worker_id, messages.Keepalive(interval, timeout)))
     if interval > 0 and state.workers and state.now >= keepalive_due(state):
         now = first = state.now
         for worker in list(state.workers.values()):

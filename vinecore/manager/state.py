@@ -614,6 +614,8 @@ class ManagerState:
     # When the silence of workers is looked at next, and the interval for which that was computed.
     keepalive_due: float = 0.0
     keepalive_for: float = 0.0
+    # Interval and timeout that the workers were told.
+    keepalive_told: tuple[float, float] = (0.0, 0.0)
     libraries: dict[int, LibraryEntry] = field(default_factory=dict)
     # Shapes that may have ready entries.
     active: list[Shape] = field(default_factory=list)

@@ -169,7 +169,7 @@ class Result(Struct, array_like=True, gc=False):
 
 
 class Welcome(Struct, array_like=True, tag="welcome", frozen=True):
-    """First message of the manager. ``run`` prefixes the names of this run's temps; keepalive in seconds.
+    """First message of the manager. ``run`` prefixes the names of this run's temps; keepalive in seconds, 0: nobody is asked.
 
     ``transfer_key`` makes and checks the tickets with which peers get objects from each other; with TLS, ``peer_key`` and
     ``peer_certificate`` (PEM, of this run only) are what workers show to each other.
@@ -310,6 +310,13 @@ class Unlink(Struct, array_like=True, tag="unlink", frozen=True):
 
 class Ping(Struct, array_like=True, tag="ping", frozen=True):
     """Keepalive of either side; the worker answers with Pong. Harmless at any time."""
+
+
+class Keepalive(Struct, array_like=True, tag="keepalive", frozen=True):
+    """New seconds in the place of Welcome's: both sides have to agree on how long silence may last."""
+
+    interval_s: float
+    timeout_s: float
 
 
 class Release(Struct, array_like=True, tag="release", frozen=True):
@@ -566,6 +573,7 @@ FromManager = (
     | Upload
     | Unlink
     | Ping
+    | Keepalive
     | Release
 )
 FromWorker = Hello | Done | LibraryReady | LibraryGone | Fetched | FetchFailed | UploadFailed | Removed | Pong | Ping | Goodbye

@@ -11,6 +11,8 @@ decides where things run; this machine decides which slot, and takes work back f
 
 from __future__ import annotations
 
+import math
+
 from vinecore.errors import ProtocolError
 from vinecore.wire import messages
 from vinecore.worker import events, on_cache, on_calls, on_libraries, orders
@@ -57,6 +59,7 @@ class WorkerMachine:
             raise ProtocolError(f"the manager sent {type(message).__name__} before its welcome")
         elif isinstance(message, messages.Welcome):
             state.welcome = message
+            self._note_keepalive(message.keepalive_interval_s, message.keepalive_timeout_s)
         elif isinstance(message, messages.StartLibrary):
             on_libraries.start_library(state, message)
         elif isinstance(message, messages.StopLibrary):
@@ -77,6 +80,8 @@ class WorkerMachine:
             on_cache.upload(state, message)
         elif isinstance(message, messages.Unlink):
             on_cache.unlink(state, message.names)
+        elif isinstance(message, messages.Keepalive):
+            self._note_keepalive(message.interval_s, message.timeout_s)
         elif isinstance(message, messages.Ping):
             state.orders.append(orders.ToManager(messages.Pong()))
         elif isinstance(message, messages.Release):
@@ -108,12 +113,13 @@ class WorkerMachine:
                 state.orders.append(orders.StopHost(library_id))
         elif isinstance(event, events.Tick):
             on_libraries.end_long_hoists(state)
-            welcome = state.welcome
-            if welcome is not None and not state.leaving:
-                silence = welcome.keepalive_timeout_s * SILENCE_FACTOR
-                if silence > 0 and event.now - state.last_heard > silence:
-                    state.leaving = True
-                    state.orders.append(orders.LeaveManager(False, f"the manager was silent for {silence:g} s"))
+            if state.welcome is not None and not state.leaving and event.now - state.last_heard > state.silence_s:
+                state.leaving = True
+                state.orders.append(orders.LeaveManager(False, f"the manager was silent for {state.silence_s:g} s"))
+
+    def _note_keepalive(self, interval_s: float, timeout_s: float) -> None:
+        """A manager that asks nobody may be silent for ever."""
+        self.state.silence_s = timeout_s * SILENCE_FACTOR if interval_s > 0 and timeout_s > 0 else math.inf
 
     def next_deadline(self) -> float | None:
         """When to send a Tick at the latest; None: nothing is pending."""

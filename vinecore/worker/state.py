@@ -6,6 +6,7 @@ one slot until its last result. Nothing here touches the world.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -192,6 +193,8 @@ class WorkerState:
     # Results gathered in this turn, sent as one Done.
     results: list[messages.Result] = field(default_factory=list)
     last_heard: float = 0.0
+    # A manager that says nothing for so long is left.
+    silence_s: float = math.inf
     leaving: bool = False
 
     def libraries_busy(self) -> bool:
