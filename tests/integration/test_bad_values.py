@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import pickle
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import dask
+import numpy as np
 import pytest
 
 from daskvine import DaskVine, FuturesExecutor
@@ -221,6 +224,65 @@ def test_numbers_of_workers_to_end(m: Manager, count: Any) -> None:
     with pytest.raises(UsageError, match=r"the number of workers to end must be (a whole number >= 0|at most \d+), not"):
         m.workers_shutdown(count)
     assert m.stats.workers_connected == 1
+
+
+@pytest.mark.parametrize("value", [np.array([1, 2]), "soon", True, float("nan"), [3]])
+def test_timeouts_that_are_none(m: Manager, value: Any) -> None:
+    for wait in (m.wait, lambda limit: m.wait_for_tag("tag", limit)):
+        with pytest.raises(UsageError, match='a timeout is a number of seconds, None or "wait_forever", not '):
+            wait(value)
+
+
+@pytest.mark.parametrize("value", [[1], None, float("nan"), "1", 1.0, object()])
+def test_ids_that_are_none(m: Manager, value: Any) -> None:
+    for method in (m.cancel_by_task_id, m.explain):
+        with pytest.raises(UsageError, match="a task id must be a whole number"):
+            method(value)
+
+
+def test_numbers_of_other_libraries(m: Manager) -> None:
+    """Their whole numbers are whole numbers, decimals are numbers."""
+    task = Task("true", cores=1)
+    task.set_retries(np.int64(3))
+    m.submit(task)
+    assert m.wait(np.float32(LIMIT_S)) is task
+    m.block_host_with_timeout("no such host", Decimal(2))
+    m.unblock_host("no such host")
+
+
+@pytest.mark.parametrize("value", [5, None, b"path", 1.5])
+def test_paths_that_are_none(m: Manager, value: Any) -> None:
+    with pytest.raises(TypeError, match="declare_file takes the path of a file as a str or Path, not "):
+        m.declare_file(value)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_methods_in_a_fork_of_the_program(m: Manager) -> None:
+    """Nothing there has a loop: what would wait, cancel or change something says so."""
+    uses = {
+        "wait": lambda: m.wait(1),
+        "wait_for_tag": lambda: m.wait_for_tag("tag", 1),
+        "cancel_all": m.cancel_all,
+        "tune": lambda: m.tune("max-losses", 5),
+        "hungry": m.hungry,
+        "submit": lambda: m.submit(Task("true")),
+    }
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for name, use in uses.items():
+                try:
+                    os.write(write, f"{name}: {use()!r}\n".encode())
+                except UsageError as error:
+                    os.write(write, b"refused\n" if "another process" in str(error) else f"{name}: {error}\n".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        lines = pipe.read().splitlines()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert lines == ["refused"] * len(uses)
 
 
 # ---------------------------------------------------------------- limits of time

@@ -12,7 +12,7 @@ from vinecore.manager import events, orders
 from vinecore.manager import transitions as t
 from vinecore.manager.machine import ManagerMachine
 from vinecore.manager.ready import ReadyQueue
-from vinecore.manager.state import CANCELLED, RAISED, GraphEntry, Kind, Shape, TaskEntry
+from vinecore.manager.state import CANCELLED, RAISED, FileEntry, GraphEntry, Kind, Shape, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 from vinecore.wire.messages import Result
@@ -233,6 +233,20 @@ def test_workers_are_told_of_another_keepalive() -> None:
     world.do(events.WorkerJoined(0.0, 3, hello(2)))
     (welcome,) = world.sent(messages.Welcome)
     assert (welcome.keepalive_interval_s, welcome.keepalive_timeout_s) == (120, 900)
+
+
+def test_a_task_that_only_waits_is_looked_at_each_second() -> None:
+    """Whoever makes its input may never come: the line about that must not wait for the next keepalive."""
+    world = World()
+    file = FileEntry(-5, "temp")
+    file.promised = True
+    world.submit(world.builder.call(file))
+    due = world.machine.next_deadline()
+    assert due is not None and due <= world.now + 1
+    world.do(events.Tick(0.0))
+    world.now += 5
+    world.do(events.Tick(0.0))
+    assert ["no submitted task makes" in o.text for o in world.of(orders.Say)] == [True]
 
 
 def test_no_worker_is_told_once_after_five_seconds() -> None:

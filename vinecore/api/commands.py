@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -307,7 +308,11 @@ class SandboxedTask(SubmittableTask):
         if report.reason:
             return report.reason
         if report.outcome:
-            limits = {"max wall time": f" of {self._time_max_s:g} s", "sandbox exhaustion": f": it wrote {report.disk_mb} MB"}
+            limits = {
+                "max wall time": f" of {self._time_max_s:g} s",
+                "max end time": f": {_when(self._time_end_s)} (set_time_end takes microseconds since the epoch)",
+                "sandbox exhaustion": f": it wrote {report.disk_mb} MB",
+            }
             return f"it was ended by its limit {report.outcome!r}{limits.get(report.outcome, '')}"
         if report.missing:
             return f"it did not make its output{'s' if len(report.missing) > 1 else ''} {', '.join(report.missing)}"
@@ -486,3 +491,8 @@ def checked_file(file: Any) -> File:
 
 
 __all__ = ["BUFFER", "FILE", "PythonTask", "SandboxedTask", "Task"]
+
+
+def _when(epoch_s: float) -> str:
+    """A moment in the calendar, for people."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(epoch_s))

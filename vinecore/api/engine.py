@@ -154,11 +154,19 @@ class Engine(CodeMethods):
         loop = self.loop
         loop.inbox.append(item)
         if not loop.awake:
-            if os.getpid() != self.pid:
-                raise UsageError("this manager was made in another process, which forked this one: make a new one here")
+            self.check_process()
             if self.closed:
                 raise LoopDied("the manager has been closed; make a new one")
             loop.wake()
+
+    def check_process(self) -> None:
+        """The loop runs in the process that made the manager, not in its forks.
+
+        Raises:
+            UsageError: this process is a fork of that one.
+        """
+        if os.getpid() != self.pid:
+            raise UsageError("this manager was made in another process, which forked this one: make a new one here")
 
     def refuse_in_loop(self, what: str) -> None:
         """A blocking call from the loop's own thread would wait for itself.

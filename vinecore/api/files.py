@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vinecore.api.numbers import shown
 from vinecore.api.texts import NAME_LIMIT_BYTES, checked_text
 from vinecore.errors import FileLost, InputMissing, LostError, UsageError
 from vinecore.runtime import payload as payloads
@@ -199,8 +200,13 @@ class FileMethods:
 
         Parameters:
             options: cache, peer_transfer: accepted as in TaskVine.
+
+        Raises:
+            TypeError: no path.
         """
         _known_options("declare_file", options)
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"declare_file takes the path of a file as a str or Path, not {shown(path)}")
         if unlink_when_done:
             raise UsageError("unlink_when_done is not supported in this version: remove the file yourself")
         return File(self.engine, None, FILE, path=os.path.abspath(os.fspath(path)))
@@ -312,7 +318,9 @@ def checked_name(name: Any) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"a name in the task's directory is a str, not {type(name).__name__}")
-    if not name or name.startswith("/") or ".." in name.split("/"):
+    if not name.strip("./"):
+        raise ValueError(f"{name!r} names no file in the task's directory: use a relative name such as 'data/input.txt'")
+    if name.startswith("/") or ".." in name.split("/"):
         raise ValueError(f"{name!r} leads out of the task's directory: use a relative name without '..'")
     checked_text(name, "a name in the task's directory")
     if any(len(part.encode()) > NAME_LIMIT_BYTES for part in name.split("/")):

@@ -13,7 +13,7 @@ from typing import Any, Self
 from vinecore.api.engine import Engine, secret_of_file, secret_of_password
 from vinecore.api.files import FileMethods
 from vinecore.api.libraries import LibraryMethods
-from vinecore.api.numbers import SECONDS_LIMIT, checked_number, checked_whole
+from vinecore.api.numbers import SECONDS_LIMIT, WHOLE_LIMIT, checked_number, checked_whole
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TaskMethods
 from vinecore.api.texts import checked_text
 from vinecore.errors import UsageError
@@ -106,6 +106,7 @@ class WorkerMethods:
         """
         if not isinstance(name, str):
             raise UsageError(f"the name of a tunable is a str such as 'max-losses', not {name!r}")
+        self.engine.check_process()
         if self.engine.tunables.set(name, value):
             return 0
         near = near_tunable(name)
@@ -160,7 +161,7 @@ class WorkerMethods:
         """
         _checked_host(hostname)
         wanted = "a number of seconds, or 0 for ever"
-        checked_number(seconds, "the time for which a host is blocked", -math.inf, SECONDS_LIMIT, wanted)
+        seconds = checked_number(seconds, "the time for which a host is blocked", -math.inf, SECONDS_LIMIT, wanted)
         until = time.monotonic() + seconds if seconds >= 1 else math.inf
         self.engine.post(HostsChanged(0.0, block=hostname, until=until))
 
@@ -245,7 +246,12 @@ class WorkerMethods:
         return self.engine.raise_task_ids(checked_whole(minimum, "the least task id", 0))
 
     def explain(self, task_id: int) -> str:
-        """Why a task is where it is, for people."""
+        """Why a task is where it is, for people.
+
+        Raises:
+            UsageError: no whole number.
+        """
+        task_id = checked_whole(task_id, "a task id", -WHOLE_LIMIT)
 
         def look() -> str:
             return "\n".join(self.engine.machine.story(task_id))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import check_owner
-from vinecore.api.numbers import SECONDS_LIMIT, checked_priority, number_of, shown
+from vinecore.api.numbers import SECONDS_LIMIT, WHOLE_LIMIT, checked_priority, checked_whole, number_of, shown
 from vinecore.api.outcome import failure_of
 from vinecore.errors import LibraryFailed, LoopDied, UsageError, VineError
 from vinecore.runtime import payload as payloads
@@ -54,10 +53,11 @@ class SubmittableTask:
         """Times it is run again after its function raised; below 1: without limit, as in TaskVine.
 
         A command that fails is not run again: it comes back with its exit code.
+
+        Raises:
+            UsageError: no whole number.
         """
-        if isinstance(count, bool) or not isinstance(count, int):
-            raise UsageError(f"retries must be a whole number, not {count!r}")
-        # Below 1 means no limit, as in TaskVine.
+        count = checked_whole(count, "retries", -WHOLE_LIMIT, wanted="a whole number")
         self._retries = count if count >= 1 else 2**31
 
     def set_priority(self, priority: float) -> None:
@@ -353,6 +353,7 @@ class TaskMethods:
         task = find()
         if task is None and limit != 0:
             self.engine.refuse_in_loop("wait")
+            self.engine.check_process()
             deadline = None if limit is None else time.monotonic() + limit
             thread = self.engine.loop.thread
             with self._arrived:
@@ -393,8 +394,13 @@ class TaskMethods:
     # ------------------------------------------------ cancelling: tasks come back through wait, with the result "cancelled"
 
     def cancel_by_task_id(self, task_id: int) -> int:
-        """1 when there was such a task that had not finished, else 0."""
-        return self._cancel([t for t in (self._tasks.get(task_id),) if t is not None])
+        """1 when there was such a task that had not finished, else 0.
+
+        Raises:
+            UsageError: no whole number.
+        """
+        task = self._tasks.get(checked_whole(task_id, "a task id", -WHOLE_LIMIT))
+        return self._cancel([] if task is None else [task])
 
     def cancel_by_task_tag(self, tag: str) -> int:
         """Cancel one task with this tag: 1, or 0 when there is none."""
@@ -413,6 +419,7 @@ class TaskMethods:
         return self._cancel(list(self._tasks.values()))
 
     def _cancel(self, tasks: list[SubmittableTask]) -> int:
+        self.engine.check_process()
         open_tasks = [task for task in tasks if not task._finished and not task._cancelled]
         if open_tasks:
             for task in open_tasks:
@@ -427,12 +434,12 @@ def _seconds(timeout: float | str | None) -> float | None:
     Raises:
         UsageError: it is no timeout.
     """
-    if timeout is None or timeout == "wait_forever" or timeout in (-1, math.inf):
+    if timeout is None or (isinstance(timeout, str) and timeout == "wait_forever"):
         return None
     seconds = None if isinstance(timeout, str) else number_of(timeout)
     if seconds is None:
         raise UsageError(f'a timeout is a number of seconds, None or "wait_forever", not {shown(timeout)}')
-    if seconds > SECONDS_LIMIT:
+    if seconds == -1 or seconds > SECONDS_LIMIT:
         return None
     # Other negative numbers have always meant a short wait.
     return float(seconds) if seconds >= 0 else 5.0

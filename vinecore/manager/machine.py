@@ -152,7 +152,7 @@ class ManagerMachine:
         notice = on_stalls.next_notice(state)
         if notice is not None:
             due.append(notice)
-        if (state.active or state.stalls) and (notice is None or state.workers):
+        if (state.tasks or state.stalls) and (notice is None or state.workers):
             # Another reason may begin while one waits to be told; one that was told may be over, and then begin again.
             due.append(state.ticked_at + STUCK_LOOK_S)
         if state.even_out_at is not None:
