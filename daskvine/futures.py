@@ -18,13 +18,14 @@ from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 from typing import Any
 
+from daskvine.homecoming import UNSET, bring_home
 from vinecore.api.engine import Engine, before_exit
 from vinecore.api.numbers import checked_whole
-from vinecore.api.outcome import failure_of
-from vinecore.errors import LoopDied, UsageError
+from vinecore.api.outcome import blame_result, failure_of, rebuilt
+from vinecore.errors import LoopDied, LostError, UsageError
 from vinecore.runtime.payload import Dependency, decode
 
-_UNSET: Any = object()
+_UNSET = UNSET
 _CONTEXT = (
     ": processes are forked from one that has imported what functions need; what else they should find is the context of a "
     "library (Manager.create_library_from_functions with library_context_info, docs/functions.md)"
@@ -77,6 +78,8 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
     _meeting: _Meeting | None = None
     _failure: Any = _UNSET
     _release: _Release | None = None
+    # The bytes of a large value, or the reason why there are none, since the executor was shut down.
+    _home: Any = None
 
     def __init__(self, owner: FuturesExecutor) -> None:
         self._owner = owner
@@ -115,6 +118,8 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
         owner = self._owner
         if entry.output is not None:
             self._release = _Release(owner.engine, entry.output)
+            if owner.manager is None:
+                owner._large.add(weakref.ref(self, owner._large.discard))
         # Nothing between this look and the store lets another thread in: who makes a meeting later sees the state.
         if self._meeting is None and entry.error is None:
             self._state = FINISHED
@@ -233,12 +238,38 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
                 del self, failure
         # No lock: decoding runs user code, and fetching waits for the manager's thread, which may want this future's condition.
         if entry.value is not None:
-            value = decode(entry.value)
+            try:
+                value = decode(entry.value)
+            except BaseException as error:
+                blame_result(error, entry.kind.name)
+                raise
         else:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            value = self._owner.engine.read_value(entry.output, left)
+            value = self._fetch(None if deadline is None else max(0.0, deadline - time.monotonic()))
         if self._decoded is _UNSET:
             self._decoded = value
+        return self._decoded
+
+    def _fetch(self, timeout: float | None) -> Any:
+        """The value of a large result, from its worker, or from here after the end of the executor."""
+        entry = self.entry
+        if self._home is None:
+            try:
+                return self._owner.engine.read_value(entry.output, timeout, entry.kind.name)
+            except LostError:
+                # A shutdown in another thread may have brought it, and ended the manager since.
+                if self._home is None and self._decoded is _UNSET:
+                    raise
+        home = self._home
+        if isinstance(home, Exception):
+            try:
+                raise home
+            finally:
+                # As in result.
+                del self, home
+        if home is not None and self._decoded is _UNSET:
+            self._decoded = rebuilt(home, entry.kind.name)
+        # Not before: another thread finds one or the other. What the value does not use of the bytes is let go of.
+        self._home = None
         return self._decoded
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -327,6 +358,12 @@ class FuturesExecutor(Executor):
         self._left = -1
         self._idle = threading.Event()
         self._close_when_idle = False
+        # Futures whose values are on workers, held weakly. A plain set: what is done with it is one step for other threads.
+        self._large: set[weakref.ref[VineFuture]] = set()
+        # Held while values are brought here and the manager is closed.
+        self._ending = threading.Lock()
+        self._is_hurried = False
+        self._is_abandoned = False
         _executors.add(self)
         _ensure_finish_at_exit()
 
@@ -374,6 +411,8 @@ class FuturesExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with ``wait`` return when all are done and every process is gone.
 
+        Results that futures stand for are kept: what workers have of them is brought here before a manager of ours is closed.
+
         Raises:
             UsageError: it should wait, and this is the manager's own thread (a done-callback).
         """
@@ -396,7 +435,18 @@ class FuturesExecutor(Executor):
             if thread is None or not thread.is_alive():
                 break
         if self.manager is None:
-            engine.close()
+            self._end()
+
+    def _end(self) -> None:
+        """Bring home what somebody may still ask for, then close the manager, whatever happens meanwhile."""
+        with self._ending:
+            try:
+                if not self.engine.closed:
+                    # Looked at again for each: the interpreter may end meanwhile.
+                    wanted = itertools.takewhile(lambda _: not self._is_abandoned, list(self._large))
+                    bring_home(self.engine, wanted, lambda: self._is_hurried)
+            finally:
+                self.engine.close()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """Wait for pending calls; after Ctrl-C give them up, those that run included."""
@@ -405,7 +455,8 @@ class FuturesExecutor(Executor):
         self.shutdown(wait=True)
 
     def _interrupt(self) -> None:
-        """Cancel everything of this executor, also what runs."""
+        """Cancel everything of this executor, also what runs; nothing is made again."""
+        self._is_hurried = True
 
         def give_up() -> None:
             entries = list(self.engine.machine.state.tasks.values())
@@ -423,8 +474,8 @@ class FuturesExecutor(Executor):
             self._cancel([entry for entry in mine if entry.state != "placed"])
         if not mine and not self._idle.is_set():
             self._idle.set()
-            if self._close_when_idle:
-                _close_elsewhere(self.engine)
+            if self._close_when_idle and not self.engine.closed:
+                _run_elsewhere(self._end)
 
     def _cancel(self, entries: list[Any]) -> None:
         with contextlib.suppress(LoopDied):
@@ -444,13 +495,12 @@ class FuturesExecutor(Executor):
         if engine is None or self.manager is not None or self._close_when_idle or engine.closed or engine.pid != os.getpid():
             return
         with contextlib.suppress(LoopDied):
-            engine.post(lambda: _close_elsewhere(engine))
+            engine.post(lambda: _run_elsewhere(engine.close))
 
 
-def _close_elsewhere(engine: Engine) -> None:
-    """Close it from a thread: the loop's own thread cannot wait for its end."""
-    if not engine.closed:
-        threading.Thread(target=engine.close, name="vine-close", daemon=True).start()
+def _run_elsewhere(end: Callable[[], None]) -> None:
+    """End a manager from a thread: the loop's own thread cannot wait for its end."""
+    threading.Thread(target=end, name="vine-close", daemon=True).start()
 
 
 def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
@@ -488,4 +538,13 @@ def _finish_all() -> None:
         if not executor.engine.closed:
             if interrupted:
                 executor._interrupt()
+            if interrupted or not _is_outlived():
+                # Nobody is left who could read them: they need not come.
+                executor._is_abandoned = True
             executor.shutdown(wait=True)
+
+
+def _is_outlived() -> bool:
+    """Whether threads of the user go on after the main one."""
+    here = threading.current_thread()
+    return any(thread is not here and not thread.daemon for thread in threading.enumerate())

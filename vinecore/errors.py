@@ -3,7 +3,7 @@
 VineError
 ├── UsageError               the caller asked for something that cannot be (also a ValueError)
 │   ├── InputMissing         a local input file does not exist or cannot be read
-│   ├── UnpicklableError     an argument, function or result cannot be sent; names the object (also a TypeError)
+│   ├── UnpicklableError     an argument, function or result cannot be sent, or a result not rebuilt here (also a TypeError)
 │   └── MissingKeyError      a requested graph key is not in the graph (also a KeyError)
 ├── TaskFailed               the user's code failed in a way that cannot be raised as itself
 │   └── RemoteError          the exception could not be rebuilt here; carries its text and traceback
@@ -41,7 +41,7 @@ class InputMissing(UsageError):
 
 
 class UnpicklableError(UsageError, TypeError):
-    """An argument, function or result cannot be pickled; the text names the object."""
+    """An argument, function or result cannot be pickled, or a result not unpickled; the text names the object or the call."""
 
 
 class MissingKeyError(UsageError, KeyError):

@@ -23,6 +23,7 @@ import pytest
 
 from vinecore.errors import ProtocolError, RemoteError, RemoteTraceback, UnpicklableError
 from vinecore.runtime import payload as payloads
+from vinecore.runtime.mapping import map_privately
 from vinecore.runtime.payload import (
     ALIGNMENT_BYTES,
     MAP_MIN_BYTES,
@@ -234,7 +235,7 @@ def test_files_that_hold_no_value(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         decode_file(tmp_path / "missing")
     with pytest.raises(OSError, match="object") as caught:
-        payloads._map_privately(-1, MAP_MIN_BYTES, "object")
+        map_privately(-1, MAP_MIN_BYTES, "object")
     assert caught.value.errno == errno.EBADF
 
 

@@ -284,16 +284,16 @@ class Engine(CodeMethods):
 
     # ------------------------------------------------------------ values
 
-    def read_value(self, file: FileEntry, timeout: float | None = None) -> Any:
-        """Bring a file's value here and decode it, in the caller's thread.
+    def read_value(self, file: FileEntry, timeout: float | None = None, name: str = "") -> Any:
+        """Bring a file's value here and decode it, in the caller's thread; ``name``: of the call that made it.
 
         Raises:
-            TimeoutError, FileLost, LoopDied: it did not come.
+            TimeoutError, FileLost, LoopDied: it did not come. UnpicklableError: it cannot be rebuilt here.
             UsageError: this is the loop's thread, and the value is on no disk of this machine.
         """
         from vinecore.api.waiting import FileWaiter
 
-        waiter = FileWaiter(self, file)
+        waiter = FileWaiter(self, file, name)
         if threading.current_thread() is self.loop.thread:
             return waiter.value_in_loop()
         return waiter.value(timeout)

@@ -14,11 +14,10 @@ from typing import Any
 from vinecore.api.commands import checked_file
 from vinecore.api.engine import Engine
 from vinecore.api.files import File, check_owner, checked_name
-from vinecore.api.outcome import failure_of
+from vinecore.api.outcome import failure_of, rebuilt
 from vinecore.errors import LoopDied, VineError
 from vinecore.manager.events import GraphCancelled, GraphEnded, VerticesSubmitted
 from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, TaskEntry
-from vinecore.runtime import payload as payloads
 from vinecore.wire import messages
 
 # What a vertex that runs apart prints is kept up to here, for the error that it may end with.
@@ -245,10 +244,11 @@ class GraphSubmission:
     def value(self, number: int) -> Any:
         """The value of a requested vertex, brought here and decoded."""
         entry = self.entries[number]
+        name = entry.kind.name
         if entry.value is not None:
-            return payloads.decode(entry.value)
+            return rebuilt(entry.value, name)
         assert entry.output is not None
-        return self.engine.read_value(entry.output)
+        return self.engine.read_value(entry.output, None, name)
 
     def files(self) -> dict[int, FileEntry]:
         """The requested values as files, by place in the graph."""

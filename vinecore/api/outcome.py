@@ -1,12 +1,13 @@
-"""The exception that an entry's outcome stands for, decoded in the caller's thread."""
+"""What an entry's outcome stands for, in the caller's thread: its value, or its exception."""
 
 from __future__ import annotations
 
 from concurrent.futures import CancelledError
+from typing import Any
 
-from vinecore.errors import TaskFailed
+from vinecore.errors import ProtocolError, TaskFailed, UnpicklableError
 from vinecore.manager.state import CANCELLED, RAISED, TaskEntry
-from vinecore.runtime.payload import decode_error
+from vinecore.runtime.payload import decode, decode_error, describe
 
 
 def failure_of(entry: TaskEntry) -> BaseException | None:
@@ -19,3 +20,39 @@ def failure_of(entry: TaskEntry) -> BaseException | None:
     if error == CANCELLED:
         return CancelledError()
     return TaskFailed(error)
+
+
+def rebuilt(data: Any, name: str) -> Any:
+    """The value of a call with this name, from the bytes that came back.
+
+    Raises:
+        UnpicklableError: unpickling raised; that is its cause.
+    """
+    try:
+        return decode(data)
+    except BaseException as error:
+        blame_result(error, name)
+        raise
+
+
+def blame_result(error: BaseException, name: str) -> None:
+    """Raise what says that a result could not be unpickled, unless the error says nothing of the result.
+
+    Whatever the user's classes raise counts, SystemExit too: a value that ends the program that asks for it helps nobody.
+
+    Raises:
+        UnpicklableError: from the error.
+    """
+    if isinstance(error, KeyboardInterrupt | MemoryError | ProtocolError):
+        return
+    text = f"the result of {name or 'the call'} came back, but could not be rebuilt here: {describe(error)}"
+    raise UnpicklableError(text) from error
+
+
+def text_of(error: BaseException | None) -> str:
+    """What an exception says; its class may do anything when it is asked."""
+    try:
+        return str(error)
+    except Exception:
+        # As tracebacks show it.
+        return "<exception str() failed>"

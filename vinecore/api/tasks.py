@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import check_owner
 from vinecore.api.numbers import SECONDS_LIMIT, WHOLE_LIMIT, checked_priority, checked_whole, number_of, shown
-from vinecore.api.outcome import failure_of
+from vinecore.api.outcome import failure_of, rebuilt, text_of
 from vinecore.errors import LibraryFailed, LoopDied, UsageError, VineError
-from vinecore.runtime import payload as payloads
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
@@ -126,7 +125,11 @@ class SubmittableTask:
 
     @property
     def output(self) -> Any:
-        """The value, decoded once; the exception object when there is no value."""
+        """The value, decoded once; the exception object when there is no value.
+
+        Raises:
+            UnpicklableError: the value came, but cannot be rebuilt here.
+        """
         if not self._finished or self._entry is None:
             return None
         value = self._output
@@ -135,10 +138,10 @@ class SubmittableTask:
             if entry.error is not None:
                 value = self._failure()
             elif entry.value is not None:
-                value = payloads.decode(entry.value)
+                value = rebuilt(entry.value, entry.kind.name)
             else:
                 assert self._manager is not None and entry.output is not None
-                value = self._manager.engine.read_value(entry.output)
+                value = self._manager.engine.read_value(entry.output, None, entry.kind.name)
             self._output = value
         return value
 
@@ -150,8 +153,8 @@ class SubmittableTask:
             return ""
         failure = failure_of(entry)
         if entry.error == "raised":
-            return f"it raised {type(failure).__name__}: {failure}"
-        return str(failure) or str(entry.error)
+            return f"it raised {type(failure).__name__}: {text_of(failure)}"
+        return text_of(failure) or str(entry.error)
 
     def _failure(self) -> BaseException:
         entry = self._entry

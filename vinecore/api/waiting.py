@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
+from vinecore.api.outcome import rebuilt
 from vinecore.errors import FileLost, LoopDied
 from vinecore.manager.events import FileWanted
 from vinecore.manager.state import FileEntry
-from vinecore.runtime import payload as payloads
+from vinecore.runtime.payload import load_file
 from vinecore.shell.manager_loop import ManagerLoop
 from vinecore.shell.transfer import LocalPath
 
@@ -28,11 +30,17 @@ class Posts(Protocol):
 
 
 class FileWaiter:
-    """One wish for a file's bytes."""
+    """One wish for a file's bytes.
 
-    def __init__(self, engine: Posts, file: FileEntry) -> None:
+    Parameters:
+        name: of the call whose result that is, for errors.
+    """
+
+    def __init__(self, engine: Posts, file: FileEntry, name: str = "") -> None:
         self.engine = engine
         self.file = file
+        self.name = name or file.name
+        self.is_asked = False
         self.done = threading.Event()
         self.path = ""
         self.error: Exception | None = None
@@ -52,14 +60,15 @@ class FileWaiter:
 
         Raises:
             TimeoutError: it did not come in time. FileLost: it cannot be had. LoopDied: the manager ended.
+            UnpicklableError: it cannot be rebuilt here.
         """
-        return self._read(timeout, payloads.decode_file, payloads.decode)
+        return rebuilt(self.content(timeout), self.name)
 
     def value_in_loop(self) -> Any:
         """Decode a value that is on this machine already; the loop's thread cannot wait for it.
 
         Raises:
-            UsageError: it would have to be waited for. FileLost: it cannot be had.
+            UsageError: it would have to be waited for. FileLost: it cannot be had. UnpicklableError: it cannot be rebuilt here.
         """
         for _ in range(TRIES):
             gone, self.path = self.path, ""
@@ -68,42 +77,55 @@ class FileWaiter:
             if not self.done.is_set():
                 self.engine.refuse_in_loop("reading a value that is on another machine")
             try:
-                return self._take(payloads.decode_file, payloads.decode)
+                data = self._take(load_file)
             except FileNotFoundError:
                 continue
+            return rebuilt(data, self.name)
         raise FileLost(f"{self.file.name} vanished {TRIES} times before it could be read")
 
     def raw(self, timeout: float | None) -> bytes:
         """Wait, then return the bytes as they are."""
-        return bytes(self._read(timeout, _read_file, bytes))
+        return bytes(self.content(timeout, _read_file))
 
-    def _read(self, timeout: float | None, from_path: Any, from_bytes: Any) -> Any:
+    def ask(self) -> None:
+        """Say what is wanted; it may come while the caller does something else."""
+        gone, self.path, self.error = self.path, "", None
+        self.done.clear()
+        self.engine.post(FileWanted(0.0, self.file, self, gone))
+        self.is_asked = True
+
+    def content(self, timeout: float | None, from_path: Callable[[str], Any] = load_file) -> Any:
+        """Wait for the bytes; after a TimeoutError they may be waited for again.
+
+        Raises:
+            TimeoutError, FileLost, LoopDied, OSError: they did not come.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         for _ in range(TRIES):
-            gone, self.path, self.error = self.path, "", None
-            self.done.clear()
-            self.engine.post(FileWanted(0.0, self.file, self, gone))
+            if not self.is_asked:
+                self.ask()
             self._wait(deadline)
+            self.is_asked = False
             try:
-                return self._take(from_path, from_bytes)
+                return self._take(from_path)
             except FileNotFoundError:
                 continue
         raise FileLost(f"{self.file.name} vanished {TRIES} times before it could be read")
 
-    def _take(self, from_path: Any, from_bytes: Any) -> Any:
+    def _take(self, from_path: Callable[[str], Any]) -> Any:
         """Read what is said to be here; FileNotFoundError when it is gone again."""
         if self.error is not None:
             raise self.error
         if self.path:
             return from_path(self.path)
         if self.file.data is not None:
-            return from_bytes(self.file.data)
+            return self.file.data
         parts = self.engine.loop.objects.get(self.file.name)
         if parts is None:
             raise FileNotFoundError(self.file.name)
         if isinstance(parts, LocalPath):
             return from_path(parts.path)
-        return from_bytes(parts[0] if len(parts) == 1 else b"".join(parts))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _wait(self, deadline: float | None) -> None:
         thread = self.engine.loop.thread

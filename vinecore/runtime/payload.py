@@ -248,53 +248,37 @@ def _decode_container(view: memoryview) -> object:
 
 
 def decode_file(path: str | os.PathLike[str]) -> object:
-    """Return the value in a file; large ones are mapped privately, so the file never changes and arrays are writable.
-
-    The mapping lives as long as arrays in the value do; no descriptor stays open.
+    """Return the value in a file.
 
     Raises:
         OSError: the file cannot be opened, read or mapped.
         ProtocolError: it holds no value, or is cut short.
         Exception: whatever unpickling raises.
     """
+    return decode(load_file(path))
+
+
+def load_file(path: str | os.PathLike[str], map_min_bytes: int = MAP_MIN_BYTES) -> memoryview | bytearray:
+    """Return a file's bytes; many are mapped privately, so the file never changes and arrays are writable.
+
+    The mapping lives as long as what is returned, or arrays in the value do; no descriptor stays open.
+
+    Raises:
+        OSError: the file cannot be opened, read or mapped.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         size_bytes = os.fstat(descriptor).st_size
-        if size_bytes >= MAP_MIN_BYTES:
-            data: memoryview | bytearray = _map_privately(descriptor, size_bytes, path)
-        else:
-            data = bytearray(size_bytes)
-            del data[os.readv(descriptor, [data]) if size_bytes else 0 :]
+        if size_bytes >= map_min_bytes:
+            # Imported at the first large file: it loads the C library.
+            from vinecore.runtime.mapping import map_privately
+
+            return map_privately(descriptor, size_bytes, path)
+        data = bytearray(size_bytes)
+        del data[os.readv(descriptor, [data]) if size_bytes else 0 :]
+        return data
     finally:
         os.close(descriptor)
-    return decode(data)
-
-
-@functools.cache
-def _c_library() -> tuple[Any, Any]:
-    """ctypes and the C library; loaded at the first large file."""
-    import ctypes
-
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return ctypes, library
-
-
-def _map_privately(descriptor: int, size_bytes: int, path: str | os.PathLike[str]) -> memoryview:
-    """Map a file copy-on-write. Not ``mmap.mmap``: before Python 3.13 it holds a descriptor until the last array is gone."""
-    import weakref
-
-    ctypes, library = _c_library()
-    address = library.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, descriptor, 0)
-    if address is None or address == ctypes.c_void_p(-1).value:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), os.fspath(path))
-    block = (ctypes.c_ubyte * size_bytes).from_address(address)
-    # At exit arrays may outlive this module; the kernel takes the mapping back by itself.
-    weakref.finalize(block, library.munmap, address, size_bytes).atexit = False
-    return memoryview(block).cast("B")
 
 
 def write_file(path: str | os.PathLike[str], encoded: Payload) -> int:
