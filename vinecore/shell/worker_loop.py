@@ -20,13 +20,13 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vinecore.errors import AuthenticationError, PeerError, VersionError
 from vinecore.shell.machine_id import machine_id
+from vinecore.shell.own_words import STDERR, STDOUT, say
 from vinecore.shell.peer_server import PeerServer
 from vinecore.shell.process_tree import ProcessTree
 from vinecore.shell.secrets import secret_for_worker
@@ -39,7 +39,7 @@ from vinecore.wire.handshake import HANDSHAKE_TIMEOUT_S, Dialer
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
 
-__all__ = ["WorkerConfig", "WorkerLoop", "count_gpus", "secret_for_worker"]
+__all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "count_gpus", "say", "secret_for_worker"]
 
 # A worker that leaves waits this long for its manager to fetch what only it holds; batch systems kill after about 30 s.
 HANDOVER_S = 5.0
@@ -352,12 +352,12 @@ class WorkerLoop:
         self.stop.set()
 
     def _fail(self, text: str) -> None:
-        print(f"vine_worker: {text}", file=sys.stderr, flush=True)
+        say(STDERR, f"vine_worker: {text}")
         self.exit_code = 1
 
     def _say(self, text: str) -> None:
         if not self.config.quiet:
-            print(f"vine_worker: {text}", flush=True)
+            say(STDOUT, f"vine_worker: {text}")
 
     # ------------------------------------------------------------ events in
 
@@ -382,7 +382,7 @@ class WorkerLoop:
 
     def _handle(self, event: events.Event) -> None:
         if self.config.debug:
-            print(f"{time.time():.6f} {event!r:.400}", file=sys.stderr, flush=True)
+            say(STDERR, f"{time.time():.6f} {event!r:.400}")
         for order in self.machine.handle(event):
             self._perform(order)
         if self.link is not None:
