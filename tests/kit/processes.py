@@ -94,6 +94,7 @@ class Worker:
         code: how the interpreter finds the command.
         prefix: a command that runs it, for one inside a namespace.
         tmp: parent of its directory for temporary files, which is ``directory`` if nothing is said.
+        streams: a descriptor that is its standard output and error, instead of files.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Worker:
         code: tuple[str, ...] = MODULE,
         prefix: Sequence[str] = (),
         tmp: Path | None = None,
+        streams: int | None = None,
         **environment: str,
     ) -> None:
         number = next(_numbers)
@@ -114,8 +116,8 @@ class Worker:
                 [*prefix, sys.executable, *code, *map(str, words)],
                 env={**os.environ, "TMPDIR": str(self.tmp), "PYTHONPATH": str(ROOT), **environment},
                 stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
+                stdout=out if streams is None else streams,
+                stderr=err if streams is None else streams,
                 cwd=directory,
             )
 

@@ -182,6 +182,8 @@ class FakeWorker:
             self.transfers.stop(order)
         elif isinstance(order, from_worker.UploadObject):
             self.transfers.upload(order)
+        elif isinstance(order, from_worker.LookAtStore):
+            pass  # it is there
         elif isinstance(order, from_worker.LeaveManager):
             self.left_because = order.reason
             self.crash()

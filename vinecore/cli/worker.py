@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 well, 1 failed, 2 bad usage)."""
     _open_standard_streams()
     options = build_parser().parse_args(argv)
-    from vinecore.shell.worker_loop import WorkerConfig, WorkerLoop, count_gpus
+    from vinecore.shell.worker_loop import STDERR, WorkerConfig, WorkerLoop, count_gpus, say
 
     embedded = options.lifeline_fd >= 0
     idle = options.idle_timeout if options.idle_timeout is not None else options.timeout
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         loop = WorkerLoop(config)
     except (VineError, OSError) as error:
-        print(f"vine_worker: {error}", file=sys.stderr)
+        say(STDERR, f"vine_worker: {error}")
         return 2 if isinstance(error, UsageError) else 1
     return loop.run()
 

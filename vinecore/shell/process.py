@@ -18,6 +18,7 @@ from pathlib import Path
 
 from vinecore.shell.guard import VARIABLE, marks_with
 from vinecore.shell.local_link import SOCKET_BUFFER_BYTES, LocalLink
+from vinecore.shell.own_words import STDERR, say
 from vinecore.worker.state import NOT_REVOKED
 
 CLAIM_BYTES = 16
@@ -116,7 +117,7 @@ class HostProcess:
             self._init_log.unlink()
         except OSError:
             return ""
-        os.write(2, said)
+        say(STDERR, said.decode(errors="replace").removesuffix("\n"))
         return f" in its init_command: {said.decode(errors='replace').strip() or 'it said nothing'}"
 
     def ask_end(self) -> None:

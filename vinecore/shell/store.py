@@ -141,6 +141,10 @@ class Store:
         """The descriptor that keeps the workspace locked."""
         return self._lock.fileno()
 
+    def is_gone(self) -> bool:
+        """Whether somebody has removed the directory of objects."""
+        return not self.objects.is_dir()
+
     def path(self, name: str) -> Path:
         """Where an object is, or would be."""
         return self.objects / checked_name(name)

@@ -20,13 +20,13 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vinecore.errors import AuthenticationError, PeerError, VersionError
 from vinecore.shell.machine_id import machine_id
+from vinecore.shell.own_words import STDERR, STDOUT, say
 from vinecore.shell.peer_server import PeerServer
 from vinecore.shell.process_tree import ProcessTree
 from vinecore.shell.secrets import secret_for_worker
@@ -39,15 +39,17 @@ from vinecore.wire.handshake import HANDSHAKE_TIMEOUT_S, Dialer
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
 
-__all__ = ["WorkerConfig", "WorkerLoop", "count_gpus", "secret_for_worker"]
+__all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "count_gpus", "say", "secret_for_worker"]
 
 # A worker that leaves waits this long for its manager to fetch what only it holds; batch systems kill after about 30 s.
 HANDOVER_S = 5.0
 # However short --connect-timeout is, one try gets this long.
 LEAST_CONNECT_S = 1.0
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-# How often the worker looks whether its manager is silent or it has been idle for too long.
+# How often the worker looks whether its manager is silent, its workspace is gone or it has been idle for too long.
 LOOK_S = 5.0
+# When these tell of an end or a failure, that may be because the workspace is gone; all of them are rare.
+_NEED_STORE = (events.HostSaid, events.HostGone, events.SlotGone, events.ObjectFailed)
 
 
 @dataclass
@@ -84,6 +86,8 @@ class WorkerLoop:
         self.exit_code = 0
         self.leave_reason = ""
         self.exit_wanted = False
+        # Its workspace has been removed.
+        self._is_lost = False
         # Until the loop takes signals over: an early end must not leave the workspace behind.
         for number in END_SIGNALS:
             signal.signal(number, self._signalled_early)
@@ -145,7 +149,7 @@ class WorkerLoop:
         give_up = time.monotonic() + self.config.connect_timeout_s
         backoff = self.config.min_backoff_s
         told = False
-        while not self.stop.is_set():
+        while not self.stop.is_set() and not self._lost_workspace():
             error = await self._connect_in_time(give_up)
             if error is None:
                 began = time.monotonic()
@@ -303,6 +307,8 @@ class WorkerLoop:
             if done:
                 break
             self._handle(events.Tick(time.monotonic()))
+            if self._lost_workspace():
+                break
             state = self.machine.state
             # A library that loads its context is work, however long that takes.
             if state.libraries_busy() or not all(library.ready_told for library in state.libraries.values()):
@@ -315,8 +321,7 @@ class WorkerLoop:
             wait.cancel()
         link = self.link
         if link is not None and not link.lost:
-            link.send(messages.encode(messages.Goodbye(self.leave_reason or "told to stop")))
-            link.flush()
+            self._say_goodbye()
             if not self.disconnected.is_set() and not self.config.embedded:
                 # What only this worker holds is handed over first; the manager then releases it.
                 with contextlib.suppress(TimeoutError):
@@ -345,6 +350,26 @@ class WorkerLoop:
         self.exit_wanted = True
         self.stop.set()
 
+    def _lost_workspace(self) -> bool:
+        """Whether somebody has removed the workspace: every call would fail here, so the worker ends.
+
+        The manager hears that first: what this worker says afterwards of its calls, which fail, does not count.
+        """
+        if self.store.is_gone():
+            if not self._is_lost:
+                self._is_lost = self.exit_wanted = True
+                self.leave_reason = f"its workspace {self.store.workspace} is gone"
+                self._fail(self.leave_reason)
+                self._say_goodbye()
+                self.stop.set()
+            return True
+        return False
+
+    def _say_goodbye(self) -> None:
+        if self.link is not None and not self.link.lost:
+            self.link.send(messages.encode(messages.Goodbye(self.leave_reason or "told to stop")))
+            self.link.flush()
+
     def _lifeline_cut(self) -> None:
         self.loop.remove_reader(self.config.lifeline_fd)
         self.leave_reason = "the process that started it is gone"
@@ -352,12 +377,12 @@ class WorkerLoop:
         self.stop.set()
 
     def _fail(self, text: str) -> None:
-        print(f"vine_worker: {text}", file=sys.stderr, flush=True)
+        say(STDERR, f"vine_worker: {text}")
         self.exit_code = 1
 
     def _say(self, text: str) -> None:
         if not self.config.quiet:
-            print(f"vine_worker: {text}", flush=True)
+            say(STDOUT, f"vine_worker: {text}")
 
     # ------------------------------------------------------------ events in
 
@@ -382,7 +407,7 @@ class WorkerLoop:
 
     def _handle(self, event: events.Event) -> None:
         if self.config.debug:
-            print(f"{time.time():.6f} {event!r:.400}", file=sys.stderr, flush=True)
+            say(STDERR, f"{time.time():.6f} {event!r:.400}")
         for order in self.machine.handle(event):
             self._perform(order)
         if self.link is not None:
@@ -464,6 +489,8 @@ class WorkerLoop:
             self.transfers.upload(order, self._worker_id())
         elif isinstance(order, orders.UnlinkObjects):
             self.store.unlink(order.names, order.partial)
+        elif isinstance(order, orders.LookAtStore):
+            self._lost_workspace()
         elif isinstance(order, orders.LeaveManager):
             self.leave_reason = self.leave_reason or order.reason
             self.exit_wanted = self.exit_wanted or order.exit
@@ -479,8 +506,9 @@ class WorkerLoop:
         self.loop.call_soon_threadsafe(self._later, event)
 
     def _later(self, event: events.Event) -> None:
-        if self.link is not None:
-            self._handle(event)
+        if self.link is None or (isinstance(event, _NEED_STORE) and self._lost_workspace()):
+            return
+        self._handle(event)
 
 
 def count_gpus() -> int:

@@ -293,7 +293,7 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
         return
     library = state.libraries[slot.library_id]
     outstanding, out = slot.outstanding, state.results
-    total, measured, later = 0, 0, messages.WRITTEN_LATER
+    total, measured, later, is_doubtful = 0, 0, messages.WRITTEN_LATER, False
     for result in results:
         if result.status == later:
             # Of a call that was answered before: its group was cut.
@@ -323,15 +323,20 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
         if result.report is not None:
             state.objects.update((name, size) for name, size, content in result.report.products if size and not content)
             _forget_damaged(state, result.report)
-        if result.status == messages.NO_INPUT:
-            # The slot has looked, and the manager will believe it: a copy that came since then would have no owner.
-            name = result.value.decode("utf-8", "replace")
-            if state.objects.pop(name, None) is not None:
-                state.orders.append(orders.UnlinkObjects([name]))
+            is_doubtful = is_doubtful or result.report.exit_code != 0 or bool(result.report.missing)
         out.append(result)
+        if result.status >= messages.RAISED:
+            is_doubtful = True
+            if result.status == messages.NO_INPUT:
+                # The slot has looked, and the manager will believe it: a copy that came since then would have no owner.
+                name = result.value.decode("utf-8", "replace")
+                if state.objects.pop(name, None) is not None:
+                    state.orders.append(orders.UnlinkObjects([name]))
         if result.status <= messages.RAISED:
             total += result.duration_us
             measured += 1
+    if is_doubtful:
+        state.orders.append(orders.LookAtStore())
     if measured:
         mean = total / measured
         known = library.mean_us

@@ -104,6 +104,10 @@ class UnlinkObjects(Record):
     partial: bool = False
 
 
+class LookAtStore(Record):
+    """Calls ended badly, which the following reports: leave the manager first if that is because the store is gone."""
+
+
 class LeaveManager(Record):
     """Close the control link; ``exit``: end the process afterwards."""
 
@@ -126,5 +130,6 @@ Order = (
     | StopFetch
     | UploadObject
     | UnlinkObjects
+    | LookAtStore
     | LeaveManager
 )

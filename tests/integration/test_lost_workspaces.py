@@ -1,0 +1,98 @@
+"""A worker whose workspace somebody removes leaves: what it had runs elsewhere, and bears no blame."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.kit.calls import LIMIT_S, eventually
+from tests.kit.processes import Worker, private_home, workers_below
+from vinecore import FunctionCall, Manager, PythonTask, Task
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process and its workers look for secrets and settings below the test's directory only."""
+    return private_home(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Start workers; those that still run at the end of the test get SIGTERM."""
+    with workers_below(tmp_path) as make:
+        yield make
+
+
+def command(number: int) -> Task:
+    return Task(f"echo {number}")
+
+
+def python_task(number: int) -> PythonTask:
+    return PythonTask(abs, -number)
+
+
+def large_call(number: int) -> FunctionCall:
+    return FunctionCall("lib", "full", 50_000, float(number))
+
+
+def finish(manager: Manager, tasks: list[Any]) -> None:
+    """All of them end well."""
+    for _ in tasks:
+        task = manager.wait(LIMIT_S)
+        assert task is not None and task.successful(), task and (task.result, task.reason)
+
+
+@pytest.mark.parametrize("make", [command, python_task, large_call])
+def test_a_worker_whose_workspace_is_removed(start: Callable[..., Worker], tmp_path: Path, make: Callable[[int], Any]) -> None:
+    with Manager(port=0) as manager:
+        # Whatever is charged to a task ends it.
+        assert manager.tune("max-losses", 0) == 0
+        manager.install_library(manager.create_library_from_functions("lib", np.full, exec_mode="direct"))
+        place = tmp_path / "space"
+        worker = start("127.0.0.1", manager.port, "--cores", 1, "--workspace", place)
+        first = make(0)
+        manager.submit(first)
+        finish(manager, [first])
+        shutil.rmtree(place)
+        tasks = [make(number) for number in range(10)]
+        for task in tasks:
+            manager.submit(task)
+        assert worker.ended() == 1
+        assert worker.err == f"vine_worker: its workspace {place} is gone\n"
+        assert f"left the manager: its workspace {place} is gone" in worker.out
+        start("127.0.0.1", manager.port, "--cores", 1)
+        finish(manager, tasks)
+        assert manager.stats.workers_lost == 0
+
+
+def test_a_worker_without_work_notices_too(start: Callable[..., Worker], tmp_path: Path) -> None:
+    with Manager(port=0) as manager:
+        place = tmp_path / "space"
+        worker = start("127.0.0.1", manager.port, "--workspace", place)
+        assert eventually(lambda: manager.stats.workers_connected == 1)
+        shutil.rmtree(place)
+        assert worker.ended() == 1 and worker.err.count("\n") == 1 and f"its workspace {place} is gone" in worker.err
+
+
+def test_an_embedded_worker_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with Manager(local_cores=1) as manager:
+        assert manager.tune("max-losses", 0) == 0
+        first = command(0)
+        manager.submit(first)
+        finish(manager, [first])
+        (place,) = tmp_path.glob("vine-worker-*")
+        shutil.rmtree(place)
+        tasks = [command(number) for number in range(10)]
+        for task in tasks:
+            manager.submit(task)
+        finish(manager, tasks)
+        assert manager.stats.workers_joined == 2
+    assert f"vine_worker: its workspace {place} is gone" in capfd.readouterr().err
