@@ -65,6 +65,39 @@ def m() -> Iterator[Manager]:
         yield manager
 
 
+def read_all(*names: str) -> dict[str, str]:
+    """What is in these files."""
+    return {name: Path(name).read_text() for name in names}
+
+
+def test_inputs_of_the_library_are_found_in_the_directory_of_a_call(m: Manager, tmp_path: Path) -> None:
+    """Unless the call has something of that name; its outputs are its own, and the files are there for the next one."""
+    task = m.create_library_from_functions("with-files", read_all, write, exec_mode="fork")
+    for name in ("table", "deep/table", "mine", "deeper/mine", "made"):
+        task.add_input(m.declare_buffer(f"library's {name}"), name)
+    m.install_library(task)
+    own = m.declare_buffer("call's")
+    for _ in range(2):
+        plain = FunctionCall("with-files", "read_all", "table", "deep/table", "made")
+        boxed = FunctionCall("with-files", "read_all", "table", "deep/table", "mine", "deeper")
+        boxed.add_input(own, "mine")
+        boxed.add_input(own, "deeper")
+        limited = FunctionCall("with-files", "read_all", "deeper/mine")
+        limited.set_time_max(LIMIT_S)
+        writer = FunctionCall("with-files", "write", "made", "by the call")
+        writer.add_output(m.declare_file(tmp_path / "made"), "made")
+        lazy = FunctionCall("with-files", "read_all", "table")
+        lazy.add_output(m.declare_file(tmp_path / "lazy"), "made")
+        outputs = finish(m, plain, boxed, limited, writer, lazy)
+        assert outputs[0] == {name: f"library's {name}" for name in ("table", "deep/table", "made")}
+        theirs = {name: f"library's {name}" for name in ("table", "deep/table")}
+        assert outputs[1] == {**theirs, "mine": "call's", "deeper": "call's"}
+        assert outputs[2] == {"deeper/mine": "library's deeper/mine"}
+        assert (tmp_path / "made").read_text() == "by the call"
+        assert lazy.result == "output missing", "what the library has there is not what the call made"
+    m.remove_library("with-files")
+
+
 def test_files_variables_and_output(m: Manager, tmp_path: Path) -> None:
     call = FunctionCall("forks", "repeat", "in.txt", "sub/out.txt")
     home = tmp_path / "out.txt"

@@ -17,7 +17,7 @@ from daskvine import FuturesExecutor
 from tests.kit.calls import LIMIT_S, add, finish
 from tests.kit.processes import LIMIT_S as LONG_S
 from vinecore import FunctionCall, Manager, PythonTask
-from vinecore.errors import SlotLost, TaskFailed
+from vinecore.errors import LibraryFailed, SlotLost, TaskFailed
 
 
 @pytest.fixture
@@ -139,6 +139,94 @@ def test_a_module_that_ends_its_process_later(modules: Callable[[str, str], None
         bad = executor.submit(needs_it)
         assert isinstance(bad.exception(LONG_S), SlotLost)
         assert [executor.submit(add, number).result(LIMIT_S) for number in range(3)] == [1, 2, 3]
+
+
+# ---------------------------------------------------------------- libraries
+
+
+def plus_one(number: int) -> int:
+    return number + 1
+
+
+def imports_what_does_harm() -> str:
+    import does_harm  # type: ignore[import-not-found]
+
+    return str(does_harm.__name__)
+
+
+@pytest.mark.parametrize("exec_mode", ["direct", "fork"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "os._exit(4)",
+        "os.kill(os.getpid(), signal.SIGSEGV)",
+        "os.closerange(3, 1000); time.sleep(1000)",
+        "sys.exit(4)",
+        "if os.fork() == 0: sys.path_hooks.append(None)",
+    ],
+)
+def test_a_module_found_in_a_function_hurts_only_its_calls(
+    modules: Callable[[str, str], None], exec_mode: str, harm: str
+) -> None:
+    modules("does_harm", f"import os, signal, sys, time\n{harm}\n")
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_functions("L", plus_one, imports_what_does_harm, exec_mode=exec_mode)
+        manager.install_library(task)
+        good = [FunctionCall("L", "plus_one", number) for number in range(5)]
+        assert finish(manager, *good) == [1, 2, 3, 4, 5]
+        if "sleep" in harm:
+            return  # its call does not end
+        bad = FunctionCall("L", "imports_what_does_harm")
+        outputs = finish(manager, bad, FunctionCall("L", "plus_one", 1))
+        assert outputs[1] == 2
+        if "_exit" in harm or "SIGSEGV" in harm:
+            assert isinstance(outputs[0], SlotLost) and bad.result == "forsaken"
+            assert ("exit code 4" if "_exit" in harm else "SIGSEGV") in str(outputs[0])
+        elif "fork" in harm:
+            assert outputs[0] == "does_harm"
+        else:
+            assert bad.exit_code == 1 and "4" in str(outputs[0])
+
+
+def test_what_a_library_names_itself_fails_it_and_is_named(modules: Callable[[str, str], None]) -> None:
+    modules("exits", "import os\nos._exit(4)\n")
+    modules("raises", "raise KeyError('the real reason')\n")
+    harm = Unpickled(exit_at_once)
+    error = Unpickled(divide_by_zero)
+
+    def has_harm() -> None:
+        assert harm is not None
+
+    def has_error() -> None:
+        assert error is not None
+
+    def raises() -> dict[str, Any]:
+        raise ValueError("no data")
+
+    with Manager(local_cores=1) as manager:
+        for number, (options, function, said, kind) in enumerate(
+            [
+                ({"hoisting_modules": ["exits"]}, plus_one, "code 4 while importing 'exits' (from its hoisting", LibraryFailed),
+                ({"hoisting_modules": ["raises"]}, plus_one, "importing 'raises' (from its hoisting_modules) raised", KeyError),
+                ({}, has_harm, "code 3 while unpickling its functions", LibraryFailed),
+                ({}, has_error, "unpickling its functions raised ZeroDivisionError", ZeroDivisionError),
+                ({"library_context_info": [exit_at_once]}, plus_one, "running its context function exit_at_once", LibraryFailed),
+                ({"library_context_info": [raises]}, plus_one, "context function raises raised ValueError: no data", ValueError),
+            ]
+        ):
+            name = f"L{number}"
+            manager.install_library(manager.create_library_from_functions(name, function, **options))
+            plain, limited = (FunctionCall(name, function.__name__) for _ in range(2))
+            limited.set_time_max(5)
+            for call, failure in zip((plain, limited), finish(manager, plain, limited), strict=True):
+                assert (call.result, call.exit_code) == ("missing library", -1)
+                assert not call.completed() and not call.successful() and call.std_output is None
+                assert isinstance(failure, kind), failure
+                assert f"library {name!r} cannot be started" in call.reason and said in call.reason, call.reason
+
+
+def divide_by_zero() -> float:
+    return 1 / 0
 
 
 # ---------------------------------------------------------------- unpickling, where each call has a process

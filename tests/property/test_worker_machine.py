@@ -15,12 +15,12 @@ from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
-from vinecore.worker.on_calls import STUCK_S
+from vinecore.worker.on_calls import HOIST_LIMIT_S, STUCK_S
 from vinecore.worker.state import NOT_REVOKED
 
 ACTS = (
     *("run", "run", "answer", "answer", "answer", "die", "tired", "host", "cancel", "hand back", "fetch", "arrive", "code"),
-    *("time", "stuck", "stuck", "one"),
+    *("time", "stuck", "stuck", "one", "load", "load", "load", "hang"),
 )
 steps = st.lists(st.tuples(st.sampled_from(ACTS), st.integers(0, 999)), max_size=60)
 
@@ -54,10 +54,11 @@ class Driver:
         self.cancelled: set[int] = set()
         self.results: Counter[int] = Counter()
         self.fetching: list[str] = []
-        self.starting = self.hoisting = False
         self.next_task = 1
+        # What the parent says next, until it has begun.
+        self.loading: list[object] = []
         self.do(events.ManagerSaid(0.0, messages.Welcome(1, "r0", 5.0, 20.0)))
-        start = messages.StartLibrary(1, "f", slots, "direct", b"", [], 10**6, 60.0, max_calls=max_calls)
+        start = messages.StartLibrary(1, "f", slots, "direct", b"", ["a", "b"], 10**6, 60.0, max_calls=max_calls)
         self.do(events.ManagerSaid(0.0, start))
 
     def do(self, event: events.Event) -> None:
@@ -73,7 +74,12 @@ class Driver:
             self.results.update(r.task_id for r in order.message.results)
         elif isinstance(order, orders.StartHost):
             self.slots.clear()
-            return [events.HostSaid(self.now, 1, messages.Began(b""))]
+            left = [name for name in order.begin.modules if name not in order.without]
+            self.loading = [messages.Loading(messages.FOUND, name) for name in left]
+            self.loading += [messages.Loading(messages.CONTEXT, "make"), messages.Began(b"")]
+        elif isinstance(order, orders.StopHost):
+            self.slots.clear()
+            self.loading = []
         elif isinstance(order, orders.ToHost) and isinstance(order.message, messages.Hoist):
             self.has_hoisted = True  # slots of an old generation work beside the new ones
             return [events.HostSaid(self.now, 1, messages.Hoisted(order.message.modules, 1))]
@@ -132,6 +138,14 @@ class Driver:
             self.do(events.SlotGone(0.0, slot_id, self.slots.pop(slot_id).started))
         elif what == "tired" and self.slots:
             self.do(events.SlotTired(0.0, sorted(self.slots)[number % len(self.slots)], 700))
+        elif what == "load":
+            # Mostly to the end: what is of interest comes after that.
+            for _ in range(1 if number % 4 == 0 else len(self.loading)):
+                if self.loading:
+                    self.do(events.HostSaid(0.0, 1, self.loading.pop(0)))
+        elif what == "hang":
+            self.now += HOIST_LIMIT_S
+            self.do(events.Tick(0.0))
         elif what == "host":
             self.do(events.HostGone(0.0, 1, "killed"))
         elif what == "cancel" and self.asked:
@@ -171,6 +185,8 @@ class Driver:
         for number in range(5000):
             if self.fetching:
                 self.arrive(number)
+            elif self.loading:
+                self.step("load", number)
             elif any(slot.calls for slot in self.slots.values()):
                 self.answer(number)
             else:

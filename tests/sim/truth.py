@@ -103,7 +103,7 @@ class Truth:
                 raise Violation(f"{entry} succeeded, but it or one of its inputs always raises")
             if entry.value is not None and entry.value != self.values[number]:
                 raise Violation(f"{entry} has a wrong value")
-        elif error == RAISED and entry.value == b"no module" and self.libraries_fail:
+        elif isinstance(error, LibraryFailed) and entry.value == b"no module" and self.libraries_fail:
             # A library that failed on each worker fails its calls, and their graphs.
             self.unlucky.add(-graph.graph_id if graph is not None else number)
         elif isinstance(error, LibraryFailed) and self.removed:

@@ -58,6 +58,10 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         ),
         (m.LibraryReady(1, 2, "spawned"), "94a86c696272656164790102a7737061776e6564"),
         (m.LibraryGone(1, "no module", b"tb"), "94a76c6962676f6e6501a96e6f206d6f64756c65c4027462"),
+        (
+            m.LibrarySlow(1, 60.0, "unpickling its functions"),
+            "94a76c6962736c6f7701cb404e000000000000b8756e7069636b6c696e67206974732066756e6374696f6e73",
+        ),
         (m.Fetched("a", 12), "93a766657463686564a1610c"),
         (m.FetchFailed("a", "disk full"), "95a966657463686661696ca161a96469736b2066756c6c9090"),
         (m.UploadFailed(11, "a", "not here"), "94a675706661696c0ba161a86e6f742068657265"),
@@ -81,6 +85,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.ForkSlots([1, 2]), "92a4666f726b920102"),
     ],
     "decode_from_library": [
+        (m.Loading(m.NAMED, "numpy"), "93a76c6f6164696e6702a56e756d7079"),
         (m.Began(b"", "fine"), "94a5626567616ec400a466696e65a0"),
         (m.Hoisted(["math"], 1), "94a7686f697374656491a46d61746801a0"),
         (m.Forked(1, 4243), "93a6666f726b656401cd1093"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from tests.kit.worker_world import WorkerWorld, call
 from vinecore.wire import messages
 from vinecore.worker import events, orders
 from vinecore.worker.on_calls import HOIST_LIMIT_S
-from vinecore.worker.on_libraries import FORKED_ENDS
+from vinecore.worker.on_libraries import FORKED_ENDS, LOAD_LIMIT_S, SLOW_START_S
 from vinecore.worker.state import NOT_REVOKED
 
 
@@ -160,6 +161,91 @@ def test_a_parent_that_ends_again_and_again_is_tried_without_what_it_imported() 
     assert not world.of(orders.ToHost)
     world.do(events.HostGone(0.0, 1, "killed"))
     assert "ended 3 times" in world.told(messages.LibraryGone)[0].error, "now it is given up"
+
+
+def loading_world(*modules: str) -> WorkerWorld:
+    """A library with functions of its own that has started."""
+    world = WorkerWorld()
+    world.say(messages.StopLibrary(1))
+    world.say(messages.StartLibrary(1, "f", 1, "direct", b"code", list(modules), 2, 60.0))
+    assert [o.without for o in world.of(orders.StartHost)] == [frozenset()]
+    return world
+
+
+def test_a_module_that_was_only_found_is_left_out_when_its_import_ends_the_parent() -> None:
+    """One by one, without end to the number of them; what the parent dies of afterwards counts as before."""
+    world = loading_world("bad0", "bad1", "bad2", "good")
+    for number in range(3):
+        world.host(messages.Loading(messages.FOUND, f"bad{number}"))
+        world.do(events.HostGone(0.0, 1, "exited"))
+        assert [o.without for o in world.of(orders.StartHost)] == [frozenset(f"bad{i}" for i in range(number + 1))]
+    world.host(messages.Loading(messages.FOUND, "good"))
+    world.ready()
+    world.run([call(1)])
+    assert [ids for _, ids in world.batches()] == [[1]] and world.machine.next_deadline() is None
+
+
+def test_what_a_parent_did_when_it_ended_is_named() -> None:
+    world = loading_world("bad", "good")
+    world.host(messages.Loading(messages.FOUND, "bad"))
+    world.do(events.HostGone(0.0, 1, "exited"))
+    world.host(messages.Loading(messages.UNPICKLE))
+    world.do(events.HostGone(0.0, 1, "exited"))
+    assert [o.without for o in world.of(orders.StartHost)] == [frozenset(["bad"])]
+    world.host(messages.Loading(messages.UNPICKLE))
+    world.do(events.HostGone(0.0, 1, "exited"))
+    assert [o.without for o in world.of(orders.StartHost)] == [frozenset(["bad", "good"])], "the last try"
+    world.host(messages.Loading(messages.UNPICKLE))
+    world.do(events.HostGone(0.0, 1, "exited"))
+    error = world.told(messages.LibraryGone)[0].error
+    assert "ended 2 times in 60 s: exited while unpickling its functions (importing bad, good had ended" in error
+
+
+def test_a_module_that_was_only_found_is_left_out_when_its_import_does_not_end() -> None:
+    world = loading_world("endless")
+    world.now += 1
+    world.host(messages.Loading(messages.FOUND, "endless"))
+    world.now += HOIST_LIMIT_S - 1
+    world.do(events.Tick(0.0))
+    assert not world.of(orders.StopHost) and world.machine.next_deadline() == world.now + 1
+    world.now += 1
+    world.do(events.Tick(0.0))
+    kinds = [type(order) for order in world.orders]
+    assert kinds.index(orders.StopHost) < kinds.index(orders.StartHost)
+    assert [o.without for o in world.of(orders.StartHost)] == [frozenset(["endless"])]
+    world.ready()
+    assert world.machine.next_deadline() is None
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [
+        (messages.Loading(messages.NAMED, "endless"), "importing 'endless' (from its hoisting_modules)"),
+        (messages.Loading(messages.UNPICKLE), "unpickling its functions"),
+    ],
+)
+def test_a_library_whose_own_loading_does_not_end_fails_and_says_where(step: messages.Loading, text: str) -> None:
+    world = loading_world()
+    world.host(step)
+    world.now += LOAD_LIMIT_S
+    world.do(events.Tick(0.0))
+    assert [m.error for m in world.told(messages.LibraryGone)] == [f"{text} had not ended after {LOAD_LIMIT_S:g} s"]
+    assert world.of(orders.StopHost) and not world.of(orders.StartHost) and world.machine.next_deadline() is None
+
+
+def test_a_context_may_take_as_long_as_it_likes_but_is_told_of_once() -> None:
+    world = loading_world()
+    world.host(messages.Loading(messages.CONTEXT, "make"))
+    assert world.machine.next_deadline() == world.now + SLOW_START_S
+    world.now += SLOW_START_S
+    world.do(events.Tick(0.0))
+    assert world.told(messages.LibrarySlow) == [messages.LibrarySlow(1, SLOW_START_S, "running its context function make")]
+    assert world.machine.next_deadline() is None
+    world.now += 100 * LOAD_LIMIT_S
+    world.do(events.Tick(0.0))
+    assert not world.orders
+    world.ready()
+    assert world.told(messages.LibraryReady)
 
 
 def test_a_dead_parent_loses_only_what_slots_had() -> None:

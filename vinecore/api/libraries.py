@@ -87,7 +87,8 @@ class LibraryTask:
     def add_input(self, file: File, remote_name: str) -> None:
         """Put a local file or a buffer under a relative name into the directory where instances of this library run.
 
-        Its context function, its calls in direct mode and its init command find it there. It must not be written to.
+        Its context function, its calls and its init command find it there, and calls with a private directory a link to it in
+        that. It must not be written to.
 
         Raises:
             TypeError, ValueError: no file, a temp, or a name that is no relative name. UsageError: the library is installed.

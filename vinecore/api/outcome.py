@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import CancelledError
 from typing import Any
 
-from vinecore.errors import ProtocolError, TaskFailed, UnpicklableError
+from vinecore.errors import LibraryFailed, ProtocolError, TaskFailed, UnpicklableError
 from vinecore.manager.state import CANCELLED, RAISED, TaskEntry
 from vinecore.runtime.payload import decode, decode_error, describe
 
@@ -13,6 +13,8 @@ from vinecore.runtime.payload import decode, decode_error, describe
 def failure_of(entry: TaskEntry) -> BaseException | None:
     """The exception of an entry that has its outcome; None when it succeeded."""
     error = entry.error
+    if isinstance(error, LibraryFailed) and entry.value:
+        return decode_error(entry.value)  # what was raised while its library was loaded
     if error is None or isinstance(error, BaseException):
         return error
     if error == RAISED:

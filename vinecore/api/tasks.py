@@ -151,6 +151,8 @@ class SubmittableTask:
         entry = self._entry
         if entry is None or not self._finished or entry.error is None:
             return ""
+        if isinstance(entry.error, LibraryFailed):
+            return str(entry.error)
         failure = failure_of(entry)
         if entry.error == "raised":
             return f"it raised {type(failure).__name__}: {text_of(failure)}"

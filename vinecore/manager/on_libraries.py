@@ -5,7 +5,7 @@ from __future__ import annotations
 from vinecore.errors import LibraryFailed
 from vinecore.manager import lineage, on_tasks, orders, placement
 from vinecore.manager import transitions as t
-from vinecore.manager.state import RAISED, CodeEntry, GraphEntry, Instance, LibraryEntry, ManagerState, TaskEntry, WorkerEntry
+from vinecore.manager.state import CodeEntry, GraphEntry, Instance, LibraryEntry, ManagerState, TaskEntry, WorkerEntry
 from vinecore.model.notes import LibraryMoved
 from vinecore.wire import messages
 
@@ -113,6 +113,21 @@ def _unsafe_text(library: LibraryEntry, why: str) -> str:
     return f"library {library.name!r} cannot be forked: {why}; {how}"
 
 
+def slow(state: ManagerState, worker: WorkerEntry, message: messages.LibrarySlow) -> None:
+    """An instance takes long to start: the user hears of it once, if calls have nowhere else to go."""
+    instance = worker.instances.get(message.library_id)
+    if instance is None or instance.state is not t.STARTING:
+        return
+    library = instance.library
+    count = sum(len(shape.ready) for shape in library.shapes)
+    if library.told_slow or library.slots_up or not count:
+        return
+    library.told_slow = True
+    who = f"library {library.name!r} has been starting for {message.seconds:.0f} s on worker {worker.hello.hostname}"
+    waits = f"{count} call{'s wait' if count > 1 else ' waits'} for it"
+    state.orders.append(orders.Say(f"{who}; it is {message.doing}; {waits}"))
+
+
 def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone) -> None:
     """An instance ended. With an error it counts as failed on this worker for a while; failed everywhere, its calls fail."""
     instance = worker.instances.get(message.library_id)
@@ -163,11 +178,9 @@ def _fail_removed(state: ManagerState, library: LibraryEntry) -> None:
 
 
 def _fail_calls(state: ManagerState, library: LibraryEntry, error: str, data: bytes) -> None:
+    """They never ran. ``data``: what was raised while the library was loaded, which is their outcome then."""
     for entry in _calls_of(state, library):
-        if data:
-            on_tasks.fail(state, entry, RAISED, data)
-        else:
-            on_tasks.fail(state, entry, LibraryFailed(f"library {library.name!r} cannot be started on any worker: {error}"), b"")
+        on_tasks.fail(state, entry, LibraryFailed(f"library {library.name!r} cannot be started on any worker: {error}"), data)
 
 
 def _calls_of(state: ManagerState, library: LibraryEntry) -> list[TaskEntry]:

@@ -89,6 +89,8 @@ def _said_rarely(state: ManagerState, worker: WorkerEntry, message: object) -> N
         on_libraries.ready(state, worker, message)
     elif isinstance(message, messages.LibraryGone):
         on_libraries.gone(state, worker, message)
+    elif isinstance(message, messages.LibrarySlow):
+        on_libraries.slow(state, worker, message)
     elif isinstance(message, messages.FetchFailed):
         on_files.fetch_failed(state, worker, message)
     elif isinstance(message, messages.UploadFailed):

@@ -192,6 +192,7 @@ class LibraryEntry:
         "slots",
         "slots_up",
         "stocked",
+        "told_slow",
         "told_unsafe",
     )
 
@@ -237,6 +238,8 @@ class LibraryEntry:
         self.removed = False
         # The user was told that its slots are not forked.
         self.told_unsafe = False
+        # The user was told that it takes long to start.
+        self.told_slow = False
 
     def offer(self, instance: Instance) -> None:
         """An instance may have room: it is looked at when there is something to place."""

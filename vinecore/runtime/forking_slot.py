@@ -114,6 +114,8 @@ class ForkingSlot(Slot):
         # Children are gone after their call, and this process runs no user code.
         self.growth_bytes = 0
         self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
+        # Files of the library, which calls find where they run; this process began in the directory that has them.
+        self._shared = [(mount.path, f"{os.getcwd()}/{mount.path}") for mount in begin.mounts]
         self.guard = Guard(str(self.sandboxes))
         adopt_orphans()
         self._answers = os.memfd_create("vine-answers", os.MFD_CLOEXEC)
@@ -208,6 +210,8 @@ class ForkingSlot(Slot):
                 raise MissingInput(Path(str(error.filename)).name) from None
             except UsageError as error:
                 return _refused(call, str(error))
+            if self._shared:
+                box.show(self._shared)
             if self._spoilt:
                 self._spoilt.difference_update(str(mount.source) for mount in spec.mounts)
             began = time.time()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from vinecore.runtime import context
-from vinecore.wire.messages import Begin
+from vinecore.wire.messages import CONTEXT, FOUND, NAMED, UNPICKLE, Begin
 
 # jemalloc starts one with pyarrow; it handles forks by itself.
 _SAFE_NAMES = frozenset({"jemalloc_bg_thd"})
@@ -35,21 +35,36 @@ def import_quietly(names: Iterable[str]) -> list[str]:
     return done
 
 
-def load_functions(begin: Begin) -> dict[int, Callable[..., object]]:
-    """Unpickle a library's functions by code id, and fill its context. Whatever user code raises comes out."""
-    import_quietly(begin.modules)
+def load_functions(begin: Begin, tell: Callable[[int, str], None] | None = None) -> dict[int, Callable[..., object]]:
+    """Unpickle a library's functions by code id, and fill its context. Whatever user code raises comes out.
+
+    Parameters:
+        tell: is called with each step (``Loading.step``, and the name of what it concerns) before it begins.
+    """
     data: bytes = begin.payload
     if begin.payload_path:
         with open(begin.payload_path, "rb") as file:
             data = file.read()
+    # (modules that must be there, pickled: code id -> function, context function or None, its args, its kwargs)
+    required, body = pickle.loads(data) if data else ((), b"")
+    steps = [(NAMED, name) for name in required] + [(FOUND, name) for name in begin.modules if name not in required]
+    for step, name in steps:
+        if name in sys.modules:
+            continue
+        if tell is not None:
+            tell(step, name)
+        if step == NAMED:
+            importlib.import_module(name)
+        else:
+            import_quietly([name])
     if not data:
         return {}
-    # (modules that must be there, pickled: code id -> function, context function or None, its args, its kwargs)
-    required, body = pickle.loads(data)
-    for name in required:
-        importlib.import_module(name)
+    if tell is not None:
+        tell(UNPICKLE, "")
     functions, make_context, args, kwargs = pickle.loads(body)
     if make_context is not None:
+        if tell is not None:
+            tell(CONTEXT, str(getattr(make_context, "__name__", type(make_context).__name__)))
         context.fill(make_context(*args, **kwargs), begin.name)
     return dict(functions)
 

@@ -1,6 +1,6 @@
 """The parent of a library's slots: an exec'd interpreter with a plain blocking loop.
 
-    worker  --Begin, Hoist, ForkSlots (+ descriptors)-->  host  --Began, Hoisted, Forked, SlotExited-->  worker
+    worker  --Begin, Hoist, ForkSlots (+ descriptors)-->  host  --Loading, Began, Hoisted, Forked, SlotExited-->  worker
                                                            |
                                                            fork: slot, slot, ...   (they talk to the worker directly)
 
@@ -68,6 +68,9 @@ class Host:
         self.extra_path = ""
         # Why slots cannot be forked from here; empty when they can.
         self.unsafe = ""
+        # What it was doing when loading failed; its number, which user code that forks must not answer for.
+        self.doing = "putting its files in place"
+        self.pid = os.getpid()
 
     def send(self, message: object) -> None:
         self.sock.sendall(self.writer.write(messages.encode(message)))
@@ -123,16 +126,28 @@ class Host:
             if message.init_command and not self.is_initialised:
                 self._initialise(message)
             if not message.program:
-                process = os.getpid()
-                self.functions = load_functions(message)
-                if os.getpid() != process:
-                    os._exit(0)  # a child that the library's code forked came back here
+                self.functions = load_functions(message, self.tell)
         except BaseException as error:
-            error.add_note(f"raised while library {message.name!r} was started: by its functions, its modules or its context")
-            self.send(messages.Began(payloads.encode_error(error), f"{type(error).__name__}: {error}"))
+            self._end_copies()
+            error.add_note(f"raised while library {message.name!r} was started, {self.doing}")
+            text = f"{self.doing} raised {type(error).__name__}: {error}"
+            self.send(messages.Began(payloads.encode_error(error), text))
             return
+        self._end_copies()
         self.unsafe = why_unsafe()
         self.send(messages.Began(b"", "", self.unsafe))
+
+    def tell(self, step: int, name: str = "") -> None:
+        """Say what begins now: if it does not end well, the worker knows what to blame."""
+        self._end_copies()
+        message = messages.Loading(step, name)
+        self.doing = message.text()
+        self.send(message)
+
+    def _end_copies(self) -> None:
+        """End this process if it is a child that the library's code forked, and that came back here."""
+        if os.getpid() != self.pid:
+            os._exit(0)
 
     def _initialise(self, message: messages.Begin) -> None:
         """Become a shell that runs the init command and, at its end, the interpreter that this command has chosen.
@@ -140,6 +155,7 @@ class Host:
         Without a choice that is the worker's own: its directory comes first in PATH. What the command says goes into a file,
         which the worker reads when nothing comes of it.
         """
+        self.tell(messages.INIT)
         begin_fd = os.memfd_create("vine-begin", 0)
         os.write(begin_fd, messages.encode(message))
         stdout_fd, stderr_fd = os.dup(1), os.dup(2)
@@ -186,10 +202,8 @@ class Host:
     def hoist(self, names: list[str]) -> None:
         """Import modules; what fails here is left to fail in the call, where the user sees it."""
         # Slots that are not forked from here import what they need themselves.
-        process = os.getpid()
         done = names if self.unsafe else import_quietly(names)
-        if os.getpid() != process:
-            os._exit(0)  # a child that a module forked came back here
+        self._end_copies()
         self.unsafe = self.unsafe or why_unsafe()
         self.send(messages.Hoisted(done, len(os.listdir("/proc/self/task")), self.unsafe))
 

@@ -75,6 +75,18 @@ class Box:
         for product in self.spec.products:
             self._parent_of(self.inside(product.path))
 
+    def show(self, files: list[tuple[str, str]]) -> None:
+        """Put links to other files, by relative name, where the task has nothing of its own, and will make nothing."""
+        outputs = {product.path for product in self.spec.products}
+        for relative, path in files:
+            if relative not in outputs:
+                target = self.path / relative
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.symlink_to(path)
+                except (FileExistsError, NotADirectoryError):
+                    continue
+
     def inside(self, relative: str) -> Path:
         """The path of a name in the sandbox.
 

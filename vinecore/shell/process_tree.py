@@ -112,7 +112,7 @@ class ProcessTree:
             library_id,
             begin.name,
             begin.payload,
-            begin.modules,
+            [name for name in begin.modules if name not in order.without],
             str(self.store.objects),
             welcome.run,
             welcome.inline_limit_bytes,

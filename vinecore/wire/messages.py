@@ -42,6 +42,13 @@ NO_INPUT = 6  # an input was not here; value holds its name as text
 SPOILT_INPUT = 7  # never started: an earlier task of this slot wrote into an input, which was dropped; the same value
 WRITTEN_LATER = 8  # what was OK_KEPT, after all: value holds it, or size_bytes is the length of its object
 
+# Loading.step
+INIT = 0  # its init command runs
+FOUND = 1  # a module that its functions import: only a courtesy to them
+NAMED = 2  # a module that the user wants there
+UNPICKLE = 3
+CONTEXT = 4
+
 # Mount.flags and Product.flags
 SYMLINK = 1  # one symbolic link instead of a copy or hard link
 HOME = 2  # wanted at the manager: small content rides with the result
@@ -368,6 +375,14 @@ class LibraryGone(Struct, array_like=True, tag="libgone", frozen=True):
     traceback: bytes = b""
 
 
+class LibrarySlow(Struct, array_like=True, tag="libslow", frozen=True):
+    """The library has been starting for ``seconds``; ``doing``: what it does now, for people. A duplicate is harmless."""
+
+    library_id: int
+    seconds: float
+    doing: str
+
+
 class Fetched(Struct, array_like=True, tag="fetched", frozen=True):
     """An object is complete in the store."""
 
@@ -488,6 +503,26 @@ class ForkSlots(Struct, array_like=True, tag="fork", frozen=True):
     slot_ids: list[int]
 
 
+class Loading(Struct, array_like=True, tag="loading", frozen=True):
+    """The library's process begins a step of its start: if it ends or hangs there, that step is to blame. No answer.
+
+    ``name``: of the module, or of the context function.
+    """
+
+    step: int
+    name: str = ""
+
+    def text(self) -> str:
+        """What it does, for people."""
+        return (
+            "running its init_command",
+            f"importing {self.name!r} (a module that its functions import)",
+            f"importing {self.name!r} (from its hoisting_modules)",
+            "unpickling its functions",
+            f"running its context function {self.name}",
+        )[self.step]
+
+
 class Began(Struct, array_like=True, tag="began", frozen=True):
     """The library's own code is loaded (context included); ``error``: an encoded error, empty when well.
 
@@ -576,10 +611,23 @@ FromManager = (
     | Keepalive
     | Release
 )
-FromWorker = Hello | Done | LibraryReady | LibraryGone | Fetched | FetchFailed | UploadFailed | Removed | Pong | Ping | Goodbye
+FromWorker = (
+    Hello
+    | Done
+    | LibraryReady
+    | LibraryGone
+    | LibrarySlow
+    | Fetched
+    | FetchFailed
+    | UploadFailed
+    | Removed
+    | Pong
+    | Ping
+    | Goodbye
+)
 OnDataLink = Get | Put | Object | Missing
 ToLibrary = Begin | Hoist | ForkSlots
-FromLibrary = Began | Hoisted | Forked | SlotExited
+FromLibrary = Loading | Began | Hoisted | Forked | SlotExited
 ToSlot = SlotCode | Batch | SlotForget
 FromSlot = Done | Tired
 

@@ -112,7 +112,7 @@ class WorkerMachine:
             for library_id in list(state.libraries):
                 state.orders.append(orders.StopHost(library_id))
         elif isinstance(event, events.Tick):
-            on_libraries.end_long_hoists(state)
+            on_libraries.look_at_imports(state)
             if state.welcome is not None and not state.leaving and event.now - state.last_heard > state.silence_s:
                 state.leaving = True
                 state.orders.append(orders.LeaveManager(False, f"the manager was silent for {state.silence_s:g} s"))

@@ -512,8 +512,8 @@ def rebalance(state: WorkerState) -> float | None:
     """Take back what stuck slots have not started while others idle; returns when to look again."""
     dues: list[float] = []
     for library in state.libraries.values():
-        if library.hoisting:
-            dues.append(library.hoist_began + HOIST_LIMIT_S)
+        if library.look_at:
+            dues.append(library.look_at)
         idle = not library.queue and any(s.pid and not s.outstanding and not s.draining for s in library.slots.values())
         if idle and library.retiring:
             # The one in the place of a slot that retires has to wait for its end.

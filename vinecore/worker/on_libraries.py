@@ -3,9 +3,14 @@
 A new generation of slots is forked when code names modules that the parent had not imported before its slots were forked; the old
 slots drain. Libraries with a context of their own are never re-forked: their slots may hold state. A parent that ends while it
 imports such modules is started again without them: the calls that need them import them in their slot, and end that at worst.
+
+A library with functions of its own says what it does while it loads them. Modules that were only found in its functions are left
+out in the same way when the parent ends, or hangs, while it imports them; what the user named must be there for it to start.
 """
 
 from __future__ import annotations
+
+import math
 
 from vinecore.wire import messages
 from vinecore.worker import on_calls, orders
@@ -14,6 +19,16 @@ from vinecore.worker.state import NOT_REVOKED, CodeHere, WorkerLibrary, WorkerSt
 # Forked slots that end before their first call, within the window, until their library is given up. More than for those that load
 # it themselves: what can fail then has worked in the parent, and all slots may be killed at once from outside, twice.
 FORKED_ENDS = 20
+# A module that the user named, or the functions, that take longer to be there: the library fails. Lower: heavy stacks that many
+# workers read from one slow file system at once are not waited for; higher: an import that never ends is found out later.
+LOAD_LIMIT_S = 300.0
+# A library that has been starting for so long is told of, if calls wait for it.
+SLOW_START_S = 60.0
+_LIMITS_S = {
+    messages.FOUND: on_calls.HOIST_LIMIT_S,
+    messages.NAMED: LOAD_LIMIT_S,
+    messages.UNPICKLE: LOAD_LIMIT_S,
+}
 
 
 def start_library(state: WorkerState, message: messages.StartLibrary) -> None:
@@ -31,7 +46,26 @@ def start_library(state: WorkerState, message: messages.StartLibrary) -> None:
             state.orders.append(orders.FetchObject(name, 0))
         state.late_starts.setdefault(name, []).append(message.library_id)
     if not library.missing:
-        state.orders.append(orders.StartHost(message.library_id, message))
+        _start_host(state, library)
+
+
+def _start_host(state: WorkerState, library: WorkerLibrary) -> None:
+    """Start its parent; if it was to be told that this takes long, that stays so."""
+    if not library.start_began:
+        library.start_began = state.now
+        library.slow_at = state.now + SLOW_START_S
+    _plan_look(library)
+    state.orders.append(orders.StartHost(library.library_id, library.spec, frozenset(library.deadly)))
+
+
+def _plan_look(library: WorkerLibrary) -> None:
+    """Note when something that is under way will have taken too long."""
+    dues = [library.slow_at] if library.slow_at else []
+    if library.hoisting:
+        dues.append(library.hoist_began + on_calls.HOIST_LIMIT_S)
+    if library.step is not None and library.step.step in _LIMITS_S:
+        dues.append(library.step_began + _LIMITS_S[library.step.step])
+    library.look_at = min(dues, default=0.0)
 
 
 def may_fetch_again(state: WorkerState, name: str) -> bool:
@@ -58,7 +92,7 @@ def payload_settled(state: WorkerState, name: str, error: str) -> None:
             continue
         library.missing.discard(name)
         if not library.missing:
-            state.orders.append(orders.StartHost(library_id, library.spec))
+            _start_host(state, library)
 
 
 def stop_library(state: WorkerState, library_id: int) -> None:
@@ -104,6 +138,7 @@ def _hoist(state: WorkerState, library: WorkerLibrary) -> None:
         return
     library.hoisting, library.wanted_modules = library.wanted_modules, set()
     library.hoist_began = state.now
+    _plan_look(library)
     state.orders.append(orders.ToHost(library.library_id, messages.Hoist(sorted(library.hoisting))))
 
 
@@ -126,13 +161,17 @@ def host_said(state: WorkerState, library_id: int, message: object) -> None:
     library = state.libraries.get(library_id)
     if library is None:
         return
-    if isinstance(message, messages.Began):
+    if isinstance(message, messages.Loading):
+        library.step, library.step_began = message, state.now
+        _plan_look(library)
+    elif isinstance(message, messages.Began):
         if message.error:
-            _forget(state, library)
-            state.orders.append(orders.StopHost(library_id))
-            state.orders.append(orders.ToManager(messages.LibraryGone(library_id, message.text, message.error)))
+            _fail(state, library, message.text, message.error)
             return
         library.began = True
+        library.step = None
+        library.start_began = library.slow_at = 0.0
+        _plan_look(library)
         library.unsafe = message.unsafe
         if library.wanted_modules:
             _hoist(state, library)
@@ -151,10 +190,25 @@ def host_said(state: WorkerState, library_id: int, message: object) -> None:
             on_calls.feed(state, library)
 
 
+def _fail(state: WorkerState, library: WorkerLibrary, why: str, error: bytes = b"") -> None:
+    """End an instance that cannot load what it needs."""
+    _forget(state, library)
+    state.orders.append(orders.StopHost(library.library_id))
+    _tell_gone(state, library, why, error)
+
+
+def _tell_gone(state: WorkerState, library: WorkerLibrary, why: str, error: bytes = b"") -> None:
+    if library.deadly:
+        names = ", ".join(sorted(library.deadly))
+        why = f"{why} (importing {names} had ended its process before, or had not ended)"
+    state.orders.append(orders.ToManager(messages.LibraryGone(library.library_id, why, error)))
+
+
 def _hoisted(state: WorkerState, library: WorkerLibrary) -> None:
     """Modules are there (or cannot be imported, which calls will find out): fork slots that have them."""
     library.hoisted |= library.hoisting
     library.hoisting = set()
+    _plan_look(library)
     if library.wanted_modules:
         _hoist(state, library)
         return
@@ -195,16 +249,35 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
         state.orders.append(orders.ToManager(messages.LibraryGone(library.library_id, f"{why}: its process {how or 'died'}")))
 
 
-def end_long_hoists(state: WorkerState) -> None:
-    """A parent that imports for too long is ended; another one is started without these modules."""
+def look_at_imports(state: WorkerState) -> None:
+    """A parent that loads or imports for too long is ended, and started again without the modules that were only found."""
     for library in list(state.libraries.values()):
+        if not library.look_at or state.now < library.look_at:
+            continue
+        step = library.step
+        if library.slow_at and state.now >= library.slow_at:
+            library.slow_at = 0.0
+            doing = step.text() if step is not None else "starting its process"
+            slow = messages.LibrarySlow(library.library_id, state.now - library.start_began, doing)
+            state.orders.append(orders.ToManager(slow))
         if library.hoisting and state.now >= library.hoist_began + on_calls.HOIST_LIMIT_S:
-            # At once, and before the books are closed: a slot could write results that nobody owns.
-            for slot_id in library.slots:
-                state.orders.append(orders.KillSlot(slot_id))
-            state.orders.append(orders.StopHost(library.library_id))
-            names = ", ".join(sorted(library.hoisting))
-            host_gone(state, library.library_id, f"its process was ended: importing {names} took {on_calls.HOIST_LIMIT_S:g} s")
+            _end_parent(state, library, f"importing {', '.join(sorted(library.hoisting))}", on_calls.HOIST_LIMIT_S)
+        elif step is not None and state.now >= library.step_began + _LIMITS_S.get(step.step, math.inf):
+            limit_s = _LIMITS_S[step.step]
+            if step.step == messages.FOUND:
+                _end_parent(state, library, step.text(), limit_s)
+            else:
+                _fail(state, library, f"{step.text()} had not ended after {limit_s:g} s")
+        else:
+            _plan_look(library)
+
+
+def _end_parent(state: WorkerState, library: WorkerLibrary, doing: str, limit_s: float) -> None:
+    # At once, and before the books are closed: a slot could write results that nobody owns.
+    for slot_id in library.slots:
+        state.orders.append(orders.KillSlot(slot_id))
+    state.orders.append(orders.StopHost(library.library_id))
+    host_gone(state, library.library_id, f"its process was ended: {doing} took {limit_s:g} s")
 
 
 def host_gone(state: WorkerState, library_id: int, text: str) -> None:
@@ -222,11 +295,13 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     _forget(state, library)
     # That can happen as often as there are modules, and no more. One may also take effect a moment later (by a thread that it
     # started): before the library is given up, it is tried without any.
-    suspects = library.hoisting or (library.hoisted - set(spec.modules) if len(starts) >= spec.max_restarts else set())
+    suspects = _suspects(library, len(starts) >= spec.max_restarts)
     ended_by_import = bool(suspects)
     if len(starts) >= spec.max_restarts and not ended_by_import:
-        why = f"library {spec.name!r} ended {len(starts)} times in {spec.restart_window_s:g} s: {text}"
-        state.orders.append(orders.ToManager(messages.LibraryGone(library_id, why)))
+        where = f" while {library.step.text()}" if library.step is not None and library.step.step != messages.INIT else ""
+        _tell_gone(
+            state, library, f"library {spec.name!r} ended {len(starts)} times in {spec.restart_window_s:g} s: {text}{where}"
+        )
         return
     again = state.libraries[library_id] = WorkerLibrary(spec)
     again.codes, again.has_code_objects = codes, library.has_code_objects
@@ -241,4 +316,18 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     if spec.payload or spec.payload_name:
         again.wanted_modules = set()
     again.restarts.extend(starts if ended_by_import else [*starts, state.now])
-    state.orders.append(orders.StartHost(library_id, spec))
+    again.start_began, again.slow_at = library.start_began, library.slow_at
+    _start_host(state, again)
+
+
+def _suspects(library: WorkerLibrary, is_last: bool) -> set[str]:
+    """Modules whose import may have ended a parent; ``is_last``: it is not started again unless there are some."""
+    if library.hoisting:
+        return library.hoisting
+    if library.step is not None and library.step.step == messages.FOUND:
+        return {library.step.name}
+    if not is_last:
+        return set()
+    spec = library.spec
+    found = set(spec.modules) if spec.payload or spec.payload_name else library.hoisted - set(spec.modules)
+    return found - library.deadly

@@ -13,10 +13,11 @@ class ToManager(Record):
 
 
 class StartHost(Record):
-    """Start (or adopt) a parent process for this library and send it ``begin``."""
+    """Start (or adopt) a parent process for this library and send it ``begin``, but not the modules ``without``."""
 
     library_id: int
     begin: messages.StartLibrary
+    without: frozenset[str] = frozenset()
 
 
 class ToHost(Record):

@@ -116,6 +116,7 @@ class WorkerLibrary:
         "hoisted",
         "hoisting",
         "library_id",
+        "look_at",
         "mean_us",
         "missing",
         "owed",
@@ -125,7 +126,11 @@ class WorkerLibrary:
         "restarts",
         "retiring",
         "slots",
+        "slow_at",
         "spec",
+        "start_began",
+        "step",
+        "step_began",
         "stopping",
         "unsafe",
         "wanted_modules",
@@ -151,6 +156,14 @@ class WorkerLibrary:
         self.wanted_modules: set[str] = set()
         # Modules during whose import a parent ended: none imports them again, what needs them does so in its slot.
         self.deadly: set[str] = set()
+        # What the parent does while it loads the library (None: it has not said so, or has begun), and since when.
+        self.step: messages.Loading | None = None
+        self.step_began = 0.0
+        # Since when it has been starting, and when the manager is to hear of that; 0: not any more.
+        self.start_began = 0.0
+        self.slow_at = 0.0
+        # When a step, an import or the start as a whole has to be looked at; 0: nothing is under way.
+        self.look_at = 0.0
         self.generation = 0
         self.forking = 0
         # Mean time of a call, microseconds; 0 until one is measured.
