@@ -16,7 +16,7 @@ import pytest
 from daskvine import FuturesExecutor
 from tests.kit.calls import LIMIT_S, add, finish
 from tests.kit.processes import LIMIT_S as LONG_S
-from vinecore import FunctionCall, Manager, PythonTask
+from vinecore import FunctionCall, Manager, PythonTask, Task
 from vinecore.errors import LibraryFailed, SlotLost, TaskFailed
 
 
@@ -223,6 +223,21 @@ def test_what_a_library_names_itself_fails_it_and_is_named(modules: Callable[[st
                 assert not call.completed() and not call.successful() and call.std_output is None
                 assert isinstance(failure, kind), failure
                 assert f"library {name!r} cannot be started" in call.reason and said in call.reason, call.reason
+
+
+def test_a_task_whose_input_a_failed_library_was_to_make(tmp_path: Path) -> None:
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_functions("L", plus_one, library_context_info=[divide_by_zero])
+        manager.install_library(task)
+        call = FunctionCall("L", "plus_one", 1)
+        call.enable_temp_output()
+        manager.submit(call)
+        reader = Task("cat value")
+        reader.add_input(call.output_file, "value")
+        manager.submit(reader)
+        while not manager.empty():
+            assert manager.wait(LIMIT_S) is not None
+        assert (call.result, reader.result) == ("missing library", "input missing")
 
 
 def divide_by_zero() -> float:

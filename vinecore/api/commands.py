@@ -13,7 +13,7 @@ from vinecore.api.files import BUFFER, FILE, TEMP, File, check_owner, checked_na
 from vinecore.api.numbers import SECONDS_LIMIT, WHOLE_LIMIT, checked_number
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TempOutput
 from vinecore.api.texts import checked_text, checked_variable_name
-from vinecore.errors import FileLost, InputMissing, LoopDied, TaskFailed, UsageError
+from vinecore.errors import FileLost, InputMissing, LibraryFailed, LoopDied, TaskFailed, UsageError
 from vinecore.model.resources import Resources, checked_amount
 from vinecore.wire import messages
 
@@ -33,6 +33,8 @@ class SandboxedTask(SubmittableTask):
     """What tasks with a private directory share: resources, files, environment, limits. A call without one is as any other."""
 
     command_line = ""
+    # It fails if its library cannot be started; others need none of the user's.
+    _calls_library = False
     # Result strings that come from here and not from the worker, and why.
     _local_result = ""
     _local_reason = ""
@@ -259,7 +261,8 @@ class SandboxedTask(SubmittableTask):
         if self._local_result:
             return self._local_result
         report = entry.report
-        if report is None and (entry.error == RAISED or isinstance(entry.error, FileLost)):
+        is_of_input = isinstance(entry.error, LibraryFailed) and not self._calls_library
+        if report is None and (is_of_input or entry.error == RAISED or isinstance(entry.error, FileLost)):
             return "input missing"  # the task that was to make an input failed
         if entry.error not in (None, RAISED) or report is None:
             return super().result

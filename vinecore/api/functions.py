@@ -33,6 +33,7 @@ class FunctionCall(SandboxedTask, TempOutput):
         UsageError: no library, or no name of a function.
     """
 
+    _calls_library = True
     _exec_method = ""
 
     def __init__(self, library: str | LibraryTask, fn: str, *args: Any, **kwargs: Any) -> None:
