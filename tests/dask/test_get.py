@@ -382,10 +382,10 @@ def test_several_bad_vertices_give_one_error(m: DaskVine) -> None:
 
 
 class BadExceptionError(Exception):
-    """Cannot be rebuilt: its arguments do not fit its constructor."""
+    """Its arguments cannot be pickled."""
 
     def __init__(self, one: int, two: int) -> None:
-        super().__init__(f"{one} and {two}")
+        super().__init__(f"{one} and {two}", threading.Lock())
 
 
 def raise_bad() -> None:

@@ -349,7 +349,7 @@ def finish_without_output(manager: Manager, call: FunctionCall) -> str:
 
 class Unrebuildable(Exception):
     def __init__(self, one: int, two: int) -> None:
-        super().__init__("made of two")
+        super().__init__("made of two", threading.Lock())
 
 
 class Own(Exception):

@@ -131,10 +131,10 @@ class Custom(Exception):
 
 
 class Lopsided(Exception):
-    """Pickles, but cannot be rebuilt: its initialiser wants more than the pickle gives."""
+    """Its initialiser wants more than its pickle gives, and its argument cannot be pickled."""
 
     def __init__(self, one: int, two: int) -> None:
-        super().__init__("lopsided")
+        super().__init__("lopsided", threading.Lock())
 
 
 def raise_custom() -> None:

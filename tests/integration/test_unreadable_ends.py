@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -89,3 +90,25 @@ def test_an_exception_without_a_text(m: Manager, install: Callable[..., str]) ->
     assert isinstance(error, Unspeakable) and error.args == (5,)
     assert call.reason == "it raised Unspeakable: <exception str() failed>"
     assert "<exception str() failed>" in (call.std_output or "")
+
+
+class UsualError(Exception):
+    def __init__(self, code: int, where: str) -> None:
+        super().__init__(f"{code} at {where}")
+        self.code, self.lock = code, threading.Lock()
+
+
+def raise_usual() -> None:
+    raise UsualError(404, "home")
+
+
+def test_an_exception_with_an_initialiser_of_its_own_is_caught_by_its_class(m: Manager, install: Callable[..., str]) -> None:
+    """Pickle would call the class with its text alone; besides, one attribute cannot be pickled."""
+    call, task = FunctionCall(install(raise_usual), "raise_usual"), PythonTask(raise_usual)
+    with FuturesExecutor(manager=m) as executor, pytest.raises(UsualError) as caught:
+        executor.submit(raise_usual).result(30)
+    m.submit(task)
+    assert m.wait(30) is task
+    for error in (caught.value, *finish(m, call), task.output):
+        assert type(error) is UsualError and (error.code, str(error)) == (404, "404 at home")
+        assert "in raise_usual" in str(error.__cause__) and "attributes left out" in str(error.__cause__)

@@ -425,8 +425,51 @@ def fail(number: int) -> None:
 
 
 class Detailed(Exception):
-    def __init__(self, first: str, second: str) -> None:
+    def __init__(self, first: object, second: str) -> None:
         super().__init__(f"{first} and {second}")
+        self.args += (first,)
+        self.second = second
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Usual(Exception):
+    """As most people write it; pickle calls it with its message alone."""
+
+    def __init__(self, code: int, where: str) -> None:
+        super().__init__(f"{code} at {where}")
+        self.code, self.where = code, where
+
+
+class Defaulting(Usual):
+    """Pickle can call it, and gives it another message."""
+
+    def __init__(self, code: object, where: str = "home") -> None:
+        super().__init__(code, where)  # type: ignore[arg-type]
+
+
+class Keyed(KeyError):
+    def __init__(self, *, name: str) -> None:
+        super().__init__(name)
+
+
+class Numbered(OSError):
+    def __init__(self, path: str, *, code: int) -> None:
+        super().__init__(code, "no luck", path)
+
+
+class Missing(ImportError):
+    def __init__(self, name: str, hint: str) -> None:
+        super().__init__(f"{name}: {hint}", name=name)
+
+
+class Holding(Usual):
+    """Has something that cannot travel."""
+
+    def __init__(self, code: int, where: str) -> None:
+        super().__init__(code, where)
+        self.lock = threading.Lock()
 
 
 class Silent(Exception):
@@ -496,10 +539,10 @@ def test_our_own_frames_above_the_user_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (Detailed("this", "that"), r"Detailed: this and that \(could not be rebuilt here: .*missing 1 required"),
+        (Detailed(threading.Lock(), "x"), r"Detailed: <unlocked .* and x \(could not be rebuilt here: cannot pickle"),
         (ValueError(threading.Lock()), r"ValueError: <unlocked .* \(could not be rebuilt here: cannot pickle '_thread.lock'"),
-        (Vanishing("gone"), r"Vanishing: gone \(could not be rebuilt here: it unpickles as a str\)"),
-        (Leaving("left"), r"Leaving: left \(could not be rebuilt here: SystemExit: 3\)"),
+        (Vanishing(sys.stdout), r"could not be rebuilt here: it unpickles as a str\)"),
+        (Leaving(sys.stdout), r"could not be rebuilt here: SystemExit: 3\)"),
         (ValueError("x" * 2_000_000), r"could not be rebuilt here: its pickle of 2\d+ bytes is above the limit"),
     ],
     ids=["signature", "unpicklable", "other type", "exit", "large"],
@@ -510,6 +553,31 @@ def test_what_cannot_be_rebuilt_becomes_text(error: Exception, text: str) -> Non
     assert re.search(text, str(found))
     assert isinstance(found.__cause__, RemoteTraceback)
     assert len(str(found)) < 200_000
+
+
+def test_exceptions_that_pickle_cannot_rebuild_come_back_as_themselves() -> None:
+    for error in (Usual(3, "here"), Defaulting(3), Defaulting(3, "away")):
+        found = carried(error)
+        assert type(found) is type(error) and isinstance(found, Usual)
+        assert (str(found), found.args, vars(found)) == (str(error), error.args, vars(error))
+    assert carried(Keyed(name="k")).args == ("k",)
+    numbered = carried(Numbered("/x", code=2))
+    assert isinstance(numbered, Numbered) and (numbered.errno, numbered.filename) == (2, "/x")
+    missing = carried(Missing("json5", "not there"))
+    assert isinstance(missing, Missing) and (missing.name, missing.msg) == ("json5", "json5: not there")
+    assert type(carried(Vanishing("gone"))) is Vanishing and type(carried(Leaving("left"))) is Leaving
+    group = carried(ExceptionGroup("many", [Usual(1, "a"), ExceptionGroup("inner", [Usual(2, "b")])]))
+    assert isinstance(group, ExceptionGroup)
+    assert str(group.exceptions[0]) == "1 at a" and str(group.exceptions[1].exceptions[0]) == "2 at b"  # type: ignore[union-attr]
+
+
+def test_attributes_that_cannot_travel_are_left_out_and_named() -> None:
+    for error in (Holding(5, "there"), ValueError("plain")):
+        error.lock = threading.Lock()  # type: ignore[union-attr]
+        found = carried(error)
+        assert type(found) is type(error) and found.args == error.args
+        assert not hasattr(found, "lock") and "attributes left out, because they cannot be sent: lock" in str(found.__cause__)
+    assert carried(Holding(5, "there")).code == 5  # type: ignore[attr-defined]
 
 
 def test_exceptions_without_text_or_that_are_frozen_are_carried() -> None:

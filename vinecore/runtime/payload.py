@@ -34,6 +34,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodT
 from typing import Any, TypeAlias
 
 from vinecore.errors import ProtocolError, RemoteError, RemoteTraceback, UnpicklableError
+from vinecore.runtime.bare import FORMS, Bare, has_own_pickling
 from vinecore.runtime.reducers import REDUCERS, Reducers
 
 # Exact types whose values the plain pickler treats as cloudpickle would, at an eighth of the cost.
@@ -592,6 +593,8 @@ def encode_error(error: BaseException, note: str = "") -> bytes:
     if note:
         text = f"{text.rstrip()}\n{note}\n"
     pickled, reason = _pickle_error(error)
+    if pickled is not None and reason:
+        text = f"{text.rstrip()}\n{reason}\n"
     kind = type(error)
     return _dumps(
         (pickled, text, type_name_of(kind), _safe_text(str, error), _safe_text(repr, error), _notes_of(error), reason), _PROTOCOL
@@ -608,7 +611,7 @@ def decode_error(data: bytes | memoryview) -> BaseException:
     if pickled is not None:
         try:
             error = _rebuild_error(pickled)
-        except Exception as failure:
+        except (Exception, SystemExit) as failure:
             reason = describe(failure)
     if error is None:
         error = RemoteError(f"{type_name}: {message or shown} (could not be rebuilt here: {reason})")
@@ -627,16 +630,35 @@ def _rebuild_error(pickled: bytes) -> BaseException:
 
 
 def _pickle_error(error: BaseException) -> tuple[bytes | None, str]:
-    """The exception's pickle after a trial, or the reason why there is none. The trial costs microseconds, and only on errors."""
+    """The exception's pickle after a trial, and what does not come along, or the reason why there is none.
+
+    The trial costs microseconds, and only on errors.
+    """
+    reason = ""
+    for form in FORMS:
+        try:
+            dressed = form(error, _travels)
+            pickled = dump(dressed)
+            again = _rebuild_error(pickled)
+        except BaseException as failure:
+            # Whatever the user's class does here, the call's own error must get out.
+            reason = reason or describe(failure)
+            continue
+        if len(pickled) > ERROR_LIMIT_BYTES:
+            reason = f"its pickle of {len(pickled)} bytes is above the limit of {ERROR_LIMIT_BYTES}"
+        elif dressed is not error or has_own_pickling(type(error)) or _safe_text(str, again) == _safe_text(str, error):
+            # Else its __init__ takes something else than what it hands on, and the text would not be the one that it had.
+            return pickled, dressed.left_out() if isinstance(dressed, Bare) else ""
+    return None, reason
+
+
+def _travels(value: object) -> bool:
     try:
-        pickled = dump(error)
-        _rebuild_error(pickled)
-    except BaseException as failure:
-        # Whatever the user's class does here, the call's own error must get out.
-        return None, describe(failure)
-    if len(pickled) > ERROR_LIMIT_BYTES:
-        return None, f"its pickle of {len(pickled)} bytes is above the limit of {ERROR_LIMIT_BYTES}"
-    return pickled, ""
+        _loads(dump(value))
+    except BaseException:
+        # As above.
+        return False
+    return True
 
 
 def _notes_of(error: BaseException) -> list[str]:
