@@ -18,14 +18,13 @@ from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 from typing import Any
 
-from daskvine.homecoming import UNSET, bring_home
 from vinecore.api.engine import Engine, before_exit
 from vinecore.api.numbers import checked_whole
 from vinecore.api.outcome import blame_result, failure_of, rebuilt
 from vinecore.errors import LoopDied, LostError, UsageError
 from vinecore.runtime.payload import Dependency, decode
 
-_UNSET = UNSET
+_UNSET: Any = object()
 _CONTEXT = (
     ": processes are forked from one that has imported what functions need; what else they should find is the context of a "
     "library (Manager.create_library_from_functions with library_context_info, docs/functions.md)"
@@ -118,8 +117,7 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
         owner = self._owner
         if entry.output is not None:
             self._release = _Release(owner.engine, entry.output)
-            if owner.manager is None:
-                owner._large.add(weakref.ref(self, owner._large.discard))
+            owner._large.add(weakref.ref(self, owner._large.discard))
         # Nothing between this look and the store lets another thread in: who makes a meeting later sees the state.
         if self._meeting is None and entry.error is None:
             self._state = FINISHED
@@ -249,6 +247,9 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
             self._decoded = value
         return self._decoded
 
+    def _unread(self) -> Any:
+        return self.entry if self._decoded is _UNSET and self._home is None else None
+
     def _fetch(self, timeout: float | None) -> Any:
         """The value of a large result, from its worker, or from here after the end of the executor."""
         entry = self.entry
@@ -359,7 +360,7 @@ class FuturesExecutor(Executor):
         self._idle = threading.Event()
         self._close_when_idle = False
         # Futures whose values are on workers, held weakly. A plain set: what is done with it is one step for other threads.
-        self._large: set[weakref.ref[VineFuture]] = set()
+        self._large: set[weakref.ref[Any]] = set() if manager is None else manager._large
         # Held while values are brought here and the manager is closed.
         self._ending = threading.Lock()
         self._is_hurried = False
@@ -441,12 +442,17 @@ class FuturesExecutor(Executor):
         """Bring home what somebody may still ask for, then close the manager, whatever happens meanwhile."""
         with self._ending:
             try:
-                if not self.engine.closed:
+                if self._large and not self.engine.closed:
+                    from vinecore.api.homecoming import bring_home
+
                     # Looked at again for each: the interpreter may end meanwhile.
                     wanted = itertools.takewhile(lambda _: not self._is_abandoned, list(self._large))
-                    bring_home(self.engine, wanted, lambda: self._is_hurried)
+                    bring_home(self.engine, wanted, self._hurry)
             finally:
                 self.engine.close()
+
+    def _hurry(self) -> str:
+        return "an interrupt left no time to make it again" if self._is_hurried else ""
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """Wait for pending calls; after Ctrl-C give them up, those that run included."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import daskvine.homecoming
+import vinecore.api.homecoming
 from daskvine import FuturesExecutor
 from tests.kit.calls import LIMIT_S, eventually
 from tests.kit.fleet import fleet
@@ -34,7 +34,7 @@ def brought(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(self.name)
             super().ask()
 
-    monkeypatch.setattr(daskvine.homecoming, "FileWaiter", Counted)
+    monkeypatch.setattr(vinecore.api.homecoming, "FileWaiter", Counted)
     return names
 
 
@@ -141,7 +141,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 def test_values_are_given_up_when_no_worker_is_left(start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daskvine.homecoming, "WORKERLESS_S", 0.1)
+    monkeypatch.setattr(vinecore.api.homecoming, "WORKERLESS_S", 0.1)
     with FuturesExecutor(port=0) as ex:
         (worker,) = fleet(ex.engine, start, 1)
         read = ex.submit(np.ones, LARGE)
@@ -229,11 +229,11 @@ def test_interrupt_while_values_are_brought(script: Callable[[str], Script]) -> 
 
 AT_EXIT = """
     import sys, threading
-    import daskvine.homecoming
+    import vinecore.api.homecoming
     from daskvine import FuturesExecutor
 
-    asked = daskvine.homecoming.FileWaiter.ask
-    daskvine.homecoming.FileWaiter.ask = lambda waiter: (print("brought", flush=True), asked(waiter))
+    asked = vinecore.api.homecoming.FileWaiter.ask
+    vinecore.api.homecoming.FileWaiter.ask = lambda waiter: (print("brought", flush=True), asked(waiter))
 
     def read(future):
         threading.main_thread().join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
@@ -294,18 +295,27 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
         self._done: deque[SubmittableTask] = deque()
         self._tasks: dict[int, SubmittableTask] = {}
         self._arrived = threading.Condition()
+        self._large: set[weakref.ref[SubmittableTask]] = set()
         self._libraries: dict[str, InstalledLibrary] = {}
         self._library_lock = threading.Lock()
         self.engine = Engine(port, local_cores, auth, password_file, ssl=ssl)
 
     def close(self) -> None:
-        """Release workers, end the embedded one, stop. Safe to call twice."""
-        self.engine.close()
+        """Release workers, end the embedded one, stop. Safe to call twice.
+
+        Values of tasks that ``wait`` returned and that you still hold are brought into this process first.
+        """
+        try:
+            self._bring_home()
+        finally:
+            self.engine.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            self.engine.close()  # after Ctrl-C nothing is waited for
         self.close()
 
     def __repr__(self) -> str:

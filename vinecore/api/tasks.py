@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,8 @@ class SubmittableTask:
     _returned = False
     # It has files, limits, a request or the like: for most calls, which have none, these need not be looked at one by one.
     _asks = False
+    # The bytes of a large value, or the reason why there are none, since the manager was closed.
+    _home: Any = None
     # Asked to be cancelled, though its outcome may not be there yet: it is not counted a second time.
     _cancelled = False
 
@@ -140,10 +144,25 @@ class SubmittableTask:
             elif entry.value is not None:
                 value = rebuilt(entry.value, entry.kind.name)
             else:
-                assert self._manager is not None and entry.output is not None
-                value = self._manager.engine.read_value(entry.output, None, entry.kind.name)
+                value = self._fetch(entry)
             self._output = value
+            self._home = None
         return value
+
+    def _fetch(self, entry: TaskEntry) -> Any:
+        """A large value: from its worker, or from here after the end of the manager."""
+        home = self._home
+        if isinstance(home, Exception):
+            raise home
+        if home is not None:
+            return rebuilt(home, entry.kind.name)
+        assert self._manager is not None and entry.output is not None
+        return self._manager.engine.read_value(entry.output, None, entry.kind.name)
+
+    def _unread(self) -> TaskEntry | None:
+        entry = self._entry
+        is_read = self._output is not _UNSET or self._home is not None
+        return None if is_read or entry is None or entry.value is not None or entry.error is not None else entry
 
     @property
     def reason(self) -> str:
@@ -244,6 +263,8 @@ class TaskMethods:
     # Submitted and not returned, by id.
     _tasks: dict[int, SubmittableTask]
     _arrived: threading.Condition
+    # Tasks that were handed out and whose values are on workers, held weakly.
+    _large: set[weakref.ref[SubmittableTask]]
 
     def submit(self, task: Any) -> int:
         """Hand a task over and return its id.
@@ -266,6 +287,7 @@ class TaskMethods:
         # Only now: what was refused above keeps the outcome it had.
         task._finished = task._returned = task._cancelled = False
         task._output, task._manager, task.id = _UNSET, self, entry.task_id
+        task._home = None
         if last is not None and last.output is not None and last_manager is not None and not kept:
             last_manager.engine.release([last.output])
         self._tasks[entry.task_id] = task
@@ -375,7 +397,23 @@ class TaskMethods:
     def _hand_out(self, task: SubmittableTask) -> SubmittableTask:
         task._returned = True
         self._tasks.pop(task.id or 0, None)
+        entry = task._entry
+        if entry is not None and entry.output is not None and not task._keeps_output():
+            self._large.add(weakref.ref(task, self._large.discard))
         return task
+
+    def _bring_home(self) -> None:
+        """Values of tasks that were handed out and not read come into this process, if they are anywhere."""
+        engine = self.engine
+        if (
+            self._large
+            and not engine.closed
+            and os.getpid() == engine.pid
+            and threading.current_thread() is not engine.loop.thread
+        ):
+            from vinecore.api.homecoming import bring_home
+
+            bring_home(engine, list(self._large), lambda: "a manager that is closed makes nothing again")
 
     def empty(self) -> bool:
         """True when every submitted task has been returned."""

@@ -1,6 +1,6 @@
-"""The end of an executor that owns its manager: large values that futures still stand for come into this process first.
+"""The end of a manager: large values that futures or tasks of the user still stand for come into this process first.
 
-They stay encoded until they are asked for, so no code of the user runs here. Whoever ends the executor waits in his own thread;
+They stay encoded until they are asked for, so no code of the user runs here. Whoever ends the manager waits in his own thread;
 Ctrl-C there leaves, and what has not come then is lost with the manager.
 """
 
@@ -19,9 +19,8 @@ from vinecore.runtime.payload import load_file
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
+    from vinecore.manager.state import TaskEntry
 
-# Where there is no value yet.
-UNSET: Any = object()
 # Values under way at once. Higher: fewer round trips to workers elsewhere are waited for; lower: less is asked for in vain.
 AHEAD_COUNT = 32
 # How often who waits looks whether waiting has become pointless.
@@ -34,39 +33,40 @@ MAP_MIN_BYTES = 1 << 20
 
 
 class Holder(Protocol):
-    """What a future is here: it has its outcome, and its value is on workers."""
+    """What a future or task is here: it has its outcome, and its value is on workers."""
 
-    entry: Any
-    # The value, once it was asked for.
-    _decoded: Any
-    # What this module found.
+    # What this module found: bytes, or an exception.
     _home: Any
 
+    def _unread(self) -> TaskEntry | None:
+        """Its entry, if nobody has asked for the value yet, and it was not found before."""
 
-def bring_home(engine: Engine, futures: Iterable[weakref.ref[Any]], is_hurried: Callable[[], bool]) -> None:
-    """Give each future that somebody holds, and that was not read yet, the bytes of its value, or the reason why there are none.
+
+def bring_home(engine: Engine, holders: Iterable[weakref.ref[Any]], hurry: Callable[[], str]) -> None:
+    """Give what somebody holds, and has not read yet, the bytes of its value, or the reason why there are none.
 
     Parameters:
-        is_hurried: when it says so, only values that are there are brought: nothing is made again.
+        hurry: why only values that are there are brought, and nothing is made again; empty: there is time for that.
     """
-    patience = _Patience(engine, is_hurried)
+    patience = _Patience(engine, hurry)
     asked: deque[tuple[Holder, FileWaiter]] = deque()
     with contextlib.suppress(LoopDied):
-        for reference in futures:
-            future: Holder | None = reference()
-            if future is None or future._decoded is not UNSET or future._home is not None:
+        for reference in holders:
+            holder: Holder | None = reference()
+            entry = None if holder is None else holder._unread()
+            if holder is None or entry is None or entry.output is None:
                 continue
-            waiter = FileWaiter(engine, future.entry.output, future.entry.kind.name)
+            waiter = FileWaiter(engine, entry.output, entry.kind.name)
             if not patience.ended(waiter):
                 waiter.ask()
-            asked.append((future, waiter))
+            asked.append((holder, waiter))
             if len(asked) >= AHEAD_COUNT:
                 _take(*asked.popleft(), patience)
         while asked:
             _take(*asked.popleft(), patience)
 
 
-def _take(future: Holder, waiter: FileWaiter, patience: _Patience) -> None:
+def _take(holder: Holder, waiter: FileWaiter, patience: _Patience) -> None:
     """Wait for one value.
 
     Raises:
@@ -77,7 +77,7 @@ def _take(future: Holder, waiter: FileWaiter, patience: _Patience) -> None:
         try:
             why = patience.ended(waiter)
             if why and not waiter.done.is_set():
-                home = FileLost(f"the result of {waiter.name} is lost: {why}, when its executor was shut down")
+                home = FileLost(f"the result of {waiter.name} is lost: {why}, when the manager was closed")
             else:
                 home = waiter.content(LOOK_S, _load)
         except TimeoutError:
@@ -87,7 +87,7 @@ def _take(future: Holder, waiter: FileWaiter, patience: _Patience) -> None:
         except Exception as error:
             # A disk, a mapping or memory that fails costs this value only.
             home = error
-    future._home = home
+    holder._home = home
 
 
 def _load(path: str) -> Any:
@@ -97,17 +97,18 @@ def _load(path: str) -> Any:
 class _Patience:
     """When it is pointless to wait on."""
 
-    def __init__(self, engine: Engine, is_hurried: Callable[[], bool]) -> None:
+    def __init__(self, engine: Engine, hurry: Callable[[], str]) -> None:
         self.engine = engine
-        self.is_hurried = is_hurried
+        self.hurry = hurry
         self.workerless_since: float | None = None
 
     def ended(self, waiter: FileWaiter) -> str:
         """Why this value is given up; empty: it is waited for, as one of which there is a copy always is."""
         if waiter.file.is_available():
             return ""
-        if self.is_hurried():
-            return "no copy of it was left, and an interrupt left no time to make it again"
+        why = self.hurry()
+        if why:
+            return f"no copy of it was left, and {why}"
         if self.engine.machine.state.workers:
             self.workerless_since = None
             return ""

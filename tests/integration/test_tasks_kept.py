@@ -1,0 +1,93 @@
+"""What tasks keep when their manager is closed: the values, also large ones, of every task that the user holds."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import vinecore.api.homecoming
+from daskvine import FuturesExecutor
+from tests.kit.calls import LIMIT_S
+from vinecore import FunctionCall, Manager, PythonTask
+from vinecore.api.waiting import FileWaiter
+from vinecore.errors import FileLost
+
+LARGE = 3_000_000
+
+
+@pytest.fixture
+def brought(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the calls whose values a close asks for."""
+    names: list[str] = []
+
+    class Counted(FileWaiter):
+        def ask(self) -> None:
+            names.append(self.name)
+            super().ask()
+
+    monkeypatch.setattr(vinecore.api.homecoming, "FileWaiter", Counted)
+    return names
+
+
+def collect(m: Manager, *tasks: Any) -> None:
+    for task in tasks:
+        m.submit(task)
+    while not m.empty():
+        assert m.wait(LIMIT_S) is not None
+
+
+@pytest.mark.parametrize("by_link", [False, True])
+def test_values_outlive_the_manager(by_link: bool, brought: list[str]) -> None:
+    with Manager(local_cores=1) as m:
+        m.engine.machine.state.never_map = by_link
+        m.install_library(m.create_library_from_functions("L", np.ones))
+        array, small = FunctionCall("L", "ones", LARGE), FunctionCall("L", "ones", 3)
+        task, read = PythonTask(bytes, LARGE), PythonTask(bytes, LARGE)
+        collect(m, array, small, task, read, PythonTask(bytes, LARGE))
+        assert len(read.output) == LARGE
+    assert sorted(brought) == ["bytes", "ones"], "what was read, and what nobody holds, stays"
+    assert array.output.sum() == LARGE and array.output is array.output
+    assert len(task.output) == LARGE and small.output.sum() == 3
+    assert len(read.output) == LARGE
+
+
+def test_futures_of_an_executor_on_the_manager_too(brought: list[str]) -> None:
+    with Manager(local_cores=1) as m:
+        with FuturesExecutor(manager=m) as ex:
+            future = ex.submit(bytes, LARGE)
+        assert not brought, "the manager lives"
+    assert len(future.result(0)) == LARGE
+
+
+def test_a_value_without_a_copy_says_so(tmp_path: Path) -> None:
+    """It is not made again: closing would take as long as that."""
+    log = tmp_path / "log"
+
+    def make(path: str) -> bytes:
+        with open(path, "a") as out:
+            out.write("x")
+        return bytes(LARGE)
+
+    with Manager(local_cores=1) as m:
+        task = PythonTask(make, str(log))
+        collect(m, task)
+        entry = task._entry
+        assert entry is not None and entry.output is not None and m.engine.embedded is not None
+        os.kill(m.engine.embedded.process.pid, signal.SIGKILL)
+        while entry.output.is_available():
+            m.wait(0.01)
+    with pytest.raises(FileLost, match="no copy of it was left, and a manager that is closed makes nothing again"):
+        _ = task.output
+
+
+def test_nothing_is_brought_after_an_interrupt(brought: list[str]) -> None:
+    with pytest.raises(KeyboardInterrupt), Manager(local_cores=1) as m:
+        task = PythonTask(bytes, LARGE)
+        collect(m, task)
+        raise KeyboardInterrupt
+    assert not brought
