@@ -8,11 +8,15 @@ import re
 import sys
 
 from vinecore.errors import UsageError, VineError
+from vinecore.model.numbers import AMOUNT_LIMIT, CORES_LIMIT, SECONDS_LIMIT, shown
 
 _DESCRIPTION = (
     "Run work for a manager. It connects by itself (also before the manager starts), serves one manager after another, "
     "and ends with its whole process tree."
 )
+
+# The least and the most of each resource.
+_AMOUNTS = {"cores": (1, CORES_LIMIT), "memory": (1, AMOUNT_LIMIT), "disk": (1, AMOUNT_LIMIT), "gpus": (0, CORES_LIMIT)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_size(parser: argparse.ArgumentParser) -> None:
     size = parser.add_argument_group("what it offers (default: all of the machine; environment CORES, MEMORY, DISK, GPUS)")
-    size.add_argument("--cores", default=None, help="number of cores, or 'all'")
+    size.add_argument("--cores", default=None, help=f"number of cores (at most {CORES_LIMIT}), or 'all'")
     size.add_argument("--memory", default=None, metavar="MB", help="memory in MB, or 'all'")
     size.add_argument("--disk", default=None, metavar="MB", help="disk in MB (default: half of what is free in the workspace)")
     size.add_argument("--gpus", default=None, help="number of gpus, or 'all' (default: as many as nvidia-smi lists)")
@@ -137,15 +141,18 @@ def _amount(flag: str, value: str | None) -> int | None:
     """A number of a resource; None for all or unset.
 
     Raises:
-        UsageError: it is neither a whole number > 0 nor 'all'.
+        UsageError: it is neither a whole number in its range nor 'all'.
     """
     name = f"--{flag}"
     if value is None:
         name, value = f"the environment variable {flag.upper()}", os.environ.get(flag.upper())
     if value is None or value == "all":
         return None
-    if not (value.isascii() and value.isdigit()) or (int(value) == 0 and flag != "gpus"):
-        raise UsageError(f"{name} takes a whole number above 0 or 'all', not {value!r}")
+    least, most = _AMOUNTS[flag]
+    # Long ones are not even read: Python refuses to.
+    is_whole = value.isascii() and value.isdigit() and len(value.lstrip("0")) <= len(str(most))
+    if not is_whole or not least <= int(value) <= most:
+        raise UsageError(f"{name} takes a whole number from {least} to {most} or 'all', not {shown(value)}")
     return int(value)
 
 
@@ -158,8 +165,8 @@ def _check_times(options: argparse.Namespace) -> None:
     for name in ("timeout", "idle_timeout", "connect_timeout", "min_backoff", "max_backoff"):
         value = getattr(options, name)
         # A comparison that NaN fails too.
-        if value is not None and not value >= 0:
-            raise UsageError(f"--{name.replace('_', '-')} takes a number of seconds from 0, not {value:g}")
+        if value is not None and not 0 <= value <= SECONDS_LIMIT:
+            raise UsageError(f"--{name.replace('_', '-')} takes a number of seconds from 0 to {SECONDS_LIMIT}, not {value:g}")
     if options.max_backoff < options.min_backoff:
         raise UsageError(f"--max-backoff {options.max_backoff:g} is below --min-backoff {options.min_backoff:g}")
 
@@ -199,6 +206,8 @@ def main(argv: list[str] | None = None) -> int:
     connect = options.connect_timeout if options.connect_timeout is not None else options.timeout
     try:
         _check_times(options)
+        if options.workspace == "":
+            raise UsageError("--workspace takes the name of a directory, not '' (the current one is '.')")
         gpus = _amount("gpus", options.gpus)
         config = WorkerConfig(
             managers=parse_managers(options.manager),

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vinecore.errors import AuthenticationError, PeerError, VersionError
+from vinecore.shell.descriptors import raise_descriptors
 from vinecore.shell.machine_id import machine_id
 from vinecore.shell.own_words import STDERR, STDOUT, say
 from vinecore.shell.peer_server import PeerServer
@@ -86,7 +87,7 @@ class WorkerLoop:
         self.exit_code = 0
         self.leave_reason = ""
         self.exit_wanted = False
-        # Its workspace has been removed.
+        # Nothing can run here any more.
         self._is_lost = False
         # Until the loop takes signals over: an early end must not leave the workspace behind.
         for number in END_SIGNALS:
@@ -112,6 +113,8 @@ class WorkerLoop:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code (0: well, 1: refused or no manager)."""
         try:
+            # A hundred slots have more descriptors than is usually allowed by default.
+            raise_descriptors()
             if not self.exit_wanted:
                 self.tree.begin()
                 asyncio.run(self._guarded())
@@ -130,6 +133,8 @@ class WorkerLoop:
         for number in END_SIGNALS:
             self.loop.add_signal_handler(number, self._signalled, number)
         self.loop.add_signal_handler(signal.SIGCHLD, self.tree.reap_adopted)
+        # A thousand slots may end at once: what does not fit is no news, and none for people.
+        signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
         try:
             if not self.exit_wanted:
                 await self._main()
@@ -356,14 +361,18 @@ class WorkerLoop:
         The manager hears that first: what this worker says afterwards of its calls, which fail, does not count.
         """
         if self.store.is_gone():
-            if not self._is_lost:
-                self._is_lost = self.exit_wanted = True
-                self.leave_reason = f"its workspace {self.store.workspace} is gone"
-                self._fail(self.leave_reason)
-                self._say_goodbye()
-                self.stop.set()
+            self._give_up(f"its workspace {self.store.workspace} is gone")
             return True
         return False
+
+    def _give_up(self, why: str) -> None:
+        """Nothing can run here any more."""
+        if not self._is_lost:
+            self._is_lost = self.exit_wanted = True
+            self.leave_reason = why
+            self._fail(why)
+            self._say_goodbye()
+            self.stop.set()
 
     def _say_goodbye(self) -> None:
         if self.link is not None and not self.link.lost:
@@ -473,7 +482,10 @@ class WorkerLoop:
             if host is not None and host.link is not None:
                 host.link.send(messages.encode(order.message))
         elif isinstance(order, orders.OpenSlots):
-            self.tree.open_slots(order)
+            try:
+                self.tree.open_slots(order)
+            except OSError as error:
+                self._give_up(f"it cannot open a slot ({error.strerror}): raise the limit (ulimit -Hn), or offer fewer --cores")
         elif isinstance(order, orders.CloseSlot):
             self.tree.drop_slot(order.slot_id)
         elif isinstance(order, orders.KillSlot):
