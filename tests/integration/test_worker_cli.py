@@ -404,13 +404,37 @@ def test_wrong_secret(start: Callable[..., Worker], tmp_path: Path) -> None:
 def test_missing_secret(start: Callable[..., Worker], tmp_path: Path, home: Path) -> None:
     with Manager(port=0) as manager:
         elsewhere = str(tmp_path / "elsewhere")
-        text = refused(start("127.0.0.1", manager.port, XDG_CONFIG_HOME=elsewhere))
-        assert f"there is no secret at {elsewhere}/vine/secret" in text and "--password FILE" in text
+        worker = start("127.0.0.1", manager.port, "--connect-timeout", 0.1, XDG_CONFIG_HOME=elsewhere)
+        text = refused(worker)
+        assert f"there is no secret at {elsewhere}/vine/secret: copy" in text and "--password FILE" in text
+        assert (
+            worker.out.count(f"there is no secret at {elsewhere}/vine/secret yet: the first manager of this user makes it") == 1
+        )
         text = refused(start("127.0.0.1", manager.port, "--password", tmp_path / "nothing"))
-        assert f"there is no secret at {tmp_path}/nothing" in text
+        assert text == f"vine_worker: there is no password file {tmp_path}/nothing: create it, or name the one that has the " + (
+            "manager's secret\n"
+        )
         text = refused(start("127.0.0.1", manager.port, "--no-authentication"))
         assert "the manager wants a secret and this worker has none" in text and "--password FILE" in text
     assert not Path(elsewhere).exists()
+
+
+def test_a_secret_that_is_made_later(start: Callable[..., Worker], home: Path) -> None:
+    """On a first use there is no secret yet: a worker that is started before its manager waits for both."""
+    port = free_port()
+    worker = start("127.0.0.1", port, "--min-backoff", 0.05, "--max-backoff", 0.2)
+    assert eventually(lambda: f"there is no secret at {home}/config/vine/secret yet" in worker.out)
+    with Manager(port=port) as manager:
+        assert run(manager, np.zeros, 50_000).shape == (50_000,)
+        assert list(workers_of(manager)) == [worker.process.pid]
+    assert worker.err == ""
+
+
+def test_a_signal_ends_the_wait_for_a_secret(start: Callable[..., Worker]) -> None:
+    worker = start("127.0.0.1", free_port())
+    assert eventually(lambda: "there is no secret at" in worker.out)
+    worker.process.terminate()
+    assert worker.ended(10.0) == 0 and worker.err == "" and list(worker.tmp.iterdir()) == []
 
 
 def test_secret_that_others_can_read(start: Callable[..., Worker], home: Path) -> None:

@@ -90,7 +90,7 @@ def _add_times(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=None,
         metavar="S",
-        help="give up after S without reaching a manager (default 900)",
+        help="give up after S without reaching a manager, or finding the secret file that it makes (default 900)",
     )
     times.add_argument(
         "-i",
@@ -179,9 +179,11 @@ def _secret(options: argparse.Namespace) -> bytes | None:
         if options.password is not None:
             raise UsageError("--no-authentication and --password contradict each other: leave one of them out")
         return None
-    from vinecore.shell.worker_loop import secret_for_worker
+    from vinecore.shell.worker_loop import awaited_secret, secret_for_worker
 
-    return secret_for_worker(options.password)
+    # A manager makes the default file, perhaps later: the loop waits for it, as it does for the manager.
+    options.awaited_secret = awaited_secret(options.password)
+    return None if options.awaited_secret else secret_for_worker(options.password)
 
 
 def _open_standard_streams() -> None:
@@ -199,6 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 well, 1 failed, 2 bad usage)."""
     _open_standard_streams()
     options = build_parser().parse_args(argv)
+    options.awaited_secret = None
     from vinecore.shell.worker_loop import STDERR, WorkerConfig, WorkerLoop, count_gpus, say
 
     embedded = options.lifeline_fd >= 0
@@ -217,6 +220,7 @@ def main(argv: list[str] | None = None) -> int:
             gpus=count_gpus() if gpus is None else gpus,
             # After the sizes: what is wrong with the command line itself is told first.
             secret=_secret(options),
+            awaited_secret=options.awaited_secret,
             features=options.feature,
             workspace=options.workspace,
             keep_workspace=options.keep_workspace,
