@@ -259,6 +259,30 @@ def test_a_manager_that_comes_later_is_waited_for_and_that_is_said_once(start: C
     assert worker.ended() == 0 and worker.out.count(said) == 2 and worker.err == ""
 
 
+def answer_as_http(connection: socket.socket) -> None:
+    connection.recv(1)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+def answer_as_echo(connection: socket.socket) -> None:
+    connection.sendall(connection.recv(4096))
+
+
+@pytest.mark.parametrize("answer", [answer_as_http, answer_as_echo])
+def test_something_else_answers(start: Callable[..., Worker], answer: Callable[[socket.socket], None]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LIMIT_S)
+        port = listener.getsockname()[1]
+        worker = start("127.0.0.1", port, "--no-authentication")
+        connection, _ = listener.accept()
+        with connection:
+            answer(connection)
+            said = f"no manager answers at 127.0.0.1:{port} (what answers there is no manager of this kind: "
+            assert eventually(lambda: said in worker.out), worker.out
+        worker.process.terminate()
+        assert worker.ended(10.0) == 0
+
+
 def test_unknown_host(start: Callable[..., Worker]) -> None:
     worker = start("no-such-host.invalid", 9123, "--connect-timeout", 0.2, "--no-authentication")
     assert worker.ended() == 1 and "no manager answered at no-such-host.invalid:9123" in worker.err
@@ -411,9 +435,8 @@ def test_missing_secret(start: Callable[..., Worker], tmp_path: Path, home: Path
             worker.out.count(f"there is no secret at {elsewhere}/vine/secret yet: the first manager of this user makes it") == 1
         )
         text = refused(start("127.0.0.1", manager.port, "--password", tmp_path / "nothing"))
-        assert text == f"vine_worker: there is no password file {tmp_path}/nothing: create it, or name the one that has the " + (
-            "manager's secret\n"
-        )
+        named = f"vine_worker: there is no password file {tmp_path}/nothing: "
+        assert text == f"{named}create it with a password in it, or name another one\n"
         text = refused(start("127.0.0.1", manager.port, "--no-authentication"))
         assert "the manager wants a secret and this worker has none" in text and "--password FILE" in text
     assert not Path(elsewhere).exists()

@@ -87,7 +87,7 @@ def secret_from_password_file(path: str | os.PathLike[str]) -> bytes:
         AuthenticationError: the file is missing, unreadable, empty, too large or a damaged secret file.
     """
     place = Path(path).expanduser()
-    content, info = _read(place, f"there is no password file {place}: create it, or name the one that has the manager's secret")
+    content, info = _read(place, f"there is no password file {place}: create it with a password in it, or name another one")
     if content.startswith(_FAMILY):
         _refuse_shared(place, info)
     return _secret_in(place, content)

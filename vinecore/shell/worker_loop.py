@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vinecore.errors import AuthenticationError, PeerError, VersionError
+from vinecore.errors import AuthenticationError, PeerError, ProtocolError, VersionError
 from vinecore.shell.descriptors import raise_descriptors
 from vinecore.shell.machine_id import machine_id
 from vinecore.shell.own_words import STDERR, STDOUT, say
@@ -566,4 +566,6 @@ def _reason(error: Exception) -> str:
     """Why a connection could not be made, without the address, which is said beside it."""
     if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
         return os.strerror(error.errno)
+    if isinstance(error, ProtocolError):
+        return f"what answers there is no manager of this kind: {error}"
     return str(error)
