@@ -19,7 +19,7 @@ from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import Any
 
 from vinecore.api.engine import Engine, before_exit
-from vinecore.api.numbers import checked_whole
+from vinecore.api.numbers import CORES_LIMIT, checked_whole
 from vinecore.api.outcome import blame_result, failure_of, rebuilt
 from vinecore.errors import LoopDied, LostError, UsageError
 from vinecore.runtime.payload import Dependency, decode
@@ -338,6 +338,8 @@ class FuturesExecutor(Executor):
             raise UsageError(f"max_workers must be a number, not {max_workers!r}")
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
+        if max_workers is not None:
+            checked_whole(max_workers, "max_workers", 1, CORES_LIMIT)
         if manager is not None and not hasattr(manager, "engine"):
             raise UsageError(f"manager must be a Manager or DaskVine, not {manager!r}")
         if max_tasks_per_child is not None:

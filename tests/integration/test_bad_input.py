@@ -457,6 +457,15 @@ def test_bad_local_cores(config: Path, cores: Any) -> None:
         Manager(local_cores=cores)
 
 
+def test_more_cores_than_any_machine_has(config: Path) -> None:
+    with pytest.raises(UsageError, match="local_cores must be at most 2048, not 1000000000"):
+        Manager(local_cores=10**9)
+    with pytest.raises(UsageError, match="max_workers must be a whole number from 1 to 2048, not 2049"):
+        FuturesExecutor(max_workers=2049)
+    with Manager(port=0) as manager, pytest.raises(UsageError, match="function slots must be at most 2048, not 2049"):
+        manager.create_library_from_functions("lib", add).set_function_slots(2049)
+
+
 @pytest.mark.parametrize("workers", [0, -2, 1.5, "2"])
 def test_bad_max_workers(config: Path, workers: Any) -> None:
     with pytest.raises(ValueError, match="max_workers"):

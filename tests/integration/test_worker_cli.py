@@ -135,15 +135,23 @@ def test_version() -> None:
         ("::1:9123", "write an IPv6 address as [ADDRESS]:PORT"),
         ("one two three", "give HOST PORT or HOST:PORT, not 3 words: one two three"),
         (";", "no manager was named"),
-        ("localhost 9123 --cores 0", "--cores takes a whole number above 0 or 'all', not '0'"),
-        ("localhost 9123 --cores two", "--cores takes a whole number above 0 or 'all', not 'two'"),
+        ("localhost 9123 --cores 0", "--cores takes a whole number from 1 to 2048 or 'all', not '0'"),
+        ("localhost 9123 --cores two", "--cores takes a whole number from 1 to 2048 or 'all', not 'two'"),
+        ("localhost 9123 --cores 2049", "--cores takes a whole number from 1 to 2048 or 'all', not '2049'"),
+        (f"localhost 9123 --cores {'9' * 5000}", f"--cores takes a whole number from 1 to 2048 or 'all', not '{'9' * 59}..."),
+        (f"localhost 9123 --memory {2**40 + 1}", "--memory takes a whole number from 1 to 1099511627776 or 'all'"),
+        ("localhost 9123 --disk 9999999999999999999999", "--disk takes a whole number from 1 to 1099511627776 or 'all'"),
+        ("localhost 9123 --gpus -1", "--gpus takes a whole number from 0 to 2048 or 'all', not '-1'"),
+        ("localhost 9123 -t inf", "--timeout takes a number of seconds from 0 to 1000000000, not inf"),
+        ("localhost 9123 -t 1e30", "--timeout takes a number of seconds from 0 to 1000000000, not 1e+30"),
+        ("localhost 9123 --workspace=", "--workspace takes the name of a directory, not ''"),
         ("localhost 9123 --memory -5", "--memory"),
         ("localhost 9123 --memory 1.5", "--memory takes a whole number"),
-        ("localhost 9123 --disk 0", "--disk takes a whole number above 0"),
+        ("localhost 9123 --disk 0", "--disk takes a whole number from 1"),
         ("localhost 9123 --gpus many", "--gpus takes a whole number"),
         ("localhost 9123 --timeout soon", "--timeout: invalid float value: 'soon'"),
-        ("localhost 9123 --timeout=-1", "--timeout takes a number of seconds from 0, not -1"),
-        ("localhost 9123 --idle-timeout nan", "--idle-timeout takes a number of seconds from 0, not nan"),
+        ("localhost 9123 --timeout=-1", "--timeout takes a number of seconds from 0 to 1000000000, not -1"),
+        ("localhost 9123 --idle-timeout nan", "--idle-timeout takes a number of seconds from 0 to 1000000000, not nan"),
         ("localhost 9123 --connect-timeout=-0.5", "--connect-timeout takes a number of seconds from 0"),
         ("localhost 9123 --min-backoff 9", "--max-backoff 8 is below --min-backoff 9"),
         ("localhost 9123 --no-authentication --password x", "--no-authentication and --password contradict each other"),
@@ -249,6 +257,30 @@ def test_a_manager_that_comes_later_is_waited_for_and_that_is_said_once(start: C
     assert eventually(lambda: worker.out.count(said) == 2), "it waits for the next one"
     worker.process.terminate()
     assert worker.ended() == 0 and worker.out.count(said) == 2 and worker.err == ""
+
+
+def answer_as_http(connection: socket.socket) -> None:
+    connection.recv(1)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+def answer_as_echo(connection: socket.socket) -> None:
+    connection.sendall(connection.recv(4096))
+
+
+@pytest.mark.parametrize("answer", [answer_as_http, answer_as_echo])
+def test_something_else_answers(start: Callable[..., Worker], answer: Callable[[socket.socket], None]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LIMIT_S)
+        port = listener.getsockname()[1]
+        worker = start("127.0.0.1", port, "--no-authentication")
+        connection, _ = listener.accept()
+        with connection:
+            answer(connection)
+            said = f"no manager answers at 127.0.0.1:{port} (what answers there is no manager of this kind: "
+            assert eventually(lambda: said in worker.out), worker.out
+        worker.process.terminate()
+        assert worker.ended(10.0) == 0
 
 
 def test_unknown_host(start: Callable[..., Worker]) -> None:
@@ -396,13 +428,36 @@ def test_wrong_secret(start: Callable[..., Worker], tmp_path: Path) -> None:
 def test_missing_secret(start: Callable[..., Worker], tmp_path: Path, home: Path) -> None:
     with Manager(port=0) as manager:
         elsewhere = str(tmp_path / "elsewhere")
-        text = refused(start("127.0.0.1", manager.port, XDG_CONFIG_HOME=elsewhere))
-        assert f"there is no secret at {elsewhere}/vine/secret" in text and "--password FILE" in text
+        worker = start("127.0.0.1", manager.port, "--connect-timeout", 0.1, XDG_CONFIG_HOME=elsewhere)
+        text = refused(worker)
+        assert f"there is no secret at {elsewhere}/vine/secret: copy" in text and "--password FILE" in text
+        assert (
+            worker.out.count(f"there is no secret at {elsewhere}/vine/secret yet: the first manager of this user makes it") == 1
+        )
         text = refused(start("127.0.0.1", manager.port, "--password", tmp_path / "nothing"))
-        assert f"there is no secret at {tmp_path}/nothing" in text
+        named = f"vine_worker: there is no password file {tmp_path}/nothing: "
+        assert text == f"{named}create it with a password in it, or name another one\n"
         text = refused(start("127.0.0.1", manager.port, "--no-authentication"))
         assert "the manager wants a secret and this worker has none" in text and "--password FILE" in text
     assert not Path(elsewhere).exists()
+
+
+def test_a_secret_that_is_made_later(start: Callable[..., Worker], home: Path) -> None:
+    """On a first use there is no secret yet: a worker that is started before its manager waits for both."""
+    port = free_port()
+    worker = start("127.0.0.1", port, "--min-backoff", 0.05, "--max-backoff", 0.2)
+    assert eventually(lambda: f"there is no secret at {home}/config/vine/secret yet" in worker.out)
+    with Manager(port=port) as manager:
+        assert run(manager, np.zeros, 50_000).shape == (50_000,)
+        assert list(workers_of(manager)) == [worker.process.pid]
+    assert worker.err == ""
+
+
+def test_a_signal_ends_the_wait_for_a_secret(start: Callable[..., Worker]) -> None:
+    worker = start("127.0.0.1", free_port())
+    assert eventually(lambda: "there is no secret at" in worker.out)
+    worker.process.terminate()
+    assert worker.ended(10.0) == 0 and worker.err == "" and list(worker.tmp.iterdir()) == []
 
 
 def test_secret_that_others_can_read(start: Callable[..., Worker], home: Path) -> None:

@@ -178,12 +178,16 @@ def test_task_ids_can_begin_higher() -> None:
         assert m.set_min_task_id(5) > 1000
 
 
-def test_a_password_set_later_is_asked_of_new_workers(workers: Callable[[int], Any], home: Path) -> None:
+def test_a_password_set_later_is_asked_of_new_workers(
+    workers: Callable[[int], Any], home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with DaskVine(port=0) as m:
         m.set_password("another one")
         worker = workers(m.port)
         assert worker.wait(LIMIT_S) != 0, "it has the old secret"
         password = home / "password"
         password.write_text("another one\n")
+        capfd.readouterr()
         assert m.set_password_file(str(home / "missing")) is False
+        assert f"vine: set_password_file: there is no password file {home}/missing: create it" in capfd.readouterr().err
         assert m.set_password_file(str(password)) is True

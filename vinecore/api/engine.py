@@ -400,15 +400,15 @@ def secret_of_password(password: str) -> bytes:
     return secret_from_password(password)
 
 
-def secret_of_file(path: str) -> bytes | None:
-    """The secret in a file; None when it cannot be had."""
-    from vinecore.errors import AuthenticationError
+def secret_of_file(path: str) -> bytes:
+    """The secret in a file.
+
+    Raises:
+        AuthenticationError, UsageError: it cannot be had; the text names the file.
+    """
     from vinecore.shell.secrets import secret_from_password_file
 
-    try:
-        return secret_from_password_file(path)
-    except (AuthenticationError, UsageError):
-        return None
+    return secret_from_password_file(path)
 
 
 # ---------------------------------------------------------------- interpreter exit, forks

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import FILE, TEMP, File, check_owner, checked_name
-from vinecore.api.numbers import WHOLE_LIMIT, checked_number, checked_whole
+from vinecore.api.numbers import CORES_LIMIT, WHOLE_LIMIT, checked_number, checked_whole
 from vinecore.api.tasks import InstalledLibrary
 from vinecore.api.texts import checked_text
 from vinecore.errors import UnpicklableError, UsageError
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 EXEC_MODES = ("fork", "direct")
 # Of create_library_from_functions; the last two take only what asks for nothing.
 LIBRARY_OPTIONS = ("exec_mode", "hoisting_modules", "library_context_info", "init_command", "poncho_env", "add_env")
-# Processes of one instance; more than a system can run.
-SLOTS_LIMIT = 2**22
 
 
 class LibraryTask:
@@ -58,13 +56,13 @@ class LibraryTask:
         """
         if self.installed:
             raise UsageError(f"library {self.name!r} is installed: set its slots before")
-        self.slots = checked_whole(count, "function slots", 1, SLOTS_LIMIT, "a whole number >= 1")
+        self.slots = checked_whole(count, "function slots", 1, CORES_LIMIT, "a whole number >= 1")
 
     def set_cores(self, count: int) -> None:
         """Cores of one instance; in fork mode also its slots, unless ``set_function_slots`` says more."""
         if self.installed:
             raise UsageError(f"library {self.name!r} is installed: set its cores before")
-        self.cores = max(0, int(checked_number(count, f"the cores of library {self.name!r}", -SLOTS_LIMIT, SLOTS_LIMIT)))
+        self.cores = max(0, int(checked_number(count, f"the cores of library {self.name!r}", -CORES_LIMIT, CORES_LIMIT)))
 
     def set_function_exec_mode_from_string(self, mode: str) -> None:
         """ "direct" or "fork".

@@ -17,7 +17,7 @@ from vinecore.api.libraries import LibraryMethods
 from vinecore.api.numbers import SECONDS_LIMIT, WHOLE_LIMIT, checked_number, checked_whole
 from vinecore.api.tasks import InstalledLibrary, SubmittableTask, TaskMethods
 from vinecore.api.texts import checked_text
-from vinecore.errors import UsageError
+from vinecore.errors import AuthenticationError, UsageError
 from vinecore.manager.events import HostsChanged, WorkerDrained
 from vinecore.model.config import near_tunable
 
@@ -231,9 +231,11 @@ class WorkerMethods:
         self.engine.change_secret(secret_of_password(password))
 
     def set_password_file(self, path: str) -> bool:
-        """The same with a file; False when it cannot be read."""
-        secret = secret_of_file(path)
-        if secret is None:
+        """The same with a file; False, and a line on standard error, when it cannot be read."""
+        try:
+            secret = secret_of_file(path)
+        except (AuthenticationError, UsageError) as error:
+            self.engine.loop.say(f"set_password_file: {error}")
             return False
         self.engine.change_secret(secret)
         return True

@@ -6,7 +6,16 @@ import math
 import sys
 from typing import Any
 
-from vinecore.model.numbers import AMOUNT_LIMIT, SECONDS_LIMIT, WHOLE_LIMIT, checked_number, checked_whole, number_of, shown
+from vinecore.model.numbers import (
+    AMOUNT_LIMIT,
+    CORES_LIMIT,
+    SECONDS_LIMIT,
+    WHOLE_LIMIT,
+    checked_number,
+    checked_whole,
+    number_of,
+    shown,
+)
 
 
 def checked_priority(value: Any) -> float:
@@ -30,6 +39,7 @@ def checked_wall_time(value: Any, what: str) -> float:
 
 __all__ = [
     "AMOUNT_LIMIT",
+    "CORES_LIMIT",
     "SECONDS_LIMIT",
     "WHOLE_LIMIT",
     "checked_number",

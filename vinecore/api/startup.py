@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vinecore.errors import UsageError
+from vinecore.model.numbers import CORES_LIMIT, checked_whole
 
 if TYPE_CHECKING:
     from vinecore.shell.manager_loop import ManagerLoop
@@ -22,9 +23,7 @@ def core_count(local_cores: int | bool | None) -> int:
         return 0
     if local_cores is True:
         return len(os.sched_getaffinity(0))
-    if not isinstance(local_cores, int) or local_cores < 1:
-        raise UsageError(f"local_cores must be a number of cores above 0, True or None, not {local_cores!r}")
-    return local_cores
+    return checked_whole(local_cores, "local_cores", 1, CORES_LIMIT, "a number of cores above 0, True or None")
 
 
 def secret_of_start(auth: str | None, password_file: str | None, only_embedded: bool) -> bytes | None:

@@ -8,11 +8,15 @@ import re
 import sys
 
 from vinecore.errors import UsageError, VineError
+from vinecore.model.numbers import AMOUNT_LIMIT, CORES_LIMIT, SECONDS_LIMIT, shown
 
 _DESCRIPTION = (
     "Run work for a manager. It connects by itself (also before the manager starts), serves one manager after another, "
     "and ends with its whole process tree."
 )
+
+# The least and the most of each resource.
+_AMOUNTS = {"cores": (1, CORES_LIMIT), "memory": (1, AMOUNT_LIMIT), "disk": (1, AMOUNT_LIMIT), "gpus": (0, CORES_LIMIT)}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_size(parser: argparse.ArgumentParser) -> None:
     size = parser.add_argument_group("what it offers (default: all of the machine; environment CORES, MEMORY, DISK, GPUS)")
-    size.add_argument("--cores", default=None, help="number of cores, or 'all'")
+    size.add_argument("--cores", default=None, help=f"number of cores (at most {CORES_LIMIT}), or 'all'")
     size.add_argument("--memory", default=None, metavar="MB", help="memory in MB, or 'all'")
     size.add_argument("--disk", default=None, metavar="MB", help="disk in MB (default: half of what is free in the workspace)")
     size.add_argument("--gpus", default=None, help="number of gpus, or 'all' (default: as many as nvidia-smi lists)")
@@ -86,7 +90,7 @@ def _add_times(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=None,
         metavar="S",
-        help="give up after S without reaching a manager (default 900)",
+        help="give up after S without reaching a manager, or finding the secret file that it makes (default 900)",
     )
     times.add_argument(
         "-i",
@@ -137,15 +141,18 @@ def _amount(flag: str, value: str | None) -> int | None:
     """A number of a resource; None for all or unset.
 
     Raises:
-        UsageError: it is neither a whole number > 0 nor 'all'.
+        UsageError: it is neither a whole number in its range nor 'all'.
     """
     name = f"--{flag}"
     if value is None:
         name, value = f"the environment variable {flag.upper()}", os.environ.get(flag.upper())
     if value is None or value == "all":
         return None
-    if not (value.isascii() and value.isdigit()) or (int(value) == 0 and flag != "gpus"):
-        raise UsageError(f"{name} takes a whole number above 0 or 'all', not {value!r}")
+    least, most = _AMOUNTS[flag]
+    # Long ones are not even read: Python refuses to.
+    is_whole = value.isascii() and value.isdigit() and len(value.lstrip("0")) <= len(str(most))
+    if not is_whole or not least <= int(value) <= most:
+        raise UsageError(f"{name} takes a whole number from {least} to {most} or 'all', not {shown(value)}")
     return int(value)
 
 
@@ -158,8 +165,8 @@ def _check_times(options: argparse.Namespace) -> None:
     for name in ("timeout", "idle_timeout", "connect_timeout", "min_backoff", "max_backoff"):
         value = getattr(options, name)
         # A comparison that NaN fails too.
-        if value is not None and not value >= 0:
-            raise UsageError(f"--{name.replace('_', '-')} takes a number of seconds from 0, not {value:g}")
+        if value is not None and not 0 <= value <= SECONDS_LIMIT:
+            raise UsageError(f"--{name.replace('_', '-')} takes a number of seconds from 0 to {SECONDS_LIMIT}, not {value:g}")
     if options.max_backoff < options.min_backoff:
         raise UsageError(f"--max-backoff {options.max_backoff:g} is below --min-backoff {options.min_backoff:g}")
 
@@ -172,9 +179,11 @@ def _secret(options: argparse.Namespace) -> bytes | None:
         if options.password is not None:
             raise UsageError("--no-authentication and --password contradict each other: leave one of them out")
         return None
-    from vinecore.shell.worker_loop import secret_for_worker
+    from vinecore.shell.worker_loop import awaited_secret, secret_for_worker
 
-    return secret_for_worker(options.password)
+    # A manager makes the default file, perhaps later: the loop waits for it, as it does for the manager.
+    options.awaited_secret = awaited_secret(options.password)
+    return None if options.awaited_secret else secret_for_worker(options.password)
 
 
 def _open_standard_streams() -> None:
@@ -192,6 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 well, 1 failed, 2 bad usage)."""
     _open_standard_streams()
     options = build_parser().parse_args(argv)
+    options.awaited_secret = None
     from vinecore.shell.worker_loop import STDERR, WorkerConfig, WorkerLoop, count_gpus, say
 
     embedded = options.lifeline_fd >= 0
@@ -199,6 +209,8 @@ def main(argv: list[str] | None = None) -> int:
     connect = options.connect_timeout if options.connect_timeout is not None else options.timeout
     try:
         _check_times(options)
+        if options.workspace == "":
+            raise UsageError("--workspace takes the name of a directory, not '' (the current one is '.')")
         gpus = _amount("gpus", options.gpus)
         config = WorkerConfig(
             managers=parse_managers(options.manager),
@@ -208,6 +220,7 @@ def main(argv: list[str] | None = None) -> int:
             gpus=count_gpus() if gpus is None else gpus,
             # After the sizes: what is wrong with the command line itself is told first.
             secret=_secret(options),
+            awaited_secret=options.awaited_secret,
             features=options.feature,
             workspace=options.workspace,
             keep_workspace=options.keep_workspace,

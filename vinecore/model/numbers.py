@@ -13,6 +13,9 @@ from vinecore.errors import UsageError
 
 # Amounts of resources: as MB they fit 63 bits in bytes, too.
 AMOUNT_LIMIT = 2**40
+# Cores of a worker, and slots of a library: each is up to three processes, 6 MB and four descriptors of the worker. Higher: who
+# mistypes a number waits for a machine that has run out of memory or of process ids (32,768 with the usual settings).
+CORES_LIMIT = 2048
 # Whole numbers that travel in 63 bits, with room for counting on.
 WHOLE_LIMIT = 2**62
 # About thirty years: what threads, sockets and processes can all wait for.

@@ -6,6 +6,7 @@ It is the worker's half: children block. Descriptors can ride along with a messa
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from collections.abc import Callable
 from vinecore.wire.framing import FrameReader, FrameWriter
 from vinecore.wire.messages import CONTROL_FRAME_LIMIT_BYTES
 
-# One read takes this much at most, into one buffer for the link's life: a fresh one for every read costs more than the copy out.
+# One read takes this much at most, into one buffer: a fresh one for every read costs more than the copy out. All links read in
+# the loop's thread and leave nothing there: each with a buffer of its own, a thousand slots would fill 256 MB.
 RECEIVE_BYTES = 256 * 1024
+_buffer = memoryview(bytearray(RECEIVE_BYTES))
 # Sockets of slots hold a batch and its results without blocking either side.
 SOCKET_BUFFER_BYTES = 1 << 20
 # Reads that empty a socket whose other end has died; somebody who lives on with it may write for ever.
@@ -43,7 +46,6 @@ class LocalLink:
         self.reader = FrameReader(CONTROL_FRAME_LIMIT_BYTES)
         self.writer = FrameWriter()
         self.closed = False
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._waiting: deque[tuple[memoryview, tuple[int, ...]]] = deque()
         sock.setblocking(False)
         loop.add_reader(sock.fileno(), self._readable)
@@ -51,7 +53,7 @@ class LocalLink:
     def _readable(self) -> bool:
         """Read once; False when nothing more can come now."""
         try:
-            size_bytes = self.sock.recv_into(self._buffer)
+            size_bytes = self.sock.recv_into(_buffer)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -60,7 +62,7 @@ class LocalLink:
             self.close()
             self.on_closed()
             return False
-        payloads = self.reader.feed(self._buffer[:size_bytes])
+        payloads = self.reader.feed(_buffer[:size_bytes])
         if payloads:
             self.on_payloads(payloads)
         return not self.closed
@@ -72,16 +74,16 @@ class LocalLink:
                 return
 
     def send(self, payload: bytes, descriptors: tuple[int, ...] = ()) -> None:
-        """Send a message now, or as soon as the socket takes it."""
+        """Send a message now, or as soon as the socket takes it; the caller may close its descriptors at once."""
         data = memoryview(self.writer.write(payload))
         if self.closed:
             return
         if self._waiting:
-            self._waiting.append((data, descriptors))
+            self._waiting.append((data, _copies(descriptors)))
             return
         sent = self._try(data, descriptors)
         if sent < len(data):
-            self._waiting.append((data[sent:], descriptors if sent == 0 else ()))
+            self._waiting.append((data[sent:], _copies(descriptors) if sent == 0 else ()))
             self.loop.add_writer(self.sock.fileno(), self._writable)
 
     def _try(self, data: memoryview, descriptors: tuple[int, ...]) -> int:
@@ -99,8 +101,11 @@ class LocalLink:
         while self._waiting:
             data, descriptors = self._waiting[0]
             sent = self._try(data, descriptors)
+            if not sent:
+                return
+            _close(descriptors)
             if sent < len(data):
-                self._waiting[0] = (data[sent:], descriptors if sent == 0 else ())
+                self._waiting[0] = (data[sent:], ())
                 return
             self._waiting.popleft()
         self.loop.remove_writer(self.sock.fileno())
@@ -111,5 +116,17 @@ class LocalLink:
             self.closed = True
             self.loop.remove_reader(self.sock.fileno())
             self.loop.remove_writer(self.sock.fileno())
+            for _, descriptors in self._waiting:
+                _close(descriptors)
             self._waiting.clear()
             self.sock.close()
+
+
+def _copies(descriptors: tuple[int, ...]) -> tuple[int, ...]:
+    """For a message that has to wait: the numbers of those that were given may be others' by then."""
+    return tuple(map(os.dup, descriptors))
+
+
+def _close(descriptors: tuple[int, ...]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

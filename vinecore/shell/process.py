@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from vinecore.shell.descriptors import restore_descriptors
 from vinecore.shell.guard import VARIABLE, marks_with
 from vinecore.shell.local_link import SOCKET_BUFFER_BYTES, LocalLink
 from vinecore.shell.own_words import STDERR, say
@@ -57,6 +58,7 @@ class HostProcess:
             # What its library's code or init command starts is in its group, and ends with it.
             process_group=0,
         )
+        restore_descriptors(self.process.pid)
         theirs.close()
         self.sock = ours
         self.link: LocalLink | None = None

@@ -87,7 +87,7 @@ def secret_from_password_file(path: str | os.PathLike[str]) -> bytes:
         AuthenticationError: the file is missing, unreadable, empty, too large or a damaged secret file.
     """
     place = Path(path).expanduser()
-    content, info = _read(place)
+    content, info = _read(place, f"there is no password file {place}: create it with a password in it, or name another one")
     if content.startswith(_FAMILY):
         _refuse_shared(place, info)
     return _secret_in(place, content)
@@ -124,6 +124,16 @@ def secret_for_worker(password_file: str | None) -> bytes:
     return load_secret() if named is None else secret_from_password_file(named)
 
 
+def awaited_secret(password_file: str | None) -> Path | None:
+    """Return the default file where a worker needs it and it is missing: the first manager makes it. None: nothing to wait for.
+
+    Raises:
+        AuthenticationError: there is no home directory.
+    """
+    place = None if _named_file(password_file) is not None else default_secret_path()
+    return None if place is None or os.path.lexists(place) else place
+
+
 def secret_for_manager(password_file: str | None) -> bytes:
     """Return a manager's secret, from the same places; only the default file is made where it is missing.
 
@@ -149,12 +159,13 @@ def _named_file(password_file: str | None) -> str | None:
 
 
 def _load_private(place: Path) -> bytes:
-    content, info = _read(place)
+    missing = f"there is no secret at {place}: copy the manager's file there (mode 0600), or name one with --password FILE"
+    content, info = _read(place, missing)
     _refuse_shared(place, info)
     return _secret_in(place, content)
 
 
-def _read(place: Path) -> tuple[bytes, os.stat_result]:
+def _read(place: Path, missing: str) -> tuple[bytes, os.stat_result]:
     try:
         link = os.lstat(place)
         # A link of somebody else's could lead us to a secret that he knows.
@@ -168,9 +179,7 @@ def _read(place: Path) -> tuple[bytes, os.stat_result]:
                 raise AuthenticationError(f"{place} is not a regular file: name a secret or password file")
             content = file.read(FILE_LIMIT_BYTES + 1)
     except FileNotFoundError:
-        raise AuthenticationError(
-            f"there is no secret at {place}: copy the manager's file there (mode 0600), or name one with --password FILE"
-        ) from None
+        raise AuthenticationError(missing) from None
     except OSError as error:
         raise AuthenticationError(f"cannot read the secret in {place}: {error.strerror}") from error
     if len(content) > FILE_LIMIT_BYTES:

@@ -23,13 +23,15 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from vinecore.errors import AuthenticationError, PeerError, VersionError
+from vinecore.errors import AuthenticationError, PeerError, ProtocolError, VersionError
+from vinecore.shell.descriptors import raise_descriptors
 from vinecore.shell.machine_id import machine_id
 from vinecore.shell.own_words import STDERR, STDOUT, say
 from vinecore.shell.peer_server import PeerServer
 from vinecore.shell.process_tree import ProcessTree
-from vinecore.shell.secrets import secret_for_worker
+from vinecore.shell.secrets import awaited_secret, load_secret, secret_for_worker
 from vinecore.shell.store import Store, sweep_dead_workspaces
 from vinecore.shell.stream import Link
 from vinecore.shell.tls import CONTROL_PREAMBLE, GO_AHEAD, Identity, binding_of, client_context
@@ -39,13 +41,15 @@ from vinecore.wire.handshake import HANDSHAKE_TIMEOUT_S, Dialer
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
 
-__all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "count_gpus", "say", "secret_for_worker"]
+__all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "awaited_secret", "count_gpus", "say", "secret_for_worker"]
 
 # A worker that leaves waits this long for its manager to fetch what only it holds; batch systems kill after about 30 s.
 HANDOVER_S = 5.0
 # However short --connect-timeout is, one try gets this long.
 LEAST_CONNECT_S = 1.0
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+# How often a worker without a secret looks whether a manager has made one.
+SECRET_LOOK_S = 0.5
 # How often the worker looks whether its manager is silent, its workspace is gone or it has been idle for too long.
 LOOK_S = 5.0
 # When these tell of an end or a failure, that may be because the workspace is gone; all of them are rare.
@@ -58,6 +62,8 @@ class WorkerConfig:
 
     managers: list[tuple[str, int]]
     secret: bytes | None = None
+    # The default secret file, if it is still to be made.
+    awaited_secret: Path | None = None
     cores: int = 0
     memory_mb: int = 0
     disk_mb: int = 0
@@ -86,7 +92,7 @@ class WorkerLoop:
         self.exit_code = 0
         self.leave_reason = ""
         self.exit_wanted = False
-        # Its workspace has been removed.
+        # Nothing can run here any more.
         self._is_lost = False
         # Until the loop takes signals over: an early end must not leave the workspace behind.
         for number in END_SIGNALS:
@@ -112,6 +118,8 @@ class WorkerLoop:
     def run(self) -> int:
         """Serve until told to stop; returns the exit code (0: well, 1: refused or no manager)."""
         try:
+            # A hundred slots have more descriptors than is usually allowed by default.
+            raise_descriptors()
             if not self.exit_wanted:
                 self.tree.begin()
                 asyncio.run(self._guarded())
@@ -130,6 +138,8 @@ class WorkerLoop:
         for number in END_SIGNALS:
             self.loop.add_signal_handler(number, self._signalled, number)
         self.loop.add_signal_handler(signal.SIGCHLD, self.tree.reap_adopted)
+        # A thousand slots may end at once: what does not fit is no news, and none for people.
+        signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
         try:
             if not self.exit_wanted:
                 await self._main()
@@ -143,10 +153,13 @@ class WorkerLoop:
         if self.config.lifeline_fd >= 0:
             self.loop.add_reader(self.config.lifeline_fd, self._lifeline_cut)
         self._say(f"workspace {self.store.workspace}")
+        give_up = time.monotonic() + self.config.connect_timeout_s
+        # Before peers are let in, who have to know it.
+        if self.config.awaited_secret is not None and not await self._find_secret(self.config.awaited_secret, give_up):
+            return
         if not self.config.embedded:
             self.transfers.submit(sweep_dead_workspaces)
             await self.peers.start()
-        give_up = time.monotonic() + self.config.connect_timeout_s
         backoff = self.config.min_backoff_s
         told = False
         while not self.stop.is_set() and not self._lost_workspace():
@@ -182,6 +195,25 @@ class WorkerLoop:
                 # The last try is at the deadline, not a pause before it.
                 await asyncio.wait_for(self.stop.wait(), min(backoff, left))
             backoff = min(backoff * 2, self.config.max_backoff_s)
+
+    async def _find_secret(self, place: Path, give_up: float) -> bool:
+        """Wait for the file that the first manager makes; False when it did not come, or is refused."""
+        left = give_up - time.monotonic()
+        self._say(
+            f"there is no secret at {place} yet: the first manager of this user makes it; looking for it for {left:.0f} s"
+            " (copy it from the manager's machine if that is another, or name it with --password FILE)"
+        )
+        while not self.stop.is_set() and not place.exists() and (left := give_up - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), min(SECRET_LOOK_S, left))
+        if self.stop.is_set():
+            return False
+        try:
+            self.config.secret = self.peers.secret = self.transfers.secret = load_secret(place)
+        except AuthenticationError as error:
+            self._fail(str(error))
+            return False
+        return True
 
     async def _connect_in_time(self, give_up: float) -> Exception | None:
         """The same as ``_connect``, but ended by a signal or the deadline: a host that drops packets says nothing for minutes."""
@@ -356,14 +388,18 @@ class WorkerLoop:
         The manager hears that first: what this worker says afterwards of its calls, which fail, does not count.
         """
         if self.store.is_gone():
-            if not self._is_lost:
-                self._is_lost = self.exit_wanted = True
-                self.leave_reason = f"its workspace {self.store.workspace} is gone"
-                self._fail(self.leave_reason)
-                self._say_goodbye()
-                self.stop.set()
+            self._give_up(f"its workspace {self.store.workspace} is gone")
             return True
         return False
+
+    def _give_up(self, why: str) -> None:
+        """Nothing can run here any more."""
+        if not self._is_lost:
+            self._is_lost = self.exit_wanted = True
+            self.leave_reason = why
+            self._fail(why)
+            self._say_goodbye()
+            self.stop.set()
 
     def _say_goodbye(self) -> None:
         if self.link is not None and not self.link.lost:
@@ -473,7 +509,10 @@ class WorkerLoop:
             if host is not None and host.link is not None:
                 host.link.send(messages.encode(order.message))
         elif isinstance(order, orders.OpenSlots):
-            self.tree.open_slots(order)
+            try:
+                self.tree.open_slots(order)
+            except OSError as error:
+                self._give_up(f"it cannot open a slot ({error.strerror}): raise the limit (ulimit -Hn), or offer fewer --cores")
         elif isinstance(order, orders.CloseSlot):
             self.tree.drop_slot(order.slot_id)
         elif isinstance(order, orders.KillSlot):
@@ -527,4 +566,6 @@ def _reason(error: Exception) -> str:
     """Why a connection could not be made, without the address, which is said beside it."""
     if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
         return os.strerror(error.errno)
+    if isinstance(error, ProtocolError):
+        return f"what answers there is no manager of this kind: {error}"
     return str(error)
