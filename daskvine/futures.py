@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 import os
 import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 from typing import Any
 
 from vinecore.api.engine import Engine, before_exit
-from vinecore.api.numbers import CORES_LIMIT, checked_whole
+from vinecore.api.numbers import CORES_LIMIT, checked_whole, number_of
 from vinecore.api.outcome import blame_result, failure_of, rebuilt
 from vinecore.errors import LoopDied, LostError, UsageError
 from vinecore.runtime.payload import Dependency, decode
@@ -217,9 +219,12 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
         """The value, waiting at most ``timeout`` seconds.
 
         Raises:
-            TimeoutError, CancelledError, or whatever the call raised.
+            TimeoutError, CancelledError, or whatever the call raised. TypeError: the timeout is no number.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None
+        if timeout is not None:
+            timeout = _checked_timeout(timeout)
+            deadline = time.monotonic() + timeout
         if self._state is not FINISHED:
             self._wait(timeout)
         value = self._decoded
@@ -279,7 +284,7 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
         Raises:
             TimeoutError, CancelledError.
         """
-        self._wait(timeout)
+        self._wait(None if timeout is None else _checked_timeout(timeout))
         if self.entry.error is None:
             return None
         return self._load_failure()
@@ -311,10 +316,10 @@ class FuturesExecutor(Executor):
 
     Parameters:
         max_workers: calls that run at the same time on this machine (an embedded worker with that many cores); default: all
-            cores. Ignored with ``manager``.
-        port: listen on this port for workers started with ``vine_worker HOST PORT``, and start none here (unless ``max_workers``
-            is given).
-        manager: a Manager or DaskVine to run on; it is not closed by ``shutdown``.
+            cores, or with ``port`` none.
+        port: listen on this port for workers started with ``vine_worker HOST PORT``; with ``max_workers`` they are beside the one
+            here.
+        manager: a Manager or DaskVine to run on; it is not closed by ``shutdown``, and takes no other option here.
         auth, password_file, ssl: as for Manager.
         max_tasks_per_child: calls after which a process that runs them is replaced by a fresh one; default: never, unless its
             memory grows too much. Not together with ``manager``.
@@ -340,8 +345,10 @@ class FuturesExecutor(Executor):
             raise ValueError("max_workers must be greater than 0")
         if max_workers is not None:
             checked_whole(max_workers, "max_workers", 1, CORES_LIMIT)
-        if manager is not None and not hasattr(manager, "engine"):
-            raise UsageError(f"manager must be a Manager or DaskVine, not {manager!r}")
+        if manager is not None:
+            given = {"max_workers": max_workers, "port": port, "password_file": password_file, "ssl": ssl or None}
+            given["auth"] = None if auth == "secret" else True
+            _check_manager(manager, [name for name, value in given.items() if value is not None])
         if max_tasks_per_child is not None:
             if isinstance(max_tasks_per_child, bool) or not isinstance(max_tasks_per_child, int):
                 raise TypeError(f"max_tasks_per_child must be an integer, not {max_tasks_per_child!r}")
@@ -393,23 +400,42 @@ class FuturesExecutor(Executor):
         return future
 
     def map(
-        self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: float | None = None, chunksize: int = 1, **more: Any
+        self,
+        fn: Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
     ) -> Iterator[Any]:
         """Like ``Executor.map``: results in order, as an iterator.
 
         Parameters:
             timeout: seconds from now until which results must come.
             chunksize: calls that travel as one.
+            buffersize: submit only so many calls (chunks) ahead of the results that were taken; default: all at once.
 
         Raises:
             TimeoutError, or whatever a call raised, when its result is reached.
+            TypeError, ValueError: chunksize or buffersize is no whole number, or below 1.
         """
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
-        if chunksize == 1:
-            return super().map(fn, *iterables, timeout=timeout, **more)
-        chunks = super().map(_run_chunk, itertools.repeat(fn), _chunks(zip(*iterables, strict=False), chunksize), timeout=timeout)
-        return _flatten(chunks)
+        size = _checked_count(chunksize, "chunksize")
+        ahead = None if buffersize is None else _checked_count(buffersize, "buffersize")
+        seconds = None if timeout is None else _checked_timeout(timeout)
+        if size == 1:
+            return self._map(fn, iterables, seconds, ahead)
+        chunks = _chunks(zip(*iterables, strict=False), size)
+        return _flatten(self._map(_run_chunk, (itertools.repeat(fn), chunks), seconds, ahead))
+
+    def _map(
+        self, fn: Callable[..., Any], iterables: tuple[Iterable[Any], ...], timeout: float | None, ahead: int | None
+    ) -> Iterator[Any]:
+        if ahead is None:
+            return super().map(fn, *iterables, timeout=timeout)
+        arguments = zip(*iterables, strict=False)
+        end = None if timeout is None else time.monotonic() + timeout
+        # Here, not in the generator: the first calls start before the first result is asked for.
+        first = deque(self.submit(fn, *args) for args in itertools.islice(arguments, ahead))
+        return _map_ahead(self, fn, arguments, first, end)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with ``wait`` return when all are done and every process is gone.
@@ -506,9 +532,76 @@ class FuturesExecutor(Executor):
             engine.post(lambda: _run_elsewhere(engine.close))
 
 
+def _check_manager(manager: Any, others: list[str]) -> None:
+    """Raise for one that an executor cannot run on, or that is contradicted by other options."""
+    if not hasattr(manager, "engine"):
+        raise UsageError(f"manager must be a Manager or DaskVine, not {manager!r}")
+    if others:
+        raise UsageError(
+            f"{others[0]} is for an executor with a manager of its own: give it to the Manager, or leave manager= out"
+        )
+    if manager.engine.closed:
+        raise LoopDied("the manager has been closed; make a new one")
+
+
 def _run_elsewhere(end: Callable[[], None]) -> None:
     """End a manager from a thread: the loop's own thread cannot wait for its end."""
     threading.Thread(target=end, name="vine-close", daemon=True).start()
+
+
+def _map_ahead(
+    executor: FuturesExecutor,
+    fn: Callable[..., Any],
+    arguments: Iterator[tuple[Any, ...]],
+    futures: deque[VineFuture],
+    end: float | None,
+) -> Iterator[Any]:
+    """Results in order; for each that is taken one more call is submitted."""
+    try:
+        while futures:
+            for args in itertools.islice(arguments, 1):
+                futures.append(executor.submit(fn, *args))
+            # Nothing here names the value while the caller has it: it may be large.
+            yield _result_or_cancel(futures.popleft(), end)
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _result_or_cancel(future: VineFuture, end: float | None) -> Any:
+    try:
+        return future.result(None if end is None else end - time.monotonic())
+    finally:
+        future.cancel()
+        # As in result.
+        del future
+
+
+def _checked_count(value: Any, name: str) -> int:
+    """Calls to a chunk, or calls ahead.
+
+    Raises:
+        TypeError: it is no whole number. ValueError: it is below 1, or more than a machine counts.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number >= 1, not {value!r}") from None
+    if not 1 <= count <= sys.maxsize:
+        raise ValueError(f"{name} must be >= 1 and at most {sys.maxsize}, not {count}")
+    return count
+
+
+def _checked_timeout(timeout: Any) -> float:
+    """Seconds to wait, no more than threads can wait.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    seconds = number_of(int(timeout) if isinstance(timeout, bool) else timeout)
+    if seconds is None:
+        raise TypeError(f"a timeout is a number of seconds or None, not {timeout!r}")
+    return float(min(seconds, threading.TIMEOUT_MAX))
 
 
 def _run_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:

@@ -19,6 +19,10 @@ TASKS = "tasks"
 
 # Other spellings that TaskVine's users know.
 _ALIASES = {"lazy_transfers": "worker_transfers", "hoisting_modules": "lib_modules", "import_modules": "lib_modules"}
+# What Dask's own schedulers take and this one does not: what to do instead.
+_ELSEWHERE = {
+    "num_workers": ": how many tasks run at once is said where workers start, DaskVine(local_cores=N) or vine_worker --cores N",
+}
 # Options of TaskVine's get that this version does not have: values that ask for nothing, and what to do instead.
 _LATER: dict[str, tuple[tuple[Any, ...], str]] = {
     "environment": ((None,), "install what tasks need where the workers run"),
@@ -109,9 +113,13 @@ class GetOptions:
 
 
 def _unknown(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, [*known, *_ALIASES], 1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    return f"get has no option {name!r}{hint} It takes: {', '.join(sorted(known))}"
+    names = sorted({*known, *_ALIASES})
+    if name in _ELSEWHERE:
+        hint = _ELSEWHERE[name] + "."
+    else:
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"get has no option {name!r}{hint} It takes: {', '.join(names)}"
 
 
 def _refuse_later(name: str, value: Any) -> None:
@@ -161,7 +169,7 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
     if mode == TASKS:
         values["resources"], values["wall_time_s"] = request_apart(resources)
     else:
-        values["resources"] = request_of(resources)
+        values["resources"] = request_together(resources)
     values["lib_modules"] = tuple(
         module if isinstance(module, str) else module.__name__ for module in values.get("lib_modules") or ()
     )
@@ -192,6 +200,21 @@ def request_of(resources: Any) -> Resources:
     if resources is not None and not isinstance(resources, Mapping):
         raise UsageError(f"resources must be a dict such as {{'cores': 1, 'memory': 1000}}, not {resources!r}")
     return Resources.from_mapping({str(name).lower(): amount for name, amount in (resources or {}).items()})
+
+
+def request_together(resources: Any) -> Resources:
+    """What a vertex in a process that others use too asks for.
+
+    Raises:
+        UsageError: it is no dict of resources, or it has a wall time.
+    """
+    if isinstance(resources, Mapping) and "wall_time" in resources:
+        if resources["wall_time"] is not None:
+            raise UsageError(
+                "resource wall_time needs task_mode='tasks': a function call is not ended alone, others share its process"
+            )
+        resources = {name: amount for name, amount in resources.items() if name != "wall_time"}
+    return request_of(resources)
 
 
 def request_apart(resources: Any) -> tuple[Resources, float]:

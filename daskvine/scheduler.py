@@ -10,6 +10,7 @@ so several threads may call ``get`` at once.
 from __future__ import annotations
 
 import importlib
+import inspect
 import pickle
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from dask.utils import key_split
 
 from daskvine.functional import Manager
 from daskvine.graph import Plan, annotations_of
-from daskvine.options import TASKS, GetOptions, VertexInfo, checked_retries, checked_variable, request_apart, request_of
+from daskvine.options import TASKS, GetOptions, VertexInfo, checked_retries, checked_variable, request_apart, request_together
 from daskvine.progress import Progress
 from daskvine.reuse import Results
 from vinecore.api.engine import Engine
@@ -28,6 +29,7 @@ from vinecore.errors import UnpicklableError, UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.vertex import Program, is_plain, pack_vertex
 
+MANAGER_OPTIONS = tuple(inspect.signature(Manager).parameters)
 # Vertices packed by one pickle and named by one code id. Higher: less per vertex; but a slot that gets a few of them gets all.
 PIECE_COUNT = 256
 # The first piece is smaller, so that slots start early.
@@ -51,6 +53,9 @@ class DaskVine(Manager):
     def __init__(self, *args: Any, reuse: bool = True, **kwargs: Any) -> None:
         if not isinstance(reuse, bool):
             raise UsageError(f"reuse must be True or False, not {reuse!r}")
+        for name in kwargs:
+            if name not in MANAGER_OPTIONS:
+                raise TypeError(f"DaskVine has no option {name!r}; it takes: {', '.join((*MANAGER_OPTIONS, 'reuse'))}")
         super().__init__(*args, **kwargs)
         self._reuse = reuse
         self._modules: set[str] = set()
@@ -221,7 +226,7 @@ class _Planner:
     def _annotate_resources(self, number: int, plan: VertexPlan, resources: Any) -> None:
         engine = self._engine
         if self.apart is None:
-            shape = engine.shape_for(self.library, request_of(resources))
+            shape = engine.shape_for(self.library, request_together(resources))
         else:
             request, wall_time_s = request_apart(resources)
             shape = engine.shape_for(self.library, request, True)

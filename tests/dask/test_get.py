@@ -447,6 +447,8 @@ def test_cycles(m: DaskVine) -> None:
     [
         ({"retrys": 1}, r"no option 'retrys'; did you mean 'retries'\? It takes: env_vars, "),
         ({"zzz": 1}, r"no option 'zzz'\. It takes"),
+        ({"num_workers": 3}, r"no option 'num_workers': .* DaskVine\(local_cores=N\) or vine_worker --cores N\. It takes: "),
+        ({"zzz": 1}, "hoisting_modules, import_modules, .*lazy_transfers"),
         ({"retries": -1}, "retries must be a whole number >= 0, not -1"),
         ({"retries": 1.5}, "retries must be"),
         ({"task_mode": "task"}, "task_mode must be 'function-calls' or 'tasks', not 'task'"),

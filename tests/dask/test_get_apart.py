@@ -91,8 +91,9 @@ def test_options_of_tasks_are_refused_for_function_calls(calls: DaskVine) -> Non
     for options in ({"env_vars": {"A": "1"}}, {"extra_files": {file: "x"}}):
         with pytest.raises(UsageError, match=r"needs task_mode='tasks'"):
             calls.get({"x": (inc, 1)}, "x", **options)
-    with pytest.raises(UsageError, match="wall_time"):
-        calls.get({"x": (inc, 1)}, "x", resources={"wall_time": 5})
+    with pytest.raises(UsageError, match="resource wall_time needs task_mode='tasks'"):
+        calls.get({"x": (inc, 1)}, "x", resources={"cores": 1, "wall_time": 2})
+    assert calls.get({"x": (inc, 1)}, "x", resources={"cores": 1, "wall_time": None}) == 2
     assert calls.get({"x": (inc, 1)}, "x", env_vars={}, extra_files=None) == 2
 
 

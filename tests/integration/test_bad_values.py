@@ -19,7 +19,7 @@ import pytest
 from daskvine import DaskVine, FuturesExecutor
 from tests.kit.calls import LIMIT_S
 from vinecore import FunctionCall, Manager, PythonTask, Resources, Task
-from vinecore.errors import UsageError
+from vinecore.errors import LoopDied, UsageError
 from vinecore.model.config import RANGES, Tunables
 
 _numbers = itertools.count()
@@ -455,6 +455,24 @@ def test_a_buffer_without_content(m: Manager, tmp_path: Path) -> None:
 def test_options_of_process_pools(name: str, hint: str) -> None:
     with pytest.raises(TypeError, match=f"FuturesExecutor has no option '{name}': .*{hint}"):
         FuturesExecutor(max_workers=1, **{name: None})
+
+
+@pytest.mark.parametrize("options", [{"max_workers": 2}, {"port": 0}, {"ssl": True}, {"password_file": "secret"}, {"auth": None}])
+def test_executors_on_a_manager_have_nothing_of_their_own(m: Manager, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(options))} is for an executor with a manager of its own"):
+        FuturesExecutor(manager=m, **options)
+
+
+def test_an_executor_on_a_closed_manager() -> None:
+    m = Manager(port=0)
+    m.close()
+    with pytest.raises(LoopDied, match="has been closed"):
+        FuturesExecutor(manager=m)
+
+
+def test_options_that_dask_managers_do_not_have() -> None:
+    with pytest.raises(TypeError, match=r"DaskVine has no option 'foo'; it takes: port, local_cores, .*, reuse"):
+        DaskVine(local_cores=1, foo=1)
 
 
 def test_a_process_for_more_calls_than_can_be_counted() -> None:

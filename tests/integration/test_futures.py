@@ -392,6 +392,61 @@ def test_map(ex: FuturesExecutor) -> None:
         next(results)
 
 
+@pytest.mark.parametrize("chunksize", [1, 3])
+def test_map_with_a_bound(ex: FuturesExecutor, chunksize: int) -> None:
+    taken: list[int] = []
+    source = (taken.append(number) or number for number in range(30))
+    results = ex.map(add, source, itertools.repeat(1), chunksize=chunksize, buffersize=np.int64(2))
+    assert len(taken) == 2 * chunksize
+    assert next(results) == 1 and len(taken) == 3 * chunksize
+    assert list(results) == list(range(2, 31))
+    assert list(ex.map(add, [], chunksize=chunksize, buffersize=5)) == []
+    assert list(ex.map(add, [1], chunksize=chunksize, buffersize=5, timeout=LIMIT_S)) == [2]
+
+
+def test_map_with_a_bound_ends_in_time(ex: FuturesExecutor, gate: Gate) -> None:
+    gate.block(ex)
+    results = ex.map(add, itertools.count(), buffersize=3, timeout=0)
+    with pytest.raises(TimeoutError):
+        next(results)
+    assert list(results) == []
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"foo": 1}, TypeError),
+        ({"buffersize": "x"}, TypeError),
+        ({"buffersize": 1.5}, TypeError),
+        ({"buffersize": 0}, ValueError),
+        ({"timeout": "x"}, TypeError),
+    ],
+)
+def test_map_refuses(ex: FuturesExecutor, chunksize: int, options: dict[str, Any], kind: type[Exception]) -> None:
+    (name,) = options
+    with pytest.raises(kind, match=name):
+        ex.map(add, [1], chunksize=chunksize, **options)
+
+
+@pytest.mark.parametrize(
+    ("chunksize", "kind"),
+    [(2.5, TypeError), ("2", TypeError), (float("nan"), TypeError), (None, TypeError), (10**30, ValueError), (-1, ValueError)],
+)
+def test_map_refuses_chunks(ex: FuturesExecutor, chunksize: Any, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="chunksize must be"):
+        ex.map(add, [1], chunksize=chunksize)
+
+
+@pytest.mark.parametrize("timeout", ["x", [], float("nan")])
+def test_timeouts_that_are_none(ex: FuturesExecutor, timeout: Any) -> None:
+    future = ex.submit(add, 1)
+    for ask in (future.result, future.exception):
+        with pytest.raises(TypeError, match="a timeout is a number of seconds or None, not"):
+            ask(timeout)
+    assert future.result(float("inf")) == 2 and future.exception(10**400) is None
+
+
 @pytest.mark.parametrize("count", [0, -1])
 def test_constructor_refuses(count: int) -> None:
     with pytest.raises(ValueError, match="max_workers must be greater than 0"):
