@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.test_manager_machine import World, graph_in
+from tests.kit.manager_world import ManagerWorld, graph_in
 from tests.unit.test_replication import NO_ROOM, Fleet
 from vinecore.errors import SlotLost
 from vinecore.manager import events
@@ -19,7 +19,7 @@ def place_of(entry: TaskEntry) -> int:
 
 
 def test_a_result_that_a_disk_did_not_take_is_made_elsewhere_even_if_that_means_to_wait() -> None:
-    world = World(2, cores=1)
+    world = ManagerWorld(2, cores=1)
     full, other = world.builder.call(), world.builder.call()
     world.submit(full, other)
     world.builder.kind.mean_us = 1e6
@@ -44,7 +44,7 @@ def test_a_result_that_a_disk_did_not_take_is_made_elsewhere_even_if_that_means_
 
 
 def test_others_use_a_worker_that_had_no_room_for_some() -> None:
-    world = World(2, cores=1)
+    world = ManagerWorld(2, cores=1)
     calls = [world.builder.call() for _ in range(6)]
     world.submit(*calls)
     bad = place_of(calls[0])
@@ -60,7 +60,7 @@ def test_others_use_a_worker_that_had_no_room_for_some() -> None:
 
 
 def test_without_any_other_worker_it_goes_back_until_it_is_given_up_as_what_it_is() -> None:
-    world = World(1)
+    world = ManagerWorld(1)
     world.machine.state.tunables.max_losses = 2
     call = world.builder.call()
     world.submit(call)
@@ -72,7 +72,7 @@ def test_without_any_other_worker_it_goes_back_until_it_is_given_up_as_what_it_i
 
 
 def test_when_no_disk_has_room_every_worker_is_tried_before_one_again() -> None:
-    world = World(3, cores=1)
+    world = ManagerWorld(3, cores=1)
     call = world.builder.call()
     world.submit(call)
     tried = []
@@ -100,7 +100,7 @@ def test_a_call_goes_away_from_its_inputs_when_the_rest_of_them_does_not_fit_the
 
 
 def test_a_vertex_is_not_taken_back_in_a_bundle() -> None:
-    world = World(2, cores=1)
+    world = ManagerWorld(2, cores=1)
     world.builder.kind.mean_us = 10.0
     _, entries = graph_in(world, [[] for _ in range(40)] + [list(range(40))])
     lost = next(entry for entry in entries if entry.state is t.PLACED)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from tests.kit.builders import declared
-from tests.unit.test_manager_machine import World
+from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, on_libraries
 from vinecore.manager import transitions as t
 from vinecore.manager.state import CodeEntry, GraphEntry, TaskEntry
 from vinecore.wire import messages
 
 
-def finished_chain(world: World, requested: tuple[int, ...] = (1,)) -> tuple[GraphEntry, list[TaskEntry]]:
+def finished_chain(world: ManagerWorld, requested: tuple[int, ...] = (1,)) -> tuple[GraphEntry, list[TaskEntry]]:
     """Vertex 1 reads vertex 0; both values are in the worker's store."""
     graph, entries = world.builder.vertices([[], [0]], requested)
     world.builder.kind.mean_us, world.builder.kind.mean_bytes = 10.0, 1e6
@@ -20,13 +20,15 @@ def finished_chain(world: World, requested: tuple[int, ...] = (1,)) -> tuple[Gra
     return graph, entries
 
 
-def end(world: World, graph: GraphEntry, entries: list[TaskEntry], keep: bool, codes: list[CodeEntry] | None = None) -> None:
+def end(
+    world: ManagerWorld, graph: GraphEntry, entries: list[TaskEntry], keep: bool, codes: list[CodeEntry] | None = None
+) -> None:
     files = [entry.output for entry in entries if entry.output is not None]
     world.do(events.GraphEnded(0.0, graph, files, keep, [world.builder.piece] if codes is None else codes))
 
 
 def test_values_of_an_ended_graph_are_unlinked() -> None:
-    world = World()
+    world = ManagerWorld()
     graph, entries = finished_chain(world)
     end(world, graph, entries[1:], keep=False)
     output = entries[1].output
@@ -35,7 +37,7 @@ def test_values_of_an_ended_graph_are_unlinked() -> None:
 
 
 def test_kept_values_stay_without_their_lineage() -> None:
-    world = World()
+    world = ManagerWorld()
     graph, entries = finished_chain(world)
     end(world, graph, entries[1:], keep=True)
     first, last = entries[0].output, entries[1].output
@@ -48,7 +50,7 @@ def test_kept_values_stay_without_their_lineage() -> None:
 
 
 def test_kept_values_that_feed_each_other() -> None:
-    world = World()
+    world = ManagerWorld()
     graph, entries = finished_chain(world, (0, 1))
     end(world, graph, entries, keep=True)
     outputs = [entry.output for entry in entries if entry.output is not None]
@@ -58,7 +60,7 @@ def test_kept_values_that_feed_each_other() -> None:
 
 
 def test_a_value_that_is_being_made_again_stays_part_of_its_graph() -> None:
-    world = World()
+    world = ManagerWorld()
     graph, entries = finished_chain(world)
     world.do(events.WorkerLeft(0.0, 1, "gone"))
     assert entries[1].state is t.WAITING
@@ -69,7 +71,7 @@ def test_a_value_that_is_being_made_again_stays_part_of_its_graph() -> None:
 
 
 def test_small_pieces_are_forgotten_together() -> None:
-    world = World()
+    world = ManagerWorld()
     instance = world.builder.library.instances[1]
     graph, entries = finished_chain(world)
     end(world, graph, entries[1:], keep=False)
@@ -85,7 +87,7 @@ def test_small_pieces_are_forgotten_together() -> None:
 
 
 def test_large_pieces_are_forgotten_at_once_with_their_objects() -> None:
-    world = World()
+    world = ManagerWorld()
     file = declared(7, on_libraries.FORGET_BYTES)
     world.builder.piece.file = file
     graph, entries = world.builder.vertices([[]])
@@ -100,7 +102,7 @@ def test_large_pieces_are_forgotten_at_once_with_their_objects() -> None:
 
 def test_pieces_that_few_workers_have_are_told_of_later() -> None:
     """What counts is how many each worker has: else thousands of workers would be told of one piece each."""
-    world = World(workers=4)
+    world = ManagerWorld(workers=4)
     instance = world.builder.library.instances[1]
     graph, entries = finished_chain(world)
     others = [CodeEntry(10_000 + number, 1, b"piece") for number in range(4 * on_libraries.FORGET_COUNT)]

@@ -1,9 +1,12 @@
-"""Libraries in the manager's machine: those that take long to start."""
+"""Libraries in the manager's machine: those that fail, and those that take long to start."""
 
 from __future__ import annotations
 
 from tests.kit.builders import RUN, Builder, hello
+from tests.kit.manager_world import ManagerWorld
+from vinecore.errors import LibraryFailed
 from vinecore.manager import events, orders
+from vinecore.manager import transitions as t
 from vinecore.manager.machine import ManagerMachine
 from vinecore.wire import messages
 
@@ -40,3 +43,75 @@ def test_a_library_that_is_slow_on_one_worker_and_works_on_another_is_not_told_o
     machine.handle(events.WorkerSaid(0.5, 1, messages.LibraryReady(1, 1)))
     machine.handle(events.TasksSubmitted(0.5, [builder.call() for _ in range(20)]))
     assert not says(machine, 2, SLOW)
+
+
+def test_a_library_that_fails_everywhere_fails_its_calls_with_the_remote_error() -> None:
+    world = ManagerWorld(2)
+    calls = [world.builder.call(), world.builder.call()]
+    world.submit(*calls)
+    world.say(1, messages.LibraryGone(1, "ImportError: no x", b"tb"))
+    assert not world.delivered()
+    world.say(2, messages.LibraryGone(1, "ImportError: no x", b"tb"))
+    assert set(world.delivered()) == set(calls) and {(str(c.error), c.value) for c in calls} == {
+        ("library 'library1' cannot be started on any worker: ImportError: no x", b"tb")
+    }
+    assert all(isinstance(c.error, LibraryFailed) for c in calls)
+    late = world.builder.call()
+    world.submit(late)
+    assert isinstance(late.error, LibraryFailed) and late.value == b"tb"
+
+
+def test_a_new_worker_gets_a_library_that_failed_elsewhere() -> None:
+    world = ManagerWorld()
+    world.say(1, messages.LibraryGone(1, "bad", b""))
+    world.join(2)
+    call = world.builder.call()
+    world.submit(call)
+    assert call.instance is not None and call.instance.worker.worker_id == 2
+
+
+def test_a_library_that_failed_everywhere_is_started_again_when_its_window_is_over() -> None:
+    world = ManagerWorld(2)
+    for worker_id in (1, 2):
+        world.say(worker_id, messages.LibraryGone(1, "bad", b""))
+    soon = world.builder.call()
+    world.now += 59
+    world.submit(soon)
+    assert isinstance(soon.error, LibraryFailed) and not world.sent(messages.StartLibrary)
+    late = world.builder.call()
+    world.now += 2
+    world.submit(late)
+    assert len(world.sent(messages.StartLibrary)) == 2 and late.state is t.READY
+    world.say(1, messages.LibraryReady(1, 2))
+    assert late.instance is not None and late.instance.worker.worker_id == 1
+    assert world.sent(messages.Code) and world.sent(messages.Run)
+    world.answer(late, messages.OK_INLINE, b"v")
+    assert late.error is None
+
+
+def test_a_library_that_fails_on_one_worker_is_tried_there_once_in_each_window() -> None:
+    world = ManagerWorld(2)
+    world.say(1, messages.LibraryGone(1, "bad", b""))
+    starts = []
+    for second in range(200):
+        call = world.builder.call()
+        world.submit(call)
+        if world.sent(messages.StartLibrary):
+            starts.append(second)
+            world.say(1, messages.LibraryGone(1, "bad", b""))
+        assert call.instance is not None and call.instance.worker.worker_id == 2
+        world.answer(call, messages.OK_INLINE, b"v")
+        world.now += 1
+        world.say(1, messages.Pong())
+    assert starts == [60, 120, 180]
+
+
+def test_a_removed_library_fails_its_calls() -> None:
+    world = ManagerWorld()
+    call = world.builder.call()
+    world.submit(call)
+    world.do(events.LibraryRemoved(0.0, world.builder.library))
+    assert isinstance(call.error, LibraryFailed) and world.sent(messages.StopLibrary)
+    late = world.builder.call(call)
+    world.submit(late)
+    assert isinstance(late.error, LibraryFailed)

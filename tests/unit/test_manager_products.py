@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kit.builders import RUN, Handle, declared, hello
-from tests.unit.test_manager_machine import World
+from tests.kit.manager_world import ManagerWorld
 from vinecore.errors import FileLost
 from vinecore.manager import events, orders, transfers
 from vinecore.manager import transitions as t
@@ -15,7 +15,7 @@ from vinecore.wire import messages
 from vinecore.wire.messages import Mount, Product, Report, Result, Sandbox
 
 
-def boxed(world: World, *mounts: FileEntry, products: int = 1, request: Resources | None = None) -> TaskEntry:
+def boxed(world: ManagerWorld, *mounts: FileEntry, products: int = 1, request: Resources | None = None) -> TaskEntry:
     """A command with these inputs and so many products."""
     kind = world.builder.kind if request is None else Kind("box", Shape(world.builder.library, request, True))
     entry = TaskEntry(next(world.builder.ids), kind, world.builder.code, b"", Handle(), mounts)
@@ -29,7 +29,9 @@ def boxed(world: World, *mounts: FileEntry, products: int = 1, request: Resource
     return entry
 
 
-def end(world: World, entry: TaskEntry, made: tuple[int, ...] = (0,), status: int = messages.OK_INLINE, attempt: int = 0) -> None:
+def end(
+    world: ManagerWorld, entry: TaskEntry, made: tuple[int, ...] = (0,), status: int = messages.OK_INLINE, attempt: int = 0
+) -> None:
     """The task's end, with the products that it made."""
     attempt = attempt or entry.attempt
     report = Report(0, b"", [(f"{RUN}-{entry.task_id}.{attempt}.{n}", 100, b"") for n in made], [], [])
@@ -39,7 +41,7 @@ def end(world: World, entry: TaskEntry, made: tuple[int, ...] = (0,), status: in
 
 def test_a_product_that_was_not_made_is_not_made_by_another_run() -> None:
     """Whoever wanted its bytes made the task run again and again, and was never answered."""
-    world = World()
+    world = ManagerWorld()
     entry = boxed(world, products=2)
     world.submit(entry)
     end(world, entry, made=(0,))
@@ -52,7 +54,7 @@ def test_a_product_that_was_not_made_is_not_made_by_another_run() -> None:
 
 def test_a_lost_product_of_a_failed_task_fails_its_readers() -> None:
     """Nothing can make it again: they waited for ever."""
-    world = World(workers=2, cores=1)
+    world = ManagerWorld(workers=2, cores=1)
     entry = boxed(world)
     other = world.builder.call()
     world.submit(entry, other)
@@ -68,7 +70,7 @@ def test_a_lost_product_of_a_failed_task_fails_its_readers() -> None:
 
 
 def test_products_of_a_late_result_are_dropped() -> None:
-    world = World(workers=2, cores=1)
+    world = ManagerWorld(workers=2, cores=1)
     entry = boxed(world)
     world.submit(entry)
     instance = entry.instance
@@ -79,7 +81,7 @@ def test_products_of_a_late_result_are_dropped() -> None:
 
 def test_damage_that_a_late_result_tells_of_counts() -> None:
     """The task was cancelled, but what it wrote into is damaged all the same."""
-    world = World(workers=2)
+    world = ManagerWorld(workers=2)
     file = declared(1)
     file.holds = 1
     entry = boxed(world, file)
@@ -93,7 +95,7 @@ def test_damage_that_a_late_result_tells_of_counts() -> None:
 
 def test_sources_are_judged_one_by_one() -> None:
     """The first of two sources could not be reached, the second did not have it: the first was said to have lost it."""
-    world = World(workers=0)
+    world = ManagerWorld(workers=0)
     world.machine.state.transfer_key = b"key"
     for worker_id in (1, 2, 3):
         world.do(events.WorkerJoined(0.0, worker_id, hello(1, name=f"h{worker_id}", peer_port=worker_id), "host"))
@@ -118,7 +120,7 @@ def test_sources_are_judged_one_by_one() -> None:
 
 def test_a_fetch_that_is_ordered_again_takes_one_place_at_its_source() -> None:
     """Copies were dropped while they were on their way, and wanted again: the source was said to be busy for ever."""
-    world = World(workers=0)
+    world = ManagerWorld(workers=0)
     world.machine.state.transfer_key = b"key"
     for worker_id in (1, 2):
         world.do(events.WorkerJoined(0.0, worker_id, hello(1, name=f"h{worker_id}", peer_port=worker_id), "host"))
@@ -135,7 +137,7 @@ def test_a_fetch_that_is_ordered_again_takes_one_place_at_its_source() -> None:
 
 
 def test_a_payload_that_a_worker_fetched_once_more_is_a_copy() -> None:
-    world = World()
+    world = ManagerWorld()
     file = declared(5)
     file.holds = 1
     world.builder.library.file = file
@@ -148,7 +150,7 @@ def test_a_payload_that_a_worker_fetched_once_more_is_a_copy() -> None:
 @pytest.mark.parametrize("first_cores", [1, 2])
 def test_only_its_like_waits_behind_a_task_that_asks_for_something(first_cores: int) -> None:
     """Different requests can add up to the same as so many equal ones; together they would take more than there is."""
-    world = World(workers=1, cores=4)
+    world = ManagerWorld(workers=1, cores=4)
     kinds = [Kind("first", Shape(world.builder.library, Resources(memory=100.0 * first_cores), True))]
     kinds += [Kind("other", Shape(world.builder.library, Resources(memory=400.0), True))]
     kinds += [Kind("third", Shape(world.builder.library, Resources(memory=250.0), True))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kit.builders import hello
-from tests.unit.test_manager_machine import World
+from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, orders, replication
 from vinecore.manager.replication import PAUSE_S, SPLICES_AT_ONCE, TRIES
 from vinecore.manager.state import TaskEntry
@@ -15,7 +15,7 @@ from vinecore.wire import messages
 SIZE = 100_000
 
 
-class Fleet(World):
+class Fleet(ManagerWorld):
     """Workers of one core that can reach each other; ``copies`` of each temp are wanted."""
 
     def __init__(self, copies: int, *disks_mb: int) -> None:

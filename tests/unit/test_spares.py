@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.test_manager_machine import World
+from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, lineage
 from vinecore.manager import transitions as t
 from vinecore.manager.state import TaskEntry
@@ -14,7 +14,7 @@ SIZE = 100_000
 DISK_MB = 1000
 
 
-class Two(World):
+class Two(ManagerWorld):
     """Two workers of one core that can reach each other."""
 
     def __init__(self) -> None:

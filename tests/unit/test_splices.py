@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.test_manager_machine import World
+from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, orders, splices
 from vinecore.manager import transitions as t
 from vinecore.manager.state import FileEntry, TaskEntry
 from vinecore.wire import messages
 
 
-class Passing(World):
+class Passing(ManagerWorld):
     """Workers that cannot reach each other; one value is on one of them and wanted on another."""
 
     def __init__(self, workers: int = 2) -> None:
@@ -140,7 +140,7 @@ def test_asking_twice_counts_a_source_once() -> None:
 
 def test_only_some_pass_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(splices, "AT_ONCE", 1)
-    world = World(2, cores=4)
+    world = ManagerWorld(2, cores=4)
     made = [world.builder.call() for _ in range(8)]
     world.submit(*made)
     for entry in made:
@@ -166,7 +166,7 @@ def test_only_some_pass_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_object_that_comes_home_anyway_is_not_sent_twice() -> None:
-    world = World(2, cores=1)
+    world = ManagerWorld(2, cores=1)
     one, two = world.builder.call(), world.builder.call()
     world.submit(one, two)
     for entry in (one, two):
@@ -186,7 +186,7 @@ def test_an_object_that_comes_home_anyway_is_not_sent_twice() -> None:
 
 
 def test_a_leaving_worker_hands_over_through_the_manager() -> None:
-    world = World(2, cores=1)
+    world = ManagerWorld(2, cores=1)
     call = world.builder.call()
     world.submit(call)
     world.stored(call)

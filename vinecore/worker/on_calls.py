@@ -328,10 +328,7 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
         if result.status >= messages.RAISED:
             is_doubtful = True
             if result.status == messages.NO_INPUT:
-                # The slot has looked, and the manager will believe it: a copy that came since then would have no owner.
-                name = result.value.decode("utf-8", "replace")
-                if state.objects.pop(name, None) is not None:
-                    state.orders.append(orders.UnlinkObjects([name]))
+                _forget_missed(state, result.value.decode("utf-8", "replace"))
         if result.status <= messages.RAISED:
             total += result.duration_us
             measured += 1
@@ -347,6 +344,12 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
     if not outstanding:
         _emptied(state, slot)
     feed(state, library)
+
+
+def _forget_missed(state: WorkerState, name: str) -> None:
+    """A slot has looked, and the manager will believe it: a copy that came since then would have no owner."""
+    if state.objects.pop(name, None) is not None:
+        state.orders.append(orders.UnlinkObjects([name]))
 
 
 def _emptied(state: WorkerState, slot: WorkerSlot) -> None:
