@@ -51,6 +51,8 @@ def m(config: Path) -> Iterator[Manager]:
     """A manager that everybody can reach, with one good worker."""
     with Manager(port=0, local_cores=1) as manager:
         manager.install_library(manager.create_library_from_functions("lib", add, exec_mode="direct"))
+        # Tests count who joins.
+        assert eventually(lambda: manager.stats.workers_joined == 1)
         yield manager
 
 

@@ -85,3 +85,21 @@ def test_a_line_is_whole_or_not_there(pipe: tuple[int, int]) -> None:
     say(writer, "lost")
     assert set(os.read(reader, 1 << 20)) == {ord("z")}
     assert not fcntl.fcntl(writer, fcntl.F_GETFL) & os.O_NONBLOCK
+
+
+def few_files_first(count: int) -> tuple[str, ...]:
+    """Run the worker where it may open so many files only."""
+    limit = f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({count}, {count}))"
+    return "-c", f"{limit}\nfrom vinecore.cli.worker import main\nsys.exit(main())"
+
+
+def test_a_worker_that_may_not_open_enough_files_says_so(start: Callable[..., Worker]) -> None:
+    reader, writer = os.pipe()
+    with Manager(port=0) as manager:
+        worker = start("127.0.0.1", manager.port, "--cores", 100, code=few_files_first(100), streams=writer)
+        os.close(writer)
+        assert worker.ended() == 1
+    with open(reader) as said:
+        text = said.read()
+    assert "vine_worker: it cannot open a slot (Too many open files): raise the limit (ulimit -Hn), or offer fewer" in text
+    assert "Traceback" not in text, text

@@ -6,6 +6,7 @@ Its standard output may be a pipe that nobody reads (calls print into it too, an
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import stat
@@ -29,9 +30,10 @@ def _write_to_pipe(stream: int, data: bytes) -> None:
     """Through a description of our own: others write there too, and not to wait must not become a property of theirs."""
     try:
         fd = os.open(f"/proc/self/fd/{stream}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (PermissionError, FileNotFoundError):
-        # Another user made the pipe.
-        _write_if_room(stream, data)
+    except OSError as error:
+        # Another user made the pipe, say, or no more files may be opened; but not that nobody will ever read it.
+        if error.errno != errno.ENXIO:
+            _write_if_room(stream, data)
         return
     try:
         os.write(fd, data)
