@@ -473,6 +473,8 @@ class FuturesExecutor(Executor):
                     bring_home(self.engine, wanted, lambda: self._is_hurried)
             finally:
                 self.engine.close()
+                # Futures hold the engine: what they do not need of it goes now.
+                self.engine.loop.objects.clear()
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         """Wait for pending calls; after Ctrl-C give them up, those that run included."""
