@@ -478,6 +478,8 @@ class FuturesExecutor(Executor):
                     bring_home(self.engine, wanted, self._hurry)
             finally:
                 self.engine.close()
+                # Futures hold the engine: what they do not need of it goes now.
+                self.engine.loop.objects.clear()
 
     def _hurry(self) -> str:
         return "an interrupt left no time to make it again" if self._is_hurried else ""

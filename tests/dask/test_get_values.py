@@ -89,6 +89,17 @@ def test_results_are_fresh_objects(m: DaskVine, shape: tuple[int, ...]) -> None:
     assert second.sum() == 0 and first.all()
 
 
+def test_values_that_were_carried_here_are_fresh_objects() -> None:
+    """From a worker on another machine: what the manager has of such a value answers the next get too."""
+    graph: Graph = {"x": (np.full, 200_000, 4.0)}
+    with DaskVine(local_cores=1) as own:
+        own.engine.machine.state.never_map = True
+        for _ in range(3):
+            value = own.get(graph, "x")
+            assert (value == 4).all()
+            value[:] = 9
+
+
 def test_failed_graphs_are_not_remembered(m: DaskVine, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     graph: Graph = {"x": (mark, str(flag / "inner"), 5)}

@@ -125,7 +125,8 @@ class FileWaiter:
             raise FileNotFoundError(self.file.name)
         if isinstance(parts, LocalPath):
             return from_path(parts.path)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        # Others may be given these bytes later: a value that is changed must not change them, so it gets a copy of its buffers.
+        return memoryview(parts[0] if len(parts) == 1 else b"".join(parts)).toreadonly()
 
     def _wait(self, deadline: float | None) -> None:
         thread = self.engine.loop.thread
