@@ -65,10 +65,14 @@ class Log:
             spent.setdefault(key, []).append(cpu_us)
         return {key: sum(values) / len(values) for key, values in spent.items()}
 
+    def recomputed_cpu_s(self) -> float:
+        """CPU time of executions beyond the first of each key."""
+        cost, starts = self.mean_cpu_us(), self.starts_by_key()
+        return sum((starts[key] - 1) * cost[key] for key in cost) / 1e6
+
     def recomputed_share(self) -> float:
         """CPU time of executions beyond the first of each key, as a share of one execution of each."""
-        cost, starts = self.mean_cpu_us(), self.starts_by_key()
-        return sum((starts[key] - 1) * cost[key] for key in cost) / sum(cost.values())
+        return self.recomputed_cpu_s() * 1e6 / sum(self.mean_cpu_us().values())
 
     def share_of(self, worker: str) -> float:
         """The same of the keys that ran at a worker, or were running there."""
