@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 
-# What a shell starts in the background is started with interrupts ignored, and so is all that it starts: there Ctrl-C would not
-# end the programs of the tests that press it.
+# A shell starts what it puts into the background with interrupts ignored, nohup ignores hang-ups, and both are inherited: there
+# the programs of the tests that press Ctrl-C, or close the terminal, would not end.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
