@@ -26,6 +26,7 @@ from vinecore.api.engine import Engine
 from vinecore.api.graphs import Apart, GraphSubmission, Piece, VertexPlan
 from vinecore.api.numbers import checked_priority
 from vinecore.errors import UnpicklableError, UsageError
+from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.vertex import Program, is_plain, pack_vertex
 
@@ -302,7 +303,7 @@ def _code_of(engine: Engine, plan: Plan, number: int, function: Any, known: dict
 def _pickle_any(plan: Plan, numbers: range, packed: list[Any]) -> bytes:
     """Literals that plain pickle may not know; on trouble the vertex at fault is named."""
     try:
-        payloads.register_local_modules()
+        captures.register_local_modules()
         return payloads.dump(packed)
     except Exception as error:
         for number, one in zip(numbers, packed, strict=True):

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 
 from vinecore.errors import UnpicklableError
+from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.functions import FunctionCache, digest_of, modules_of
 
@@ -93,7 +94,7 @@ def local_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
         if name in cloudpickle.list_registry_pickle_by_value():
             cloudpickle.unregister_pickle_by_value(module)
         sys.modules.pop(name, None)
-        payloads._seen_modules.discard(name)
+        captures._seen_modules.discard(name)
 
 
 def again(function: Any) -> Any:
@@ -415,19 +416,19 @@ def test_installed_modules_are_sent_by_name(
     elif by == "PYTHONPATH":
         monkeypatch.setenv("PYTHONPATH", f".:{tmp_path}/")
     else:
-        monkeypatch.setattr(payloads, "_system_prefixes", lambda: (f"{tmp_path}/",))
+        monkeypatch.setattr(captures, "_system_prefixes", lambda: (f"{tmp_path}/",))
     module = importlib.import_module("vc_installed") if by == "site-packages" else local_module("vc_installed", source)
     try:
         assert len(FunctionCache().get(module.run).payload) < 60
-        assert "vc_installed" not in payloads.by_value_modules()
+        assert "vc_installed" not in captures.by_value_modules()
     finally:
         sys.modules.pop("vc_installed", None)
-        payloads._seen_modules.discard("vc_installed")
+        captures._seen_modules.discard("vc_installed")
 
 
 def test_our_own_packages_and_the_standard_library_are_never_sent_by_value() -> None:
-    payloads.register_local_modules()
-    names = payloads.by_value_modules()
+    captures.register_local_modules()
+    names = captures.by_value_modules()
     assert not {name.partition(".")[0] for name in names} & {"vinecore", "daskvine", "json", "numpy", "pytest", "_pytest"}
 
 

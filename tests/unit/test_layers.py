@@ -49,6 +49,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "daskvine": (
         "vinecore.api",
         "vinecore.errors",
+        "vinecore.runtime.captures",
         "vinecore.runtime.payload",
         "vinecore.runtime.functions",
         "vinecore.runtime.vertex",
@@ -95,7 +96,7 @@ WORLD = frozenset(
 NO_THIRD_PARTY = tuple(room for room in PURE if room.startswith("vinecore."))
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "msgspec": ("vinecore.wire.messages", "vinecore.wire.hello"),
-    "cloudpickle": ("vinecore.runtime.payload", "vinecore.runtime.functions"),
+    "cloudpickle": ("vinecore.runtime.captures", "vinecore.runtime.payload", "vinecore.runtime.functions"),
     "dask": ("daskvine",),
 }
 

@@ -15,6 +15,7 @@ from vinecore.api.tasks import InstalledLibrary
 from vinecore.api.texts import checked_text
 from vinecore.errors import UnpicklableError, UsageError
 from vinecore.manager.state import NO_REQUEST, LibrarySetup
+from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.functions import modules_of, name_of
 from vinecore.wire.messages import EXECUTABLE, INLINE_LIMIT_BYTES
@@ -354,7 +355,7 @@ def _checked_context(info: Sequence[Any] | None) -> Sequence[Any] | None:
 
 def _library_payload(task: LibraryTask, code_ids: dict[str, int]) -> bytes:
     """What the library's parent unpickles: functions by code id, and how to make the context."""
-    payloads.register_local_modules()
+    captures.register_local_modules()
     functions = {code_ids[name]: function for name, function in task.functions.items()}
     context, args, kwargs = task.context or (None, [], {})
     try:

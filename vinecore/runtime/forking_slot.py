@@ -19,7 +19,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter
 
@@ -27,6 +27,7 @@ from vinecore.errors import UsageError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.ends import end_text, signal_text
 from vinecore.runtime.exec_limits import too_long_text
+from vinecore.runtime.fork_hooks import lean_fork
 from vinecore.runtime.guard import Guard, kill_group
 from vinecore.runtime.library_code import load_functions, threads_beside
 from vinecore.runtime.lifeline import adopt_orphans
@@ -37,9 +38,10 @@ from vinecore.runtime.streams import flush_streams
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Report, Result, Sandbox
 
-# Before the answer of a child: its number, so that an older one is not taken for it, its length, and whether the code that it
-# unpickled may be unpickled in the slot.
-_ANSWER = struct.Struct("<QQ?")
+# Before the value in the answer of a child: its number, so that an older one is not taken for it, the value's length, status and
+# time of the call, the size of what it stored, and whether the code that it unpickled may be unpickled in the slot. No message of
+# the wire: each page that a child or the slot touches between two forks is copied, which is what a fork costs.
+_ANSWER = struct.Struct("<QQBQQ?")
 # Standard output that rides with a result; far below the limit of a frame, where other results travel too.
 STDOUT_LIMIT_BYTES = 2 << 20
 # A result waits at most this long for the next call to end: the time of about three forks, so that the worker and the manager,
@@ -49,6 +51,11 @@ HOLD_MS = 6
 _END_ROUNDS = 1000
 # The memory for answers is given back when one was larger.
 _KEEP_BYTES = 1 << 20
+# Usual answers come with the first read.
+_READ_BYTES = 4096
+# Ends of orphans that calls without a sandbox left behind are noted once for so many calls: asking costs as much as a short call
+# touches otherwise.
+_REAP_EVERY = 64
 # How often limits are looked at; higher: a task that exceeds one runs on longer.
 LOOK_S = 1.0
 # The disk of a sandbox is measured less often, since that walks its files.
@@ -120,6 +127,9 @@ class ForkingSlot(Slot):
         adopt_orphans()
         self._answers = os.memfd_create("vine-answers", os.MFD_CLOEXEC)
         self._number = 0
+        # For the wait of a short while for a child; its descriptor nearly always has the same number.
+        self._poll = select.poll()
+        self._polled_fd = -1
         # Read once: it does not change here, and reading it takes a tenth of a spawn.
         self._environment = dict(os.environ)
         self._sock_fd = sock.fileno()
@@ -144,6 +154,8 @@ class ForkingSlot(Slot):
             self._unpickle(call)
             if os.getpid() != process:
                 os._exit(0)  # a child that the code forked, this time, came back here
+            # User code ran here, for once: what it printed must not be written by each child.
+            flush_streams()
             # Children never scan what is there now: its pages stay shared.
             gc.freeze()
 
@@ -160,8 +172,6 @@ class ForkingSlot(Slot):
 
     def _try_code(self, call: Call) -> bool:
         """In a child: unpickle what its call needs; True when that left nothing behind which the slot must not have."""
-        if self._codes_of(call).waiting.get(call.code_id) is None:
-            return False
         process = os.getpid()
         self._unpickle(call)
         if os.getpid() != process:
@@ -178,7 +188,7 @@ class ForkingSlot(Slot):
         """Run one call in a process of its own; nothing that user code does gets out of here."""
         started = perf_counter()
         try:
-            if self._late is None:
+            if self._harmless and self._late is None:
                 self._load(call)
             result = self._plain(call) if call.sandbox is None else self._boxed(call, call.sandbox)
         except MissingInput as error:
@@ -194,10 +204,35 @@ class ForkingSlot(Slot):
         return result
 
     def _plain(self, call: Call) -> Result:
-        result, _, how = self._fork(call, Limits(None, None), None)
+        """A call without a sandbox, on the shortest way: whatever is touched here is copied once for each call."""
+        self._number += 1
+        pid = lean_fork()
+        if pid == 0:
+            self._child(call, None, ())
+        if self.out:
+            self._hold(pid)
+        _, status = os.waitpid(pid, 0)
+        if self._number % _REAP_EVERY == 0:
+            _reap_adopted()
+        result = self._answer(call) if status == 0 else None
         if result is None:
+            self._discard(call)
+            how = end_text(os.waitstatus_to_exitcode(status))
             return Result(call.task_id, call.attempt, messages.LOST, 0, f"its process {how}".encode())
         return result
+
+    def _hold(self, pid: int) -> None:
+        """Wait a short while for a child; results of calls before it are sent when it takes longer."""
+        fd = os.pidfd_open(pid)
+        try:
+            if fd != self._polled_fd:
+                self._poll = select.poll()
+                self._poll.register(fd, select.POLLIN)
+                self._polled_fd = fd
+            if not self._poll.poll(HOLD_MS):
+                self.flush()
+        finally:
+            os.close(fd)
 
     # ------------------------------------------------------------ in a sandbox
 
@@ -306,33 +341,26 @@ class ForkingSlot(Slot):
 
     # ------------------------------------------------------------ processes
 
-    def _fork(self, call: Call, limits: Limits, box: Box | None) -> tuple[Result | None, str, str]:
-        """Run the call in a child: its Result or None, the limit that ended it, and how the process ended."""
+    def _fork(self, call: Call, limits: Limits, box: Box) -> tuple[Result | None, str, str]:
+        """Run the call in a child in its sandbox: its Result or None, the limit that ended it, and how the process ended."""
         self._number += 1
-        flush_streams()
-        changes: list[tuple[str, str | None]] = []
-        if box is not None:
-            # Only what differs: setting every variable again in the child takes as long as the fork.
-            have = self._environment
-            changes = [(name, value) for name, value in box.variables().items() if have.get(name) != value]
-        pid = os.fork()
+        # Only what differs: setting every variable again in the child takes as long as the fork.
+        have = self._environment
+        changes = [(name, value) for name, value in box.variables().items() if have.get(name) != value]
+        pid = lean_fork()
         if pid == 0:
             self._child(call, box, changes)
         outcome = ""
         try:
             outcome = self._wait_for(pid, limits)
         finally:
-            if box is not None:
-                kill_group(pid)
-                # It may not have left the slot's group yet.
-                os.kill(pid, signal.SIGKILL)
+            kill_group(pid)
+            # It may not have left the slot's group yet.
+            os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
-            if box is not None:
-                _end_adopted()
-                self.guard.group[0] = 0
-            else:
-                _reap_adopted()
-        result = None if outcome else self._answer(call)
+            _end_adopted()
+            self.guard.group[0] = 0
+        result = None if outcome or status else self._answer(call)
         if result is None:
             self._discard(call)
         return result, outcome, end_text(os.waitstatus_to_exitcode(status))
@@ -371,26 +399,26 @@ class ForkingSlot(Slot):
 
     def _answer(self, call: Call) -> Result | None:
         """What the last child left; None when it did not get that far."""
-        # Usual answers come with the first read.
-        data = os.pread(self._answers, 4096, 0)
+        data = os.pread(self._answers, _READ_BYTES, 0)
         if len(data) < _ANSWER.size:
             return None
-        number, size, is_harmless = _ANSWER.unpack_from(data)
+        number, length, status, duration_us, size_bytes, is_harmless = _ANSWER.unpack_from(data)
         if number != self._number:
             return None
         if is_harmless:
             self._harmless.add(call.code_id)
-        end = _ANSWER.size + size
+        end = _ANSWER.size + length
         while len(data) < end:
-            data += os.pread(self._answers, end - len(data), len(data))
-        if size > _KEEP_BYTES:
+            more = os.pread(self._answers, end - len(data), len(data))
+            if not more:
+                return None  # user code has cut it
+            data += more
+        if length > _KEEP_BYTES:
             os.ftruncate(self._answers, 0)
-        done = messages.decode_from_slot(memoryview(data)[_ANSWER.size : end])
-        assert isinstance(done, messages.Done)
-        return done.results[0]
+        return Result(call.task_id, call.attempt, status, duration_us, data[_ANSWER.size : end], size_bytes)
 
-    def _child(self, call: Call, box: Box | None, changes: list[tuple[str, str | None]]) -> None:
-        """Run the call, leave its Result, end without the slot's clean-up."""
+    def _child(self, call: Call, box: Box | None, changes: Iterable[tuple[str, str | None]]) -> None:
+        """Run the call, leave its Result, end without the slot's clean-up. Only an end with code 0 makes an answer count."""
         code = 1
         try:
             # The guard ends this process when the slot is killed; asking the kernel for that is a tenth of a fork's time.
@@ -402,14 +430,12 @@ class ForkingSlot(Slot):
                 self.guard.group[0] = os.getpid()
                 _enter(box, changes)
             result, is_harmless = self._run(call)
-            data = messages.encode(messages.Done([result]))
+            value, size_bytes = result.value, result.size_bytes
+            head = _ANSWER.pack(self._number, len(value), result.status, result.duration_us, size_bytes, is_harmless)
             flush_streams()
-            # The head last: an answer that was cut short does not count.
-            rest, at = memoryview(data), _ANSWER.size
-            while rest:
-                written = os.pwrite(self._answers, rest, at)
-                rest, at = rest[written:], at + written
-            os.pwrite(self._answers, _ANSWER.pack(self._number, len(data), is_harmless), 0)
+            at = os.pwrite(self._answers, head + value, 0) - len(head)
+            while at < len(value):
+                at += os.pwrite(self._answers, memoryview(value)[at:], len(head) + at)
             code = 0
         finally:
             os._exit(code)
@@ -421,11 +447,11 @@ class ForkingSlot(Slot):
                 self.functions.update(load_functions(self._late))
             except BaseException as error:
                 return Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error)), False
-        is_harmless = self._try_code(call)
+        is_harmless = call.code_id in self._codes_of(call).waiting and self._try_code(call)
         return super().execute(call), is_harmless
 
 
-def _enter(box: Box, changes: list[tuple[str, str | None]]) -> None:
+def _enter(box: Box, changes: Iterable[tuple[str, str | None]]) -> None:
     """Make this process live in a sandbox: directory, environment, output."""
     os.chdir(box.path)
     for name, value in changes:

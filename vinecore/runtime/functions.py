@@ -25,6 +25,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodT
 from typing import Any, TypeAlias
 
 from vinecore.errors import UnpicklableError
+from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
 
 # Functions remembered by identity; beyond it the longest unused is pickled again at its next use.
@@ -170,7 +171,7 @@ class FunctionCache:
         return self._renew(function)
 
     def _renew(self, function: object) -> FunctionPickle:
-        payloads.register_local_modules()
+        captures.register_local_modules()
         try:
             # Before the pickle: a change in between then makes the entry stale instead of wrong.
             identities = _Identities(function)
@@ -248,7 +249,7 @@ def _is_descriptor(value: object) -> bool:
 def _goes_by_name(value: Any, by_value: frozenset[str]) -> bool:
     """Whether something that is neither function nor class pickles as a name all the same, as callables of extensions do."""
     try:
-        return payloads.is_by_reference(value, by_value) and isinstance(value.__reduce_ex__(4), str)
+        return captures.is_by_reference(value, by_value) and isinstance(value.__reduce_ex__(4), str)
     except Exception:
         return False
 
@@ -259,7 +260,7 @@ def _is_numpy(value: object, *names: str) -> bool:
     if numpy is None or not hasattr(numpy, "generic"):
         return False
     kinds = tuple(getattr(numpy, name) for name in names) or (numpy.generic, numpy.dtype, numpy.ufunc)
-    return isinstance(value, kinds) and type(value).__module__ not in payloads.MAIN_NAMES
+    return isinstance(value, kinds) and type(value).__module__ not in captures.MAIN_NAMES
 
 
 class _Identities:
@@ -272,10 +273,10 @@ class _Identities:
         self.sizes: list[tuple[Any, int]] = []
         self.is_stable = True
         self._root: Any = function
-        self._by_value = payloads.by_value_modules()
+        self._by_value = captures.by_value_modules()
         # Holds the objects, so that no id comes twice.
         self._seen: dict[int, object] = {}
-        self.is_by_value = type(function) is FunctionType and not payloads.is_by_reference(function, self._by_value)
+        self.is_by_value = type(function) is FunctionType and not captures.is_by_reference(function, self._by_value)
         try:
             self.visit(function)
         except RecursionError:
@@ -303,11 +304,11 @@ class _Identities:
 
     def _visit_other(self, value: Any, kind: type) -> None:
         if isinstance(value, ModuleType):
-            self.is_stable = not payloads.is_within(value.__name__, self._by_value)
+            self.is_stable = not captures.is_within(value.__name__, self._by_value)
         elif kind in _COMPOUNDS:
             self.visit(_COMPOUNDS[kind](value))
         elif isinstance(value, enum.Enum):
-            self.is_stable = payloads.is_by_reference(kind, self._by_value)
+            self.is_stable = captures.is_by_reference(kind, self._by_value)
         elif not _is_descriptor(value) and _kind_name(value) not in _STABLE_VALUES and not _is_numpy(value):
             self.is_stable = _goes_by_name(value, self._by_value)
             if self.is_stable:
@@ -325,7 +326,7 @@ class _Identities:
         self.visit(value)
 
     def _visit_function(self, function: FunctionType) -> None:
-        if payloads.is_by_reference(function, self._by_value):
+        if captures.is_by_reference(function, self._by_value):
             self._watch_name(function)
             return
         if function is not self._root:
@@ -333,19 +334,19 @@ class _Identities:
         self.visit(function.__defaults__)
         if function.__kwdefaults__:
             self._visit_space(function.__kwdefaults__)
-        cells = list(payloads.cells_of(function))
+        cells = list(captures.cells_of(function))
         if len(cells) < len(function.__closure__ or ()):
             # An empty cell will be filled; there is nothing to compare it with.
             self.is_stable = False
         for _, cell, value in cells:
             self.cells.append((cell, value))
             self.visit(value)
-        for name in payloads.global_names(function.__code__):
+        for name in captures.global_names(function.__code__):
             self._bind(function.__globals__.get, name, function.__globals__.get(name, _MISSING))
         self._visit_space(vars(function), is_counted=function is not self._root)
 
     def _visit_class(self, cls: type) -> None:
-        if payloads.is_by_reference(cls, self._by_value):
+        if captures.is_by_reference(cls, self._by_value):
             self._watch_name(cls)
             return
         self.sizes.append((vars(cls), len(vars(cls))))
@@ -446,13 +447,13 @@ class _Modules:
     def __init__(self) -> None:
         self.names: set[str] = set()
         self._seen: dict[int, object] = {}
-        self._by_value = payloads.by_value_modules()
+        self._by_value = captures.by_value_modules()
 
     def add(self, name: str) -> bool:
         """Count a module, unless it is one of those that are left out."""
         top = name.partition(".")[0]
-        is_everywhere = top in ("", "vinecore") or top in sys.stdlib_module_names or name in payloads.MAIN_NAMES
-        if is_everywhere or payloads.is_within(name, self._by_value):
+        is_everywhere = top in ("", "vinecore") or top in sys.stdlib_module_names or name in captures.MAIN_NAMES
+        if is_everywhere or captures.is_within(name, self._by_value):
             return False
         self.names.add(name)
         return True
@@ -465,12 +466,12 @@ class _Modules:
         children: list[object] = []
         if isinstance(value, ModuleType):
             self.add(value.__name__)
-            children = list(vars(value).values()) if payloads.is_within(value.__name__, self._by_value) else []
+            children = list(vars(value).values()) if captures.is_within(value.__name__, self._by_value) else []
         elif kind is FunctionType:
             children = self._function(value)
         elif isinstance(value, type):
             self._home(value)
-            is_by_name = payloads.is_by_reference(value, self._by_value)
+            is_by_name = captures.is_by_reference(value, self._by_value)
             children = [] if is_by_name else [*value.__bases__, *(child for _, child in _own_attributes(value))]
         elif kind is functools.partial:
             children = [value.func, *value.args, *value.keywords.values()]
@@ -493,8 +494,8 @@ class _Modules:
             self.add(name)
 
     def _function(self, function: FunctionType) -> list[object]:
-        variables: dict[str, object] = {name: value for name, _, value in payloads.cells_of(function)}
-        for name in payloads.global_names(function.__code__):
+        variables: dict[str, object] = {name: value for name, _, value in captures.cells_of(function)}
+        for name in captures.global_names(function.__code__):
             if name in function.__globals__:
                 variables[name] = function.__globals__[name]
         imports, chains = _imports_and_chains(function.__code__)
@@ -505,14 +506,14 @@ class _Modules:
             if isinstance(module, ModuleType):
                 self._follow(module.__name__, path)
         self._home(function)
-        if payloads.is_by_reference(function, self._by_value):
+        if captures.is_by_reference(function, self._by_value):
             return []
         keywords = function.__kwdefaults__ or {}
         return [*variables.values(), *(function.__defaults__ or ()), *keywords.values(), *vars(function).values()]
 
     def _follow(self, name: str, path: tuple[str, ...]) -> None:
         """Count a module and those of its submodules that the path goes through."""
-        if not self.add(name) and not payloads.is_within(name, self._by_value):
+        if not self.add(name) and not captures.is_within(name, self._by_value):
             return
         for part in path:
             found = getattr(sys.modules.get(name), "__dict__", {}).get(part, _MISSING)
@@ -583,7 +584,7 @@ class _Digest:
     def __init__(self, make: Any) -> None:
         self._make = make
         self.hash = make(digest_size=16)
-        self._by_value = payloads.by_value_modules()
+        self._by_value = captures.by_value_modules()
         # Functions and classes met, by id, with their number.
         self._seen: dict[int, tuple[int, object]] = {}
         # Containers being fed (whether equal ones are one object differs between processes, so only cycles count).
@@ -652,7 +653,7 @@ class _Digest:
             raise _NoDigest
         self._seen[id(value)] = (len(self._seen), value)
         self._open.add(id(value))
-        if payloads.is_by_reference(value, self._by_value):
+        if captures.is_by_reference(value, self._by_value):
             self.put("name", f"{value.__module__}.{value.__qualname__}")
             if type(value) is FunctionType:
                 self._code(value.__code__)
@@ -668,8 +669,8 @@ class _Digest:
     def _function(self, function: FunctionType) -> None:
         self._code(function.__code__)
         self.visit((function.__defaults__, sorted((function.__kwdefaults__ or {}).items()), sorted(vars(function).items())))
-        found = {name: value for name, _, value in payloads.cells_of(function)}
-        found |= {f"global {name}": function.__globals__.get(name, _MISSING) for name in payloads.global_names(function.__code__)}
+        found = {name: value for name, _, value in captures.cells_of(function)}
+        found |= {f"global {name}": function.__globals__.get(name, _MISSING) for name in captures.global_names(function.__code__)}
         for name, value in sorted(found.items(), key=lambda item: item[0]):
             self.put("variable", name)
             if value is not _MISSING:
@@ -682,7 +683,7 @@ class _Digest:
             self.put("repr", repr(value))
         elif name == "re.Pattern":
             self.visit((value.pattern, value.flags))
-        elif isinstance(value, ModuleType) and not payloads.is_within(value.__name__, self._by_value):
+        elif isinstance(value, ModuleType) and not captures.is_within(value.__name__, self._by_value):
             self.put("module", value.__name__)
         elif _is_descriptor(value):
             self.put("descriptor", value.__qualname__)

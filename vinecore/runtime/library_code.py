@@ -10,7 +10,6 @@ import importlib
 import os
 import pickle
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -72,9 +71,15 @@ def load_functions(begin: Begin, tell: Callable[[int, str], None] | None = None)
 def threads_beside() -> list[str]:
     """Names of the threads that forbid a fork: all but the main one and pools known to survive it (arrow, OpenBLAS)."""
     main = os.getpid()
+    tasks = os.listdir("/proc/self/task")
+    if len(tasks) == 1:
+        return []
+    # Not at the top: see fork_hooks.
+    import threading
+
     python = {t.native_id: t.name for t in threading.enumerate() if t is not threading.main_thread()}
     names = []
-    for entry in os.listdir("/proc/self/task"):
+    for entry in tasks:
         thread_id = int(entry)
         if thread_id == main:
             continue

@@ -16,6 +16,7 @@ the interpreter that it has chosen. When what was loaded has started threads, sl
 from __future__ import annotations
 
 import gc
+import importlib
 import mmap
 import os
 import selectors
@@ -26,8 +27,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vinecore.runtime import fork_hooks, spawned_slot
 from vinecore.runtime import payload as payloads
-from vinecore.runtime import spawned_slot
 from vinecore.runtime.forking_slot import ForkingSlot
 from vinecore.runtime.library_code import import_quietly, load_functions, why_unsafe
 from vinecore.runtime.lifeline import die_with_parent
@@ -126,6 +127,13 @@ class Host:
             if message.init_command and not self.is_initialised:
                 self._initialise(message)
             if not message.program:
+                if message.exec_mode == "fork":
+                    fork_hooks.put_off()
+                    # A child would do it for each result that is more than plain data.
+                    payloads.make_pickler()
+                else:
+                    # Once here instead of in each slot.
+                    importlib.import_module("vinecore.runtime.flusher")
                 self.functions = load_functions(message, self.tell)
         except BaseException as error:
             self._end_copies()

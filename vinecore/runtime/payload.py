@@ -8,13 +8,9 @@ container that a reader maps privately, so that arrays come out writable without
 Every buffer starts at a multiple of 64 bytes from the start of the container; numbers are little-endian.
 
 Data enters as objects in the process that owns them and leaves as bytes or ``Encoded``; both directions run in the user's
-threads and in slots. The manager's loop must never call this module: it passes payloads on unopened. This is the only module
-that imports cloudpickle, and only at the first value that needs it, because import time is part of the time to a first result.
-
-**What is sent by value.** Functions and classes of ``__main__``, those that cannot be found under their own name, and those of
-*local* modules: source files that no installation knows, which a worker on another machine could not import. Installed is what
-lies below site-packages, dist-packages, the standard library or sys.prefix, in a directory that PYTHONPATH or a .pth file names,
-and what an editable installation maps. All else is imported by name. Local modules imported *inside* a body are not sent along.
+threads and in slots. The manager's loop must never call this module: it passes payloads on unopened. Cloudpickle is imported at
+the first value that needs it, because import time is part of the time to a first result. What travels by name or by value is told
+in ``captures``.
 """
 
 from __future__ import annotations
@@ -27,14 +23,14 @@ import mmap
 import os
 import pickle
 import struct
-import sys
-import threading
+from _thread import _local as _ThreadLocal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType, TracebackType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, TracebackType
 from typing import Any, TypeAlias
 
 from vinecore.errors import ProtocolError, RemoteError, RemoteTraceback, UnpicklableError
 from vinecore.runtime.bare import FORMS, Bare, has_own_pickling
+from vinecore.runtime.captures import by_value_modules, cells_of, global_names, is_by_reference
 from vinecore.runtime.reducers import REDUCERS, Reducers
 
 # Exact types whose values the plain pickler treats as cloudpickle would, at an eighth of the cost.
@@ -42,8 +38,6 @@ ATOMIC: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type
 
 MAGIC = b"\xb5VP\x01"
 ALIGNMENT_BYTES = 64
-_OWN_PACKAGES = frozenset({"vinecore", "daskvine"})
-MAIN_NAMES = frozenset({"__main__", "__mp_main__"})
 # Smaller buffers stay inside the pickle: for them a length, padding and a slice cost more than the copy that they save.
 OUT_OF_BAND_MIN_BYTES = 1024
 MAP_MIN_BYTES = 64 * 1024  # smaller files are read: a mapping costs several system calls and whole pages
@@ -67,7 +61,7 @@ _dumps = pickle.dumps
 _loads = pickle.loads
 
 
-class _Local(threading.local):
+class _Local(_ThreadLocal):
     """What this thread encodes or decodes at the moment."""
 
     # The dependencies met by encode_arguments, by id, with their number.
@@ -179,14 +173,15 @@ def _encode_any(value: object) -> Payload:
 def dump(value: object, keep_in_band: Callable[[pickle.PickleBuffer], bool] | None = None) -> bytes:
     """Return one plain pickle, also of functions and classes that nobody can import; raises whatever pickling raises."""
     file = io.BytesIO()
-    (_pickler or _make_pickler())(file, _PROTOCOL, keep_in_band).dump(value)
+    (_pickler or make_pickler())(file, _PROTOCOL, keep_in_band).dump(value)
     return file.getvalue()
 
 
 _pickler: Callable[..., Any] | None = None
 
 
-def _make_pickler() -> Callable[..., Any]:
+def make_pickler() -> Callable[..., Any]:
+    """Import cloudpickle and return the class that pickles what plain pickle does not; once, before forks that share it."""
     global _pickler
     import cloudpickle
 
@@ -456,127 +451,6 @@ def describe(error: BaseException) -> str:
     if isinstance(error, pickle.PicklingError | UnpicklableError) or (type(error) is TypeError and text):
         return text
     return f"{type_name_of(type(error))}: {text}" if text else type_name_of(type(error))
-
-
-# ---------------------------------------------------------------- what functions capture, by name or by value
-
-
-@functools.lru_cache(maxsize=1024)
-def global_names(code: CodeType) -> tuple[str, ...]:
-    """Return the names that the code, with the code nested in it, looks up or sets among its globals."""
-    import dis
-
-    names = {step.argval: None for step in dis.get_instructions(code) if step.opname.endswith("_GLOBAL")}
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            names.update(dict.fromkeys(global_names(constant)))
-    return tuple(names)
-
-
-def cells_of(function: FunctionType) -> Iterator[tuple[str, CellType, object]]:
-    """Return name, cell and content of each closure variable that has one."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell, cell.cell_contents
-        except ValueError:
-            continue
-
-
-def by_value_modules() -> frozenset[str]:
-    """Return the names of modules (and packages) that are sent by value, the user's own registrations included."""
-    import cloudpickle
-
-    return frozenset(cloudpickle.list_registry_pickle_by_value())
-
-
-def is_by_reference(value: Any, by_value: frozenset[str]) -> bool:
-    """Whether a function or class travels as its name: another process finds the same object by importing its module."""
-    module_name = getattr(value, "__module__", None)
-    if not isinstance(module_name, str) or module_name in MAIN_NAMES or is_within(module_name, by_value):
-        return False
-    found: Any = sys.modules.get(module_name)
-    if found is None:
-        return False
-    for part in str(getattr(value, "__qualname__", "")).split("."):
-        found = vars(found).get(part, None) if isinstance(found, ModuleType) else getattr(found, part, None)
-    return found is value
-
-
-def is_within(module_name: str, packages: frozenset[str]) -> bool:
-    """Whether the module or a package above it is one of these."""
-    return any(module_name == package or module_name.startswith(package + ".") for package in packages)
-
-
-_registration = threading.Lock()
-_seen_modules: set[str] = set()
-_seen_count = -1
-
-
-def register_local_modules() -> None:
-    """Have the functions and classes of every local module imported so far sent by value (module docstring)."""
-    global _seen_count
-    import cloudpickle
-
-    if len(sys.modules) == _seen_count:
-        return
-    with _registration:
-        loaded = sys.modules.copy()
-        fresh = [name for name in loaded if name not in _seen_modules]
-        candidates = [name for name in fresh if _may_be_local(name, loaded[name])]
-        roots = _installed_roots() if candidates else set()
-        finders = [module for name, module in loaded.items() if name.startswith("__editable__")]
-        mapped = frozenset(top for finder in finders for top in vars(finder).get("MAPPING", ()))
-        for name in candidates:
-            if not is_within(name, mapped) and _root_of(name, str(loaded[name].__file__)) not in roots:
-                cloudpickle.register_pickle_by_value(loaded[name])
-        _seen_modules.update(fresh)
-        _seen_count = len(loaded)
-
-
-def _may_be_local(name: str, module: object) -> bool:
-    if name in MAIN_NAMES or not isinstance(module, ModuleType) or vars(module).get("__name__") != name:
-        return False
-    top = name.partition(".")[0]
-    file = vars(module).get("__file__")
-    if top in _OWN_PACKAGES or top in sys.stdlib_module_names or not isinstance(file, str) or not file.endswith(".py"):
-        return False
-    file = os.path.normpath(file)
-    return not ("/site-packages/" in file or "/dist-packages/" in file or file.startswith(_system_prefixes()))
-
-
-@functools.cache
-def _system_prefixes() -> tuple[str, ...]:
-    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.__file__.rpartition("/")[0]}
-    # A prefix of "/" says nothing about a file.
-    return tuple(prefix.rstrip("/") + "/" for prefix in prefixes if prefix.strip("/"))
-
-
-def _root_of(name: str, file: str) -> str:
-    """The directory on the path in which the module's topmost package lies."""
-    levels = name.count(".") + (2 if file.endswith("/__init__.py") else 1)
-    return os.path.normpath(file).rsplit("/", levels)[0]
-
-
-def _installed_roots() -> set[str]:
-    """Directories outside the usual ones that make their modules importable on a worker as well."""
-    roots = {entry for entry in os.environ.get("PYTHONPATH", "").split(":") if entry.startswith("/")}
-    for directory in sys.path:
-        if directory.endswith(("site-packages", "dist-packages")):
-            roots |= _paths_in_pth_files(directory)
-    return {os.path.normpath(root) for root in roots}
-
-
-def _paths_in_pth_files(directory: str) -> set[str]:
-    lines: list[str] = []
-    try:
-        for entry in os.listdir(directory):
-            if entry.endswith(".pth"):
-                with open(f"{directory}/{entry}", encoding="utf-8", errors="replace") as file:
-                    lines += map(str.strip, file)
-    except OSError:
-        # A directory that cannot be read gives no modules to a worker either.
-        return set()
-    return {os.path.join(directory, line) for line in lines if line and not line.startswith(("#", "import"))}
 
 
 # ---------------------------------------------------------------- errors

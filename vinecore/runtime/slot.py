@@ -20,11 +20,11 @@ import mmap
 import os
 import pickle
 import socket
-import threading
+from _thread import allocate_lock
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vinecore.errors import UnpicklableError
 from vinecore.runtime import payload as payloads
@@ -33,10 +33,11 @@ from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
 from vinecore.wire.messages import Call, Done, Result
 
+if TYPE_CHECKING:
+    from vinecore.runtime.flusher import Flusher
+
 # Results wait at most this long for company; higher: fewer, larger messages, and slower first answers of a batch.
 FLUSH_AFTER_S = 0.002
-# The helper thread that sends results which a surprisingly long call would hold up looks this often.
-STUCK_FLUSH_S = 0.005
 # Objects of the store kept unpickled for later vertices of graphs; higher: fewer reloads, more memory per slot.
 RECENT_BYTES = 128 * 1024 * 1024
 RECENT_COUNT = 64
@@ -181,11 +182,11 @@ class Slot:
         # Values of the running batch that went into the store, by task id.
         self.stored: dict[int, str] = {}
         self.out: list[Result] = []
-        self.out_lock = threading.Lock()
+        self.out_lock = allocate_lock()
         self.last_flush = 0.0
         self.writer = FrameWriter()
-        self.flusher: threading.Thread | None = None
-        self.batch_running = threading.Event()
+        # Made for the first batch of several calls.
+        self.flusher: Flusher | None = None
         # Growth after which it asks to be replaced, once; 0: never.
         self.growth_bytes = begin.growth_mb << 20
         self.memory_looked_at = perf_counter()
@@ -248,7 +249,8 @@ class Slot:
         self.inline.clear()
         self.decoded.clear()
         self.stored.clear()
-        self.batch_running.clear()
+        if self.flusher is not None:
+            self.flusher.rest()
         self.flush()
         if self.growth_bytes and self.last_flush - self.memory_looked_at > MEMORY_LOOK_S:
             self._look_at_memory()
@@ -361,7 +363,7 @@ class Slot:
         """Positional and keyword arguments of a plain call."""
         refs = call.inputs
         if not refs:
-            return payloads.decode_arguments(call.payload, ())
+            return payloads.decode(call.payload)  # type: ignore[return-value]
         if call.payload_file:
             data: bytes | mmap.mmap = self._map(refs[0])
             refs = refs[1:]
@@ -470,17 +472,7 @@ class Slot:
     def _watch(self) -> None:
         """Let a helper thread send results that a long call of this batch would hold up."""
         if self.flusher is None:
-            self.flusher = threading.Thread(target=self._flush_when_stuck, name="vine-flush", daemon=True)
-            self.flusher.start()
-        self.batch_running.set()
+            from vinecore.runtime.flusher import Flusher
 
-    def _flush_when_stuck(self) -> None:
-        pause = threading.Event()
-        while True:
-            self.batch_running.wait()
-            pause.wait(STUCK_FLUSH_S)
-            if perf_counter() - self.last_flush > STUCK_FLUSH_S:
-                try:
-                    self.flush()
-                except OSError:
-                    return
+            self.flusher = Flusher(self)
+        self.flusher.watch()
