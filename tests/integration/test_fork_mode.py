@@ -40,9 +40,7 @@ def what_is_ready() -> tuple[bool, int]:
     return payload._pickler is not None, len(fork_hooks._in_child)
 
 
-def test_children_find_the_pickler_and_the_hooks_of_forks_ready(
-    m: Manager, install: Callable[..., str]
-) -> None:
+def test_children_find_the_pickler_and_the_hooks_of_forks_ready(m: Manager, install: Callable[..., str]) -> None:
     assert finish(m, FunctionCall(install(what_is_ready, exec_mode="fork"), "what_is_ready")) == [(True, 2)]
 
 

@@ -37,7 +37,7 @@ from vinecore.runtime.payload import (
     encode,
     encode_arguments,
     encode_error,
-    encode_result,
+    result_error,
     write_file,
 )
 
@@ -328,7 +328,7 @@ def test_large_buffers_in_arguments_make_a_container() -> None:
 def test_a_dependency_anywhere_else_is_refused_and_the_collector_is_gone_after_use() -> None:
     future = Future("f")
     encode_arguments((future,), {})
-    for attempt in (lambda: pickle.dumps(future), lambda: encode([future]), lambda: encode_result(future, "f")):
+    for attempt in (lambda: pickle.dumps(future), lambda: encode([future])):
         with pytest.raises(UnpicklableError, match="a Future can only be pickled as an argument of submit"):
             attempt()
     outcome(lambda: encode_arguments((future, Refuses()), {}))
@@ -406,12 +406,18 @@ def test_variables_captured_by_an_argument_are_named() -> None:
         encode_arguments((lambda: lock,), {})
 
 
-def test_results_are_encoded_or_named() -> None:
-    assert decode(encode_result({"a": 1}, "f")) == {"a": 1}  # type: ignore[arg-type]
-    with pytest.raises(UnpicklableError, match=r"the result of f, a generator, cannot be sent back: cannot pickle 'generator'"):
-        encode_result((i for i in ()), "f")
-    with pytest.raises(UnpicklableError, match=r"the result of f, a list at \[0\]\['lock'\] \(a _thread.lock\)"):
-        encode_result([{"lock": threading.Lock()}], "f")
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        ((i for i in ()), "the result of f, a generator, cannot be sent back: cannot pickle 'generator'"),
+        ([{"lock": threading.Lock()}], "the result of f, a list at [0]['lock'] (a _thread.lock), cannot be sent back"),
+    ],
+)
+def test_what_makes_a_result_unpicklable_is_named(value: object, text: str) -> None:
+    with pytest.raises(Exception) as caught:
+        encode(value)
+    error = result_error(value, "f", caught.value)
+    assert isinstance(error, UnpicklableError) and str(error).startswith(text)
 
 
 # ---------------------------------------------------------------- errors

@@ -30,7 +30,8 @@ class Guard:
         self._map = mmap.mmap(-1, _GROUP_BYTES)
         # The group of the running task; 0: none.
         self.group = memoryview(self._map).cast("Q")
-        receive, self._alive = os.pipe()
+        # In a child of the slot: close it, since only the slot may keep the guard waiting.
+        receive, self.alive_fd = os.pipe()
         slot = os.getpid()
         # Forked twice: the slot takes every child of its own for something that a task left behind.
         between = os.fork()
@@ -40,10 +41,6 @@ class Guard:
             os._exit(0)
         os.waitpid(between, 0)
         os.close(receive)
-
-    def leave(self) -> None:
-        """In a child of the slot: only the slot may keep the guard waiting."""
-        os.close(self._alive)
 
     def _watch(self, receive: int, slot: int, sandboxes: str) -> None:
         """Wait for the slot's end, in a session of its own: what kills the slot's group must not reach this."""

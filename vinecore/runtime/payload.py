@@ -357,20 +357,13 @@ def decode_arguments(
         _local.values = outer
 
 
-def encode_result(value: object, function_name: str) -> Payload:
-    """Return what a function gave back as a payload.
-
-    Raises:
-        UnpicklableError: it cannot be pickled; the text names the function, the type and the object at fault.
-    """
-    try:
-        return encode(value)
-    except Exception as error:
-        where, text = find_culprit(value, error)
-        raise UnpicklableError(
-            f"the result of {function_name or 'the function'}, {_article(value)}{where}, cannot be sent back: {text}; "
-            "return plain data instead"
-        ) from error
+def result_error(value: object, function_name: str, error: Exception) -> UnpicklableError:
+    """Return what to raise when what a function gave back could not be pickled: function, type and the object at fault."""
+    where, text = find_culprit(value, error)
+    return UnpicklableError(
+        f"the result of {function_name or 'the function'}, {_article(value)}{where}, cannot be sent back: {text}; "
+        "return plain data instead"
+    )
 
 
 def _blame_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], function_name: str, error: Exception) -> str:
