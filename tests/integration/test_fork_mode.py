@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.kit.calls import finish
 from vinecore import FunctionCall, Manager
 from vinecore.runtime import fork_hooks, payload
-from vinecore.runtime.forking_slot import _REAP_EVERY
+from vinecore.runtime.forking_slot import _READ_BYTES, _REAP_EVERY
 
 
 def leave_an_orphan(number: int) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def large_answer(size: int) -> bytes:
 
 def test_answers_of_any_size_follow_each_other(m: Manager, install: Callable[..., str]) -> None:
     """Inline values that fill one read, and a short one after a long one in the same memory."""
-    sizes = [1, 5000, 60_000, 3, 4000, 4096 - 26, 4096, 10_000, 2]
+    sizes = [1, 5000, 60_000, 3, _READ_BYTES - 34, _READ_BYTES, 4096, 10_000, 2]
     library = install(large_answer, exec_mode="fork", slots=1)
     outputs = finish(m, *(FunctionCall(library, "large_answer", size) for size in sizes))
     assert outputs == [b"%d" % (size % 10) * size for size in sizes]

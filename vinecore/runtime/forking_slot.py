@@ -51,8 +51,8 @@ HOLD_MS = 6
 _END_ROUNDS = 1000
 # The memory for answers is given back when one was larger.
 _KEEP_BYTES = 1 << 20
-# Usual answers come with the first read.
-_READ_BYTES = 4096
+# Usual answers come with the first read; small enough for a piece of a page that is in use already.
+_READ_BYTES = 448
 # Ends of orphans that calls without a sandbox left behind are noted once for so many calls: asking costs as much as a short call
 # touches otherwise.
 _REAP_EVERY = 64
