@@ -85,6 +85,21 @@ def test_a_value_without_a_copy_says_so(tmp_path: Path) -> None:
         _ = task.output
 
 
+def test_a_frozen_worker_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a keepalive it counts as lost; without one nothing else would end the wait."""
+    monkeypatch.setattr(vinecore.api.homecoming, "STILL_S", 0.3)
+    with Manager(local_cores=1) as m:
+        m.engine.machine.state.never_map = True
+        m.tune("keepalive-interval", 0)
+        tasks = [PythonTask(bytes, LARGE) for _ in range(3)]
+        collect(m, *tasks)
+        assert m.engine.embedded is not None
+        os.kill(m.engine.embedded.process.pid, signal.SIGSTOP)
+    for task in tasks:
+        with pytest.raises(FileLost, match=r"the result of bytes is lost: the worker that has it sent nothing for 0\.3 s"):
+            _ = task.output
+
+
 def test_nothing_is_brought_after_an_interrupt(brought: list[str]) -> None:
     with pytest.raises(KeyboardInterrupt), Manager(local_cores=1) as m:
         task = PythonTask(bytes, LARGE)
