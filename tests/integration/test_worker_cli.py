@@ -501,7 +501,7 @@ def start_sleep(path: str, own_session: bool) -> int:
     return wait_for_file(path)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("exec_mode", ["direct", "fork"])
 def test_a_signal_ends_the_whole_tree(
     start: Callable[..., Worker], started_by_test: Callable[[], list[int]], tmp_path: Path, number: int, exec_mode: str

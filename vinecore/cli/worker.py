@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 
 from vinecore.errors import UsageError, VineError
@@ -14,6 +15,9 @@ _DESCRIPTION = (
     "Run work for a manager. It connects by itself (also before the manager starts), serves one manager after another, "
     "and ends with its whole process tree."
 )
+
+# Each ends a worker in good order. A hang-up is the end of the terminal or the ssh session that it was started from.
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 # The least and the most of each resource.
 _AMOUNTS = {"cores": (1, CORES_LIMIT), "memory": (1, AMOUNT_LIMIT), "disk": (1, AMOUNT_LIMIT), "gpus": (0, CORES_LIMIT)}
@@ -186,6 +190,21 @@ def _secret(options: argparse.Namespace) -> bytes | None:
     return None if options.awaited_secret else secret_for_worker(options.password)
 
 
+def _note_signals() -> tuple[tuple[signal.Signals, ...], list[int]]:
+    """Note what tells the worker to end, until there is one: importing it takes long enough for somebody to press Ctrl-C.
+
+    Returns these signals, and the list to which those that come are added.
+    """
+    ends = list(_END_SIGNALS)
+    # So nohup says that the worker is to outlive its terminal.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        ends.remove(signal.SIGHUP)
+    noted: list[int] = []
+    for number in ends:
+        signal.signal(number, lambda number, frame: noted.append(number))
+    return tuple(ends), noted
+
+
 def _open_standard_streams() -> None:
     """Have something at 0, 1 and 2: else a socket or a slot's claims get such a number, and what programs print goes there."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
@@ -199,6 +218,7 @@ def _open_standard_streams() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 well, 1 failed, 2 bad usage)."""
+    end_signals, early_signals = _note_signals()
     _open_standard_streams()
     options = build_parser().parse_args(argv)
     options.awaited_secret = None
@@ -235,6 +255,8 @@ def main(argv: list[str] | None = None) -> int:
             tls_name=options.tls_sni,
             debug=options.debug is not None,
             quiet=embedded,
+            end_signals=end_signals,
+            early_signals=early_signals,
         )
         loop = WorkerLoop(config)
     except (VineError, OSError) as error:

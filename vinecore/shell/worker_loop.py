@@ -47,7 +47,6 @@ __all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "awaited_secret", "count_gpus
 HANDOVER_S = 5.0
 # However short --connect-timeout is, one try gets this long.
 LEAST_CONNECT_S = 1.0
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # How often a worker without a secret looks whether a manager has made one.
 SECRET_LOOK_S = 0.5
 # How often the worker looks whether its manager is silent, its workspace is gone or it has been idle for too long.
@@ -82,6 +81,9 @@ class WorkerConfig:
     tls_name: str = ""
     debug: bool = False
     quiet: bool = False
+    # What tells it to end, and what of that has come already.
+    end_signals: tuple[signal.Signals, ...] = ()
+    early_signals: list[int] = field(default_factory=list)
 
 
 class WorkerLoop:
@@ -95,8 +97,10 @@ class WorkerLoop:
         # Nothing can run here any more.
         self._is_lost = False
         # Until the loop takes signals over: an early end must not leave the workspace behind.
-        for number in END_SIGNALS:
+        for number in config.end_signals:
             signal.signal(number, self._signalled_early)
+        for early in config.early_signals:
+            self._signalled_early(early, None)
         self.store = Store(config.workspace, config.keep_workspace)
         self.machine = WorkerMachine()
         self.link: Link | None = None
@@ -135,7 +139,7 @@ class WorkerLoop:
         """Everything between two ways to take signals; the last one ignores them, so that nothing cuts the clean-up short."""
         self.loop = self.tree.loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()
-        for number in END_SIGNALS:
+        for number in self.config.end_signals:
             self.loop.add_signal_handler(number, self._signalled, number)
         self.loop.add_signal_handler(signal.SIGCHLD, self.tree.reap_adopted)
         # A thousand slots may end at once: what does not fit is no news, and none for people.
@@ -145,7 +149,7 @@ class WorkerLoop:
                 await self._main()
         finally:
             self.loop.remove_signal_handler(signal.SIGCHLD)
-            for number in END_SIGNALS:
+            for number in self.config.end_signals:
                 self.loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
 
