@@ -288,19 +288,6 @@ def test_unknown_host(start: Callable[..., Worker]) -> None:
     assert worker.ended() == 1 and "no manager answered at no-such-host.invalid:9123" in worker.err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_ended_while_nobody_answers(start: Callable[..., Worker], number: int) -> None:
-    """Whatever listens there says nothing at all: a signal must not wait for the handshake's limit."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(LIMIT_S)
-        worker = start("127.0.0.1", listener.getsockname()[1], "--no-authentication")
-        connection, _ = listener.accept()
-        worker.process.send_signal(number)
-        assert worker.ended(5.0) == 0
-        connection.close()
-    assert list(worker.tmp.iterdir()) == []
-
-
 @pytest.mark.parametrize("flag", ["--idle-timeout", "--timeout"])
 def test_idle_worker_leaves_though_it_is_pinged(start: Callable[..., Worker], flag: str) -> None:
     with Manager(port=0) as manager:
@@ -451,13 +438,6 @@ def test_a_secret_that_is_made_later(start: Callable[..., Worker], home: Path) -
         assert run(manager, np.zeros, 50_000).shape == (50_000,)
         assert list(workers_of(manager)) == [worker.process.pid]
     assert worker.err == ""
-
-
-def test_a_signal_ends_the_wait_for_a_secret(start: Callable[..., Worker]) -> None:
-    worker = start("127.0.0.1", free_port())
-    assert eventually(lambda: "there is no secret at" in worker.out)
-    worker.process.terminate()
-    assert worker.ended(10.0) == 0 and worker.err == "" and list(worker.tmp.iterdir()) == []
 
 
 def test_secret_that_others_can_read(start: Callable[..., Worker], home: Path) -> None:

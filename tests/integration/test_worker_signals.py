@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.calls import add, eventually, finish
-from tests.kit.processes import Worker, private_home, workers_below
+from tests.kit.processes import LIMIT_S, Worker, private_home, workers_below
 from vinecore import FunctionCall, Manager
 
 ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
@@ -66,7 +66,49 @@ def test_a_signal_while_the_worker_is_still_imported(start: Callable[..., Worker
     code = signalled_at_import_of("vinecore.shell.worker_loop", number)
     worker = start("127.0.0.1", free_port(), "--no-authentication", code=code)
     assert worker.ended() == 0 and worker.err == ""
+    assert worker.out == f"vine_worker: got {number.name} before a manager answered\n"
     assert list(worker.tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_while_nobody_answers(start: Callable[..., Worker], number: signal.Signals) -> None:
+    """Whatever listens there says nothing at all: a signal must not wait for the handshake's limit."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(LIMIT_S)
+        worker = start("127.0.0.1", listener.getsockname()[1], "--no-authentication")
+        connection, _ = listener.accept()
+        worker.process.send_signal(number)
+        assert worker.ended(5.0) == 0 and worker.err == ""
+        connection.close()
+    assert worker.out.endswith(f"vine_worker: got {number.name} before a manager answered\n"), worker.out
+    assert list(worker.tmp.iterdir()) == []
+
+
+def test_a_signal_ends_the_wait_for_a_secret(start: Callable[..., Worker]) -> None:
+    worker = start("127.0.0.1", free_port())
+    assert eventually(lambda: "there is no secret at" in worker.out)
+    worker.process.terminate()
+    assert worker.ended(10.0) == 0 and worker.err == ""
+    assert worker.out.endswith("vine_worker: got SIGTERM before a manager answered\n"), worker.out
+    assert list(worker.tmp.iterdir()) == []
+
+
+def test_a_signal_while_the_next_manager_is_waited_for(start: Callable[..., Worker]) -> None:
+    with Manager(port=0) as manager:
+        worker = start("127.0.0.1", manager.port, "--min-backoff", 0.05)
+        assert eventually(lambda: manager.stats.workers_connected == 1)
+    assert eventually(lambda: "no manager answers at" in worker.out)
+    worker.process.terminate()
+    assert worker.ended() == 0 and worker.err == ""
+    assert worker.out.count("left the manager: ") == 1
+    assert worker.out.endswith("vine_worker: got SIGTERM before another manager answered\n"), worker.out
+
+
+def test_an_embedded_worker_says_nothing_of_an_early_signal(start: Callable[..., Worker]) -> None:
+    """Its lines would stand among those of the program that it belongs to."""
+    code = signalled_at_import_of("vinecore.shell.worker_loop", signal.SIGTERM)
+    worker = start("127.0.0.1", free_port(), "--no-authentication", "--lifeline-fd", 0, code=code)
+    assert worker.ended() == 0 and worker.out == worker.err == ""
 
 
 def test_a_worker_below_nohup_outlives_its_terminal(start: Callable[..., Worker]) -> None:

@@ -96,6 +96,8 @@ class WorkerLoop:
         self.exit_wanted = False
         # Nothing can run here any more.
         self._is_lost = False
+        # That a signal came, until a line has said so.
+        self._untold = ""
         # Until the loop takes signals over: an early end must not leave the workspace behind.
         for number in config.end_signals:
             signal.signal(number, self._signalled_early)
@@ -127,6 +129,8 @@ class WorkerLoop:
             if not self.exit_wanted:
                 self.tree.begin()
                 asyncio.run(self._guarded())
+            if self._untold:
+                self._say(f"{self._untold} before {'another' if self.served else 'a'} manager answered")
         finally:
             self.tree.end()
             self.transfers.close()
@@ -280,7 +284,8 @@ class WorkerLoop:
         outcome = await ready
         if outcome is None:
             self.link, self.transfers.address = link, address
-            self.leave_reason = ""
+            # A signal may have come at this moment.
+            self.leave_reason = self._untold
             self.machine = self.tree.machine = WorkerMachine()
             self.machine.state.last_heard = time.monotonic()
             link.send(messages.encode(self._hello()))
@@ -364,6 +369,7 @@ class WorkerLoop:
                     await asyncio.wait_for(self.disconnected.wait(), HANDOVER_S)
             link.close()
         self._say(f"left the manager: {self.leave_reason or 'the connection was closed'}")
+        self._untold = ""
         if link is not None and isinstance(link.error, PeerError):
             self._say(f"the link to the manager was closed: {link.error}")
         self.link = None
@@ -378,12 +384,11 @@ class WorkerLoop:
 
     def _signalled_early(self, number: int, frame: object) -> None:
         """A note only: an exception raised here would be lost where Python ignores those, in what libraries do at a fork, say."""
-        self.leave_reason = f"got {signal.Signals(number).name}"
+        self.leave_reason = self._untold = f"got {signal.Signals(number).name}"
         self.exit_wanted = True
 
     def _signalled(self, number: int) -> None:
-        self.leave_reason = f"got {signal.Signals(number).name}"
-        self.exit_wanted = True
+        self._signalled_early(number, None)
         self.stop.set()
 
     def _lost_workspace(self) -> bool:
