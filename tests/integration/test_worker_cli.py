@@ -145,6 +145,7 @@ def test_version() -> None:
         ("localhost 9123 -t inf", "--timeout takes a number of seconds from 0 to 1000000000, not inf"),
         ("localhost 9123 -t 1e30", "--timeout takes a number of seconds from 0 to 1000000000, not 1e+30"),
         ("localhost 9123 --workspace=", "--workspace takes the name of a directory, not ''"),
+        ("localhost 9123 --password=", "--password takes the name of a file, not '' (leave it out and"),
         ("localhost 9123 --memory -5", "--memory"),
         ("localhost 9123 --memory 1.5", "--memory takes a whole number"),
         ("localhost 9123 --disk 0", "--disk takes a whole number from 1"),

@@ -175,6 +175,18 @@ def _check_times(options: argparse.Namespace) -> None:
         raise UsageError(f"--max-backoff {options.max_backoff:g} is below --min-backoff {options.min_backoff:g}")
 
 
+def _check_names(options: argparse.Namespace) -> None:
+    """Empty names of files are refused: they would mean the current directory.
+
+    Raises:
+        UsageError: one is empty.
+    """
+    if options.workspace == "":
+        raise UsageError("--workspace takes the name of a directory, not '' (the current one is '.')")
+    if options.password == "":
+        raise UsageError("--password takes the name of a file, not '' (leave it out and the user's own secret file is used)")
+
+
 def _secret(options: argparse.Namespace) -> bytes | None:
     if options.secret_fd >= 0:
         with open(options.secret_fd, "rb") as file:
@@ -229,8 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     connect = options.connect_timeout if options.connect_timeout is not None else options.timeout
     try:
         _check_times(options)
-        if options.workspace == "":
-            raise UsageError("--workspace takes the name of a directory, not '' (the current one is '.')")
+        _check_names(options)
         gpus = _amount("gpus", options.gpus)
         config = WorkerConfig(
             managers=parse_managers(options.manager),
