@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.kit.calls import finish
+import pytest
+
+from tests.kit.calls import eventually, finish
 from vinecore import FunctionCall, Manager
 from vinecore.runtime import fork_hooks, payload
-from vinecore.runtime.forking_slot import _READ_BYTES, _REAP_EVERY
+from vinecore.runtime.forking_slot import _REAP_EVERY
+from vinecore.wire.messages import INLINE_LIMIT_BYTES
 
 
 def leave_an_orphan(number: int) -> tuple[int, int]:
@@ -68,8 +74,118 @@ def large_answer(size: int) -> bytes:
 
 
 def test_answers_of_any_size_follow_each_other(m: Manager, install: Callable[..., str]) -> None:
-    """Inline values that fill one read, and a short one after a long one in the same memory."""
-    sizes = [1, 5000, 60_000, 3, _READ_BYTES - 34, _READ_BYTES, 4096, 10_000, 2]
+    """Short ones after long ones, which are in the same memory, up to the longest that are inline and beyond."""
+    sizes = [1, 5000, 60_000, 3, INLINE_LIMIT_BYTES - 20, 2, INLINE_LIMIT_BYTES, 4]
     library = install(large_answer, exec_mode="fork", slots=1)
     outputs = finish(m, *(FunctionCall(library, "large_answer", size) for size in sizes))
     assert outputs == [b"%d" % (size % 10) * size for size in sizes]
+
+
+# ---------------------------------------------------------------- what user code does to its own process
+
+
+def close_and_open(directory: str) -> str:
+    os.closerange(3, 4096)
+    for number in range(40):
+        os.write(os.open(f"{directory}/{number}", os.O_RDWR | os.O_CREAT), b"precious")
+    return "answer"
+
+
+def test_files_that_a_call_opens_under_any_number_are_its_own(m: Manager, install: Callable[..., str], tmp_path: Path) -> None:
+    library = install(close_and_open, exec_mode="fork")
+    assert finish(m, FunctionCall(library, "close_and_open", str(tmp_path))) == ["answer"]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"precious"}
+
+
+def limit_files(size_bytes: int, value_bytes: int) -> bytes:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
+    return b"v" * value_bytes
+
+
+def test_a_limit_of_files_does_not_concern_answers(m: Manager, install: Callable[..., str]) -> None:
+    library = install(limit_files, exec_mode="fork")
+    assert finish(m, FunctionCall(library, "limit_files", 0, 30_000)) == [b"v" * 30_000]
+    # What goes into the store is a file; the call itself made it impossible, so it is not tried again.
+    error = finish(m, FunctionCall(library, "limit_files", 1000, 300_000))[0]
+    assert isinstance(error, OSError) and "File too large" in str(error)
+
+
+class Silent:
+    def write(self, text: str) -> None:
+        pass
+
+
+def replace_stdout(log: str) -> str:
+    with open(log, "a") as file:
+        file.write("ran\n")
+    sys.stdout = Silent()  # type: ignore[assignment]
+    return "ok"
+
+
+def install_odd_stream() -> dict[str, object]:
+    sys.stdout = Silent()  # type: ignore[assignment]
+    return {}
+
+
+@pytest.mark.parametrize("exec_mode", ["direct", "fork"])
+def test_what_stands_in_for_a_stream_needs_no_flush(
+    m: Manager, install: Callable[..., str], tmp_path: Path, exec_mode: str
+) -> None:
+    library = install(replace_stdout, exec_mode=exec_mode, library_context_info=[install_odd_stream, [], {}])
+    assert finish(m, FunctionCall(library, "replace_stdout", str(tmp_path / "log"))) == ["ok"]
+    assert (tmp_path / "log").read_text() == "ran\n"
+
+
+def reap_all() -> dict[str, object]:
+    def handler(*_: object) -> None:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    signal.signal(signal.SIGCHLD, handler)
+    return {}
+
+
+def ignore_ends() -> dict[str, object]:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    return {}
+
+
+def block_ends() -> dict[str, object]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    return {}
+
+
+def end_slot(is_parent: bool) -> None:
+    if is_parent:
+        os.kill(os.getppid(), signal.SIGKILL)
+    os._exit(3)
+
+
+def say_good() -> str:
+    return "good"
+
+
+@pytest.mark.parametrize("exec_mode", ["direct", "fork"])
+@pytest.mark.parametrize("context", [reap_all, ignore_ends, block_ends])
+def test_the_end_of_a_slot_is_heard_of_whatever_a_context_does_to_its_signal(
+    m: Manager, install: Callable[..., str], exec_mode: str, context: Callable[[], object]
+) -> None:
+    library = install(end_slot, say_good, exec_mode=exec_mode, slots=1, library_context_info=[context, [], {}])
+    error, good = finish(m, FunctionCall(library, "end_slot", exec_mode == "fork"), FunctionCall(library, "say_good"))
+    assert "was killed by SIGKILL" in str(error) if exec_mode == "fork" else "ended with exit code 3" in str(error)
+    assert good == "good"
+
+
+def leave_many_orphans(count: int) -> int:
+    for _ in range(count):
+        if os.fork() == 0:
+            os._exit(0)
+    return os.getppid()
+
+
+def test_orphans_that_have_ended_are_gone_when_a_batch_is_over(m: Manager, install: Callable[..., str]) -> None:
+    (slot,) = finish(m, FunctionCall(install(leave_many_orphans, exec_mode="fork"), "leave_many_orphans", 50))
+    assert eventually(lambda: not children_of(slot))

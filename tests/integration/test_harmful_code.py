@@ -286,6 +286,21 @@ def test_harmless_code_is_unpickled_in_the_slot_from_the_second_call_on(tmp_path
         assert len(list(tmp_path.iterdir())) == 2
 
 
+def raise_in_slot(file: str) -> None:
+    """The first process that comes here is a child of the slot."""
+    if not Path(file).exists():
+        Path(file).write_text(str(os.getppid()))
+    if Path(file).read_text() == str(os.getpid()):
+        raise ValueError("not in the slot")
+
+
+def test_what_only_the_slot_cannot_unpickle_is_left_to_its_children(tmp_path: Path) -> None:
+    with Manager(local_cores=1) as manager:
+        function = with_unpickled(raise_in_slot, str(tmp_path / "slot"))
+        for number in range(5):
+            assert finish(manager, PythonTask(function, number)) == [number + 1]
+
+
 def keep_cycle(megabytes: int) -> Callable[[], int]:
     """A function that only the collector can free."""
     ballast = os.urandom(1 << 20) * megabytes

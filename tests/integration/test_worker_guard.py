@@ -131,6 +131,8 @@ def test_what_calls_of_a_manager_inside_a_call_have_started(
         worker = make("127.0.0.1", manager.port, "--cores", "1")
         manager.submit(PythonTask(call_of_a_call, str(tmp_path / "started")))
         assert eventually(lambda: len(started()) == 2)
+        # In the middle of an exec a process has no environment.
+        assert eventually(lambda: all("VINE_WORKER_MARK" in environment_of(pid) for pid in started()))
         marks = [environment_of(pid)["VINE_WORKER_MARK"].split(":") for pid in started()]
         assert marks[0] == marks[1] and len(marks[0]) == 2
         worker.kill()

@@ -17,7 +17,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,6 +24,7 @@ from time import perf_counter
 
 from vinecore.errors import UsageError
 from vinecore.runtime import payload as payloads
+from vinecore.runtime.answers import Answers
 from vinecore.runtime.ends import end_text, signal_text
 from vinecore.runtime.exec_limits import too_long_text
 from vinecore.runtime.fork_hooks import lean_fork
@@ -33,15 +33,11 @@ from vinecore.runtime.library_code import load_functions, threads_beside
 from vinecore.runtime.lifeline import adopt_orphans
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box, read_regular
-from vinecore.runtime.slot import Codes, MissingInput, Slot
+from vinecore.runtime.slot import Broken, Codes, MissingInput, Slot
 from vinecore.runtime.streams import flush_streams
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Report, Result, Sandbox
 
-# Before the value in the answer of a child: its number, so that an older one is not taken for it, the value's length, status and
-# time of the call, the size of what it stored, and whether the code that it unpickled may be unpickled in the slot. No message of
-# the wire: each page that a child or the slot touches between two forks is copied, which is what a fork costs.
-_ANSWER = struct.Struct("<QQBQQ?")
 # Standard output that rides with a result; far below the limit of a frame, where other results travel too.
 STDOUT_LIMIT_BYTES = 2 << 20
 # A result waits at most this long for the next call to end: the time of about three forks, so that the worker and the manager,
@@ -49,13 +45,10 @@ STDOUT_LIMIT_BYTES = 2 << 20
 HOLD_MS = 6
 # Rounds of ending what a task left behind; bounds a fight with a task that forks all the time.
 _END_ROUNDS = 1000
-# The memory for answers is given back when one was larger.
-_KEEP_BYTES = 1 << 20
-# Usual answers come with the first read; small enough for a piece of a page that is in use already.
-_READ_BYTES = 448
-# Ends of orphans that calls without a sandbox left behind are noted once for so many calls: asking costs as much as a short call
-# touches otherwise.
+# Ends of orphans that calls without a sandbox left behind are noted once for so many calls, and when there is nothing to do, this
+# often while some live. Asking after each call would touch as much as a short call does otherwise.
 _REAP_EVERY = 64
+ORPHAN_LOOK_MS = 1000
 # How often limits are looked at; higher: a task that exceeds one runs on longer.
 LOOK_S = 1.0
 # The disk of a sandbox is measured less often, since that walks its files.
@@ -118,6 +111,8 @@ class ForkingSlot(Slot):
         self._late = begin if lazy else None
         # Code that children have unpickled without side effects that would harm this process.
         self._harmless: set[int] = set()
+        # Of this, what could not be unpickled here all the same: left to the children.
+        self._stubborn: set[int] = set()
         # Children are gone after their call, and this process runs no user code.
         self.growth_bytes = 0
         self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
@@ -125,7 +120,7 @@ class ForkingSlot(Slot):
         self._shared = [(mount.path, f"{os.getcwd()}/{mount.path}") for mount in begin.mounts]
         self.guard = Guard(str(self.sandboxes))
         adopt_orphans()
-        self._answers = os.memfd_create("vine-answers", os.MFD_CLOEXEC)
+        self._answers = Answers(begin.inline_limit_bytes)
         self._number = 0
         # For the wait of a short while for a child; its descriptor nearly always has the same number.
         self._poll = select.poll()
@@ -136,9 +131,24 @@ class ForkingSlot(Slot):
         # Objects that tasks wrote into, and that were dropped for that; forgotten when they are here again.
         self._spoilt: set[str] = set()
 
+    def receiver(self) -> Callable[[memoryview], int]:
+        """As every slot waits; when there is nothing to do it takes note of the ends of orphans, as long as some live."""
+        receive = self.sock.recv_into
+        poll = select.poll()
+        poll.register(self._sock_fd, select.POLLIN)
+
+        def receive_or_reap(buffer: memoryview) -> int:
+            wait_ms = 0
+            while not poll.poll(wait_ms) and _reap_adopted():
+                wait_ms = ORPHAN_LOOK_MS
+            return receive(buffer)
+
+        return receive_or_reap
+
     def forget(self, code_ids: list[int]) -> None:
         """Drop code that is not used again, with what it holds in cycles."""
         self._harmless.difference_update(code_ids)
+        self._stubborn.difference_update(code_ids)
         if self.functions.forget(code_ids) | self.pieces.forget(code_ids):
             gc.unfreeze()
             gc.collect()
@@ -147,13 +157,19 @@ class ForkingSlot(Slot):
     def _load(self, call: Call) -> None:
         """Unpickle the code of a call, once for all children, if that did a child no harm; else each child does it by itself,
         under the limits of its call."""
-        if call.code_id in self._harmless and self._codes_of(call).waiting.get(call.code_id) is not None:
+        codes = self._codes_of(call)
+        message = codes.waiting.get(call.code_id)
+        if message is not None and call.code_id in self._harmless and call.code_id not in self._stubborn:
             # Results do not wait for that.
             self.flush()
             process = os.getpid()
             self._unpickle(call)
             if os.getpid() != process:
                 os._exit(0)  # a child that the code forked, this time, came back here
+            if isinstance(codes[call.code_id], Broken):
+                del codes[call.code_id]
+                codes.waiting[call.code_id] = message
+                self._stubborn.add(call.code_id)
             # User code ran here, for once: what it printed must not be written by each child.
             flush_streams()
             # Children never scan what is there now: its pages stay shared.
@@ -195,9 +211,10 @@ class ForkingSlot(Slot):
             status = messages.SPOILT_INPUT if str(error) in self._spoilt else messages.NO_INPUT
             result = Result(call.task_id, call.attempt, status, 0, str(error).encode())
         except OSError as error:
-            # The sandbox could not be built or emptied (disk full, rights): not the task's fault. A value would have no owner.
+            # The sandbox could not be built or emptied, the child not forked: no fault of the task. A value would have no owner.
             (Path(self.store) / f"{self.run_name}-{call.task_id}.{call.attempt}").unlink(missing_ok=True)
-            result = Result(call.task_id, call.attempt, messages.LOST, 0, f"its sandbox failed: {error}".encode())
+            what = "sandbox failed" if call.sandbox is not None else "process could not be started"
+            result = Result(call.task_id, call.attempt, messages.LOST, 0, f"its {what}: {error}".encode())
         except Exception as error:
             result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
         result.duration_us = int((perf_counter() - started) * 1e6)
@@ -214,7 +231,7 @@ class ForkingSlot(Slot):
         _, status = os.waitpid(pid, 0)
         if self._number % _REAP_EVERY == 0:
             _reap_adopted()
-        result = self._answer(call) if status == 0 else None
+        result = self._answer(call)
         if result is None:
             self._discard(call)
             how = end_text(os.waitstatus_to_exitcode(status))
@@ -223,7 +240,11 @@ class ForkingSlot(Slot):
 
     def _hold(self, pid: int) -> None:
         """Wait a short while for a child; results of calls before it are sent when it takes longer."""
-        fd = os.pidfd_open(pid)
+        try:
+            fd = os.pidfd_open(pid)
+        except OSError:
+            self.flush()  # no descriptor is free: nobody waits then
+            return
         try:
             if fd != self._polled_fd:
                 self._poll = select.poll()
@@ -360,7 +381,7 @@ class ForkingSlot(Slot):
             _, status = os.waitpid(pid, 0)
             _end_adopted()
             self.guard.group[0] = 0
-        result = None if outcome or status else self._answer(call)
+        result = None if outcome else self._answer(call)
         if result is None:
             self._discard(call)
         return result, outcome, end_text(os.waitstatus_to_exitcode(status))
@@ -399,26 +420,16 @@ class ForkingSlot(Slot):
 
     def _answer(self, call: Call) -> Result | None:
         """What the last child left; None when it did not get that far."""
-        data = os.pread(self._answers, _READ_BYTES, 0)
-        if len(data) < _ANSWER.size:
+        answer = self._answers.take(self._number, call)
+        if answer is None:
             return None
-        number, length, status, duration_us, size_bytes, is_harmless = _ANSWER.unpack_from(data)
-        if number != self._number:
-            return None
+        result, is_harmless = answer
         if is_harmless:
             self._harmless.add(call.code_id)
-        end = _ANSWER.size + length
-        while len(data) < end:
-            more = os.pread(self._answers, end - len(data), len(data))
-            if not more:
-                return None  # user code has cut it
-            data += more
-        if length > _KEEP_BYTES:
-            os.ftruncate(self._answers, 0)
-        return Result(call.task_id, call.attempt, status, duration_us, data[_ANSWER.size : end], size_bytes)
+        return result
 
     def _child(self, call: Call, box: Box | None, changes: Iterable[tuple[str, str | None]]) -> None:
-        """Run the call, leave its Result, end without the slot's clean-up. Only an end with code 0 makes an answer count."""
+        """Run the call, leave its Result, end without the slot's clean-up."""
         code = 1
         try:
             # The guard ends this process when the slot is killed; asking the kernel for that is a tenth of a fork's time.
@@ -433,12 +444,8 @@ class ForkingSlot(Slot):
                 result, is_harmless = super().execute(call), False
             else:
                 result, is_harmless = self._run_first(call)
-            value, size_bytes = result.value, result.size_bytes
-            head = _ANSWER.pack(self._number, len(value), result.status, result.duration_us, size_bytes, is_harmless)
             flush_streams()
-            at = os.pwrite(self._answers, head + value, 0) - len(head)
-            while at < len(value):
-                at += os.pwrite(self._answers, memoryview(value)[at:], len(head) + at)
+            self._answers.leave(self._number, result, is_harmless)
             code = 0
         finally:
             os._exit(code)

@@ -79,8 +79,7 @@ class Host:
     def serve(self) -> None:
         """Obey until the socket ends, then take the slots along."""
         self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
+        self.listen()
         self.selector.register(self.sock, selectors.EVENT_READ)
         self.selector.register(self.wake_read, selectors.EVENT_READ)
         reader = FrameReader(messages.CONTROL_FRAME_LIMIT_BYTES)
@@ -102,6 +101,12 @@ class Host:
             if self.box is not None:
                 os.chdir("/")
                 self.box.remove()
+
+    def listen(self) -> None:
+        """Hear of the ends of slots, whatever user code has made of their signal; in slots it has its usual effect."""
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
 
     def obey(self, message: object) -> None:
         if isinstance(message, messages.Begin):
@@ -142,6 +147,7 @@ class Host:
             self.send(messages.Began(payloads.encode_error(error), text))
             return
         self._end_copies()
+        self.listen()
         self.unsafe = why_unsafe()
         self.send(messages.Began(b"", "", self.unsafe))
 
@@ -212,6 +218,7 @@ class Host:
         # Slots that are not forked from here import what they need themselves.
         done = names if self.unsafe else import_quietly(names)
         self._end_copies()
+        self.listen()
         self.unsafe = self.unsafe or why_unsafe()
         self.send(messages.Hoisted(done, len(os.listdir("/proc/self/task")), self.unsafe))
 
@@ -281,17 +288,23 @@ class Host:
     def reap(self) -> None:
         """Report slots that ended. Only our own pids are waited for: user code may have children too."""
         for pid in list(self.slots_by_pid):
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                # What its calls have left behind, before the number of the group is free for others.
-                _quietly(os.killpg, pid, signal.SIGKILL)
-                _, status = os.waitpid(pid, 0)
-                slot_id, words_fd = self.slots_by_pid.pop(pid)
-                words = b""
-                if words_fd >= 0:
-                    words = os.pread(words_fd, _WORDS_BYTES, 0)
-                    os.close(words_fd)
-                code = os.waitstatus_to_exitcode(status)
-                self.send(messages.SlotExited(slot_id, pid, code, words.decode(errors="replace")))
+            try:
+                if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    continue
+            except ChildProcessError:
+                self._report_end(pid, 1, "code of its library has waited for it, so how it ended is not known")
+                continue
+            # What its calls have left behind, before the number of the group is free for others.
+            _quietly(os.killpg, pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            self._report_end(pid, os.waitstatus_to_exitcode(status))
+
+    def _report_end(self, pid: int, code: int, words: str = "") -> None:
+        slot_id, words_fd = self.slots_by_pid.pop(pid)
+        if words_fd >= 0:
+            words = words or os.pread(words_fd, _WORDS_BYTES, 0).decode(errors="replace")
+            os.close(words_fd)
+        self.send(messages.SlotExited(slot_id, pid, code, words))
 
     def end_slots(self) -> None:
         """Kill every slot with what it started, and wait for it."""

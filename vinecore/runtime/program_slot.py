@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,8 @@ class ProgramSlot(Slot):
         functions: dict[int, Callable[..., object]],
     ) -> None:
         super().__init__(sock, claims, begin, functions)
-        self.names: dict[int, str] = {}
+        # The call that runs.
+        self.task_id = 0
         self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
         self.sandboxes.mkdir(mode=0o700)
         self.guard = Guard(str(self.sandboxes))
@@ -225,35 +227,29 @@ class ProgramSlot(Slot):
 
     def learn(self, message: messages.SlotCode) -> None:
         """The code of a program's function is its name."""
-        self.names[message.code_id] = message.payload.decode()
-
-    def forget(self, code_ids: list[int]) -> None:
-        """Drop names that are not used again."""
-        for code_id in code_ids:
-            self.names.pop(code_id, None)
+        self.functions[message.code_id] = partial(self.answer, message.payload.decode())
 
     def execute(self, call: Call) -> messages.Result:
         """Run one call; when the program fails, what came before it is told, and this slot ends."""
+        self.task_id = call.task_id
         result = super().execute(call)
         if self.failure is not None:
             self.flush()
             raise self.failure
         return result
 
-    def evaluate(self, call: Call) -> object:
-        """The value that the program left for a call.
+    def answer(self, name: str, /, *args: object, **kwargs: object) -> object:
+        """The value that the program's function of this name left for the running call.
 
         Raises:
             TaskFailed: the program says that the function failed, or left no result.
         """
-        args, kwargs = self.arguments(call)
-        name = self.names[call.code_id]
-        sandbox = tempfile.mkdtemp(prefix=f"call.{call.task_id}.", dir=self.sandboxes)
+        sandbox = tempfile.mkdtemp(prefix=f"call.{self.task_id}.", dir=self.sandboxes)
         try:
             stdout = f"{sandbox}/.vine.stdout"
             Path(sandbox, "infile").write_bytes(payloads.dump({"fn_args": args, "fn_kwargs": kwargs}))
             try:
-                status = self.program.call(call.task_id, name, sandbox, stdout)
+                status = self.program.call(self.task_id, name, sandbox, stdout)
             except ProgramFailed as error:
                 self.failure = error
                 raise

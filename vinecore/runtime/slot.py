@@ -16,6 +16,7 @@ worker can take back work from a slot that is stuck in a long call, and knows wh
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import pickle
@@ -84,7 +85,7 @@ def own_memory_bytes() -> int:
     return (int(resident) - int(shared)) * _PAGE_BYTES
 
 
-class _Broken:
+class Broken:
     """Stands for code that could not be unpickled here: every call of it raises why."""
 
     def __init__(self, error: BaseException) -> None:
@@ -119,7 +120,7 @@ class Codes(dict[int, Any]):
                     data = file.read()
             code = pickle.loads(data)
         except BaseException as error:
-            code = _Broken(error)
+            code = Broken(error)
         self[code_id] = code
         return code
 
@@ -198,7 +199,7 @@ class Slot:
         """Read frames and run batches until the socket ends."""
         reader = FrameReader(messages.CONTROL_FRAME_LIMIT_BYTES)
         decode = messages.decode_to_slot
-        receive = self.sock.recv_into
+        receive = self.receiver()
         # One buffer for all reads: a fresh one for each costs more than the copy out of it.
         buffer = memoryview(bytearray(RECEIVE_BYTES))
         while True:
@@ -213,6 +214,10 @@ class Slot:
                     self.learn(message)
                 elif isinstance(message, messages.SlotForget):
                     self.forget(message.code_ids)
+
+    def receiver(self) -> Callable[[memoryview], int]:
+        """What waits for frames, and puts them into a buffer."""
+        return self.sock.recv_into
 
     def learn(self, message: messages.SlotCode) -> None:
         """Take code; the first call of it unpickles it, and every call of it raises what goes wrong with that."""
@@ -356,7 +361,7 @@ class Slot:
         """The value of one call."""
         if call.index >= 0:
             piece = self.pieces[call.code_id]
-            if isinstance(piece, _Broken):
+            if isinstance(piece, Broken):
                 piece()
             inputs = [self.vertex_input(ref) for ref in call.inputs] if call.inputs else ()
             return vertices.run_packed(piece[call.index], self.functions, inputs)
@@ -438,6 +443,8 @@ class Slot:
                 os.unlink(aside)
             except FileNotFoundError:
                 pass
+            if error.errno == errno.EFBIG:
+                raise  # a limit that the call has set for its process: it would again
             raise NoRoom(f"its result could not be written: {error.strerror}") from None
         if call.index >= 0 and _is_inert(value):
             self.recent.put(name, value, size)

@@ -6,10 +6,11 @@ import sys
 
 
 def flush_streams() -> None:
-    """Write what user code has printed; streams that are closed or were never there are no error."""
+    """Write what user code has printed. Streams that are closed or were never there are no error, nor is whatever user code has
+    put in their place."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:
                 stream.flush()
-        except (OSError, ValueError):
+        except Exception:
             continue
