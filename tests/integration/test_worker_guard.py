@@ -286,7 +286,7 @@ def worker_with(hook: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("when", ["before", "after_in_parent"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_comes_while_the_guard_is_forked(make: Callable[..., Worker], when: str, number: int) -> None:
     """Python ignores exceptions in what libraries do at a fork."""
     hook = f"os.register_at_fork({when}=lambda: os.kill(os.getpid(), {int(number)}))"

@@ -86,7 +86,7 @@ def holders(engine: Any) -> list[set[int]]:
     return list(engine.call_in_loop(look))
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "drain"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "drain"])
 def test_a_worker_that_leaves_hands_over_what_only_it_holds(workers: Callable[[int], Any], home: Path, how: str) -> None:
     with DaskVine(port=0) as m, FuturesExecutor(manager=m) as ex:
         first = workers(m.port)
@@ -95,8 +95,8 @@ def test_a_worker_that_leaves_hands_over_what_only_it_holds(workers: Callable[[i
         assert eventually(lambda: all(future.done() for future in futures))
         workers(m.port)
         assert eventually(lambda: connected(m.engine) == 2)
-        if how == "SIGTERM":
-            first.send_signal(signal.SIGTERM)
+        if how != "drain":
+            first.send_signal(signal.Signals[how])
         else:
             leaving = min(m.engine.call_in_loop(lambda: set(m.engine.machine.state.workers)))
             from vinecore.manager.events import WorkerDrained

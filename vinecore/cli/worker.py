@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 
 from vinecore.errors import UsageError, VineError
@@ -14,6 +15,9 @@ _DESCRIPTION = (
     "Run work for a manager. It connects by itself (also before the manager starts), serves one manager after another, "
     "and ends with its whole process tree."
 )
+
+# Each ends a worker in good order. A hang-up is the end of the terminal or the ssh session that it was started from.
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 # The least and the most of each resource.
 _AMOUNTS = {"cores": (1, CORES_LIMIT), "memory": (1, AMOUNT_LIMIT), "disk": (1, AMOUNT_LIMIT), "gpus": (0, CORES_LIMIT)}
@@ -171,6 +175,18 @@ def _check_times(options: argparse.Namespace) -> None:
         raise UsageError(f"--max-backoff {options.max_backoff:g} is below --min-backoff {options.min_backoff:g}")
 
 
+def _check_names(options: argparse.Namespace) -> None:
+    """Empty names of files are refused: they would mean the current directory.
+
+    Raises:
+        UsageError: one is empty.
+    """
+    if options.workspace == "":
+        raise UsageError("--workspace takes the name of a directory, not '' (the current one is '.')")
+    if options.password == "":
+        raise UsageError("--password takes the name of a file, not '' (leave it out and the user's own secret file is used)")
+
+
 def _secret(options: argparse.Namespace) -> bytes | None:
     if options.secret_fd >= 0:
         with open(options.secret_fd, "rb") as file:
@@ -186,6 +202,21 @@ def _secret(options: argparse.Namespace) -> bytes | None:
     return None if options.awaited_secret else secret_for_worker(options.password)
 
 
+def _note_signals() -> tuple[tuple[signal.Signals, ...], list[int]]:
+    """Note what tells the worker to end, until there is one: importing it takes long enough for somebody to press Ctrl-C.
+
+    Returns these signals, and the list to which those that come are added.
+    """
+    ends = list(_END_SIGNALS)
+    # So nohup says that the worker is to outlive its terminal.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        ends.remove(signal.SIGHUP)
+    noted: list[int] = []
+    for number in ends:
+        signal.signal(number, lambda number, frame: noted.append(number))
+    return tuple(ends), noted
+
+
 def _open_standard_streams() -> None:
     """Have something at 0, 1 and 2: else a socket or a slot's claims get such a number, and what programs print goes there."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
@@ -199,6 +230,7 @@ def _open_standard_streams() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code (0 well, 1 failed, 2 bad usage)."""
+    end_signals, early_signals = _note_signals()
     _open_standard_streams()
     options = build_parser().parse_args(argv)
     options.awaited_secret = None
@@ -209,8 +241,7 @@ def main(argv: list[str] | None = None) -> int:
     connect = options.connect_timeout if options.connect_timeout is not None else options.timeout
     try:
         _check_times(options)
-        if options.workspace == "":
-            raise UsageError("--workspace takes the name of a directory, not '' (the current one is '.')")
+        _check_names(options)
         gpus = _amount("gpus", options.gpus)
         config = WorkerConfig(
             managers=parse_managers(options.manager),
@@ -235,6 +266,8 @@ def main(argv: list[str] | None = None) -> int:
             tls_name=options.tls_sni,
             debug=options.debug is not None,
             quiet=embedded,
+            end_signals=end_signals,
+            early_signals=early_signals,
         )
         loop = WorkerLoop(config)
     except (VineError, OSError) as error:

@@ -47,7 +47,6 @@ __all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "awaited_secret", "count_gpus
 HANDOVER_S = 5.0
 # However short --connect-timeout is, one try gets this long.
 LEAST_CONNECT_S = 1.0
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 # How often a worker without a secret looks whether a manager has made one.
 SECRET_LOOK_S = 0.5
 # How often the worker looks whether its manager is silent, its workspace is gone or it has been idle for too long.
@@ -82,6 +81,9 @@ class WorkerConfig:
     tls_name: str = ""
     debug: bool = False
     quiet: bool = False
+    # What tells it to end, and what of that has come already.
+    end_signals: tuple[signal.Signals, ...] = ()
+    early_signals: list[int] = field(default_factory=list)
 
 
 class WorkerLoop:
@@ -94,9 +96,13 @@ class WorkerLoop:
         self.exit_wanted = False
         # Nothing can run here any more.
         self._is_lost = False
+        # That a signal came, until a line has said so.
+        self._untold = ""
         # Until the loop takes signals over: an early end must not leave the workspace behind.
-        for number in END_SIGNALS:
+        for number in config.end_signals:
             signal.signal(number, self._signalled_early)
+        for early in config.early_signals:
+            self._signalled_early(early, None)
         self.store = Store(config.workspace, config.keep_workspace)
         self.machine = WorkerMachine()
         self.link: Link | None = None
@@ -123,6 +129,8 @@ class WorkerLoop:
             if not self.exit_wanted:
                 self.tree.begin()
                 asyncio.run(self._guarded())
+            if self._untold:
+                self._say(f"{self._untold} before {'another' if self.served else 'a'} manager answered")
         finally:
             self.tree.end()
             self.transfers.close()
@@ -135,7 +143,7 @@ class WorkerLoop:
         """Everything between two ways to take signals; the last one ignores them, so that nothing cuts the clean-up short."""
         self.loop = self.tree.loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()
-        for number in END_SIGNALS:
+        for number in self.config.end_signals:
             self.loop.add_signal_handler(number, self._signalled, number)
         self.loop.add_signal_handler(signal.SIGCHLD, self.tree.reap_adopted)
         # A thousand slots may end at once: what does not fit is no news, and none for people.
@@ -145,7 +153,7 @@ class WorkerLoop:
                 await self._main()
         finally:
             self.loop.remove_signal_handler(signal.SIGCHLD)
-            for number in END_SIGNALS:
+            for number in self.config.end_signals:
                 self.loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
 
@@ -276,7 +284,8 @@ class WorkerLoop:
         outcome = await ready
         if outcome is None:
             self.link, self.transfers.address = link, address
-            self.leave_reason = ""
+            # A signal may have come at this moment.
+            self.leave_reason = self._untold
             self.machine = self.tree.machine = WorkerMachine()
             self.machine.state.last_heard = time.monotonic()
             link.send(messages.encode(self._hello()))
@@ -360,6 +369,7 @@ class WorkerLoop:
                     await asyncio.wait_for(self.disconnected.wait(), HANDOVER_S)
             link.close()
         self._say(f"left the manager: {self.leave_reason or 'the connection was closed'}")
+        self._untold = ""
         if link is not None and isinstance(link.error, PeerError):
             self._say(f"the link to the manager was closed: {link.error}")
         self.link = None
@@ -374,12 +384,11 @@ class WorkerLoop:
 
     def _signalled_early(self, number: int, frame: object) -> None:
         """A note only: an exception raised here would be lost where Python ignores those, in what libraries do at a fork, say."""
-        self.leave_reason = f"got {signal.Signals(number).name}"
+        self.leave_reason = self._untold = f"got {signal.Signals(number).name}"
         self.exit_wanted = True
 
     def _signalled(self, number: int) -> None:
-        self.leave_reason = f"got {signal.Signals(number).name}"
-        self.exit_wanted = True
+        self._signalled_early(number, None)
         self.stop.set()
 
     def _lost_workspace(self) -> bool:
