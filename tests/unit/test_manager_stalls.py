@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.kit.builders import hello
 from tests.kit.manager_world import ManagerWorld
 from vinecore.errors import UsageError
@@ -23,6 +25,58 @@ def test_a_silent_worker_is_pinged_then_removed() -> None:
     world.do(events.Tick(0.0))
     assert [o.worker_id for o in world.of(orders.CloseWorker)] == [1]
     assert call.state is t.READY
+
+
+def ticked(world: ManagerWorld, seconds: float = 0.0) -> tuple[bool, bool]:
+    """Whether a tick that much later asks worker 1, and whether it ends its link."""
+    world.now += seconds
+    world.do(events.Tick(0.0))
+    return bool(world.sent(messages.Ping)), bool(world.of(orders.CloseWorker))
+
+
+@pytest.mark.parametrize("interval", [0, 5])
+def test_silence_that_was_allowed_is_not_held_against_a_worker(interval: float) -> None:
+    """Lower tunables made workers that had never been asked lost at once, and their calls with them."""
+    world = ManagerWorld()
+    call = world.builder.call()
+    world.submit(call)
+    tunables = world.machine.state.tunables
+    tunables.set("keepalive-interval", interval)
+    assert ticked(world, 4.6) == (False, False)
+    tunables.set("keepalive-interval", 5)
+    tunables.set("keepalive-timeout", 2)
+    assert ticked(world) == (True, False)
+    assert ticked(world, 1.5) == (True, False)
+    assert call.state is t.PLACED
+    world.say(1, messages.Pong())
+    assert ticked(world, 1.1) == (True, False), "asked in time from now on"
+    assert ticked(world, 1.1) == (False, True)
+    assert call.state is t.READY
+
+
+def test_a_question_that_came_late_gets_the_whole_timeout() -> None:
+    world = ManagerWorld()
+    world.machine.state.tunables.set("keepalive-timeout", 2)
+    assert ticked(world, 60) == (True, False), "this process stood still: nobody was asked"
+    assert ticked(world, 1.9) == (True, False)
+    assert ticked(world, 1.1) == (False, True)
+
+
+def test_a_question_that_has_just_been_asked_may_be_answered_yet() -> None:
+    world = ManagerWorld()
+    assert ticked(world, 5) == (True, False)
+    world.machine.state.tunables.set("keepalive-timeout", 2)
+    assert ticked(world, 0.1) == (False, False)
+    assert ticked(world, 1.1) == (True, False)
+    assert ticked(world, 1.1) == (False, True)
+
+
+def test_questions_asked_again_do_not_put_off_the_limit() -> None:
+    world = ManagerWorld()
+    assert ticked(world, 5) == (True, False)
+    assert ticked(world, 5) == (True, False)
+    world.machine.state.tunables.set("keepalive-timeout", 2)
+    assert ticked(world, 1.1) == (False, True), "the first one has waited for more than that"
 
 
 def test_workers_are_told_of_another_keepalive() -> None:

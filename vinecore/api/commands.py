@@ -458,6 +458,9 @@ class PythonTask(SandboxedTask, TempOutput):
     def _raw_output(self, entry: TaskEntry) -> bytes:
         if entry.value is not None:
             return entry.value
+        home = self._brought(entry)
+        if home is not None:
+            return bytes(home)
         assert entry.output is not None and self._manager is not None
         return self._manager.engine.read_raw(entry.output)
 

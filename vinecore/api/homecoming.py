@@ -28,6 +28,12 @@ LOOK_S = 0.25
 # Without any worker for so long, a value that must be made again is given up. Higher: a factory, or what replaces the embedded
 # worker, has more time; lower: the end of a program whose workers are gone comes sooner.
 WORKERLESS_S = 5.0
+# Without a byte of any value for so long, one that was asked for is given up: with keepalive-interval 0 nothing else ends the
+# wait for a worker that is frozen or cut off. Higher: it takes longer to end; lower: a worker that reads many gigabytes from a
+# slow disk, before it sends the first byte, counts as frozen.
+STILL_S = 30.0
+# With a keepalive so many of its timeouts, if that is longer: by then it has ended such links, and the values are made again.
+STILL_TIMEOUTS = 1.5
 # Smaller files are copied: a process may have some 65,000 mappings. Larger ones are mapped, and need memory when they are read.
 MAP_MIN_BYTES = 1 << 20
 
@@ -101,11 +107,15 @@ class _Patience:
         self.engine = engine
         self.hurry = hurry
         self.workerless_since: float | None = None
+        self.received_bytes = 0
+        self.received_at = 0.0
+        # Workers that were given up: what only they have is not asked for any more.
+        self.silent: set[int] = set()
 
     def ended(self, waiter: FileWaiter) -> str:
-        """Why this value is given up; empty: it is waited for, as one of which there is a copy always is."""
+        """Why this value is given up; empty: it is waited for, as one of which there is a copy always is while bytes come."""
         if waiter.file.is_available():
-            return ""
+            return self._silence(waiter)
         why = self.hurry()
         if why:
             return f"no copy of it was left, and {why}"
@@ -116,3 +126,21 @@ class _Patience:
         if self.workerless_since is None:
             self.workerless_since = now
         return "no worker was there that has it or could make it again" if now - self.workerless_since >= WORKERLESS_S else ""
+
+    def _silence(self, waiter: FileWaiter) -> str:
+        """Why a value is not waited for though workers have it; empty: it is."""
+        # A copy made at one go: the loop's thread may change what it is a copy of.
+        holders = set(waiter.file.on_workers or ())
+        if not holders:
+            return ""
+        received, now = self.engine.loop.received_bytes, time.monotonic()
+        if received != self.received_bytes:
+            self.received_bytes, self.received_at = received, now
+        tunables, limit = self.engine.machine.state.tunables, STILL_S
+        if tunables.keepalive_interval:
+            limit = max(limit, STILL_TIMEOUTS * tunables.keepalive_timeout)
+        is_still = waiter.is_asked and now - max(waiter.asked_at, self.received_at) >= limit
+        if is_still and len(holders) == 1:
+            # Of several, only one was asked.
+            self.silent |= holders
+        return f"the worker that has it sent nothing for {limit:g} s" if is_still or holders <= self.silent else ""

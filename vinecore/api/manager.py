@@ -215,7 +215,7 @@ class WorkerMethods:
         self.tune("keepalive-interval", seconds)
 
     def set_keepalive_timeout(self, seconds: float) -> None:
-        """Seconds without a word of a worker until it counts as lost; at least 1.
+        """Seconds without a word of a worker, which was asked meanwhile, until it counts as lost; at least 1.
 
         Raises:
             UsageError: no number in the range of the tunable keepalive-timeout.

@@ -151,13 +151,25 @@ class SubmittableTask:
 
     def _fetch(self, entry: TaskEntry) -> Any:
         """A large value: from its worker, or from here after the end of the manager."""
-        home = self._home
-        if isinstance(home, Exception):
-            raise home
+        home = self._brought(entry)
         if home is not None:
             return rebuilt(home, entry.kind.name)
         assert self._manager is not None and entry.output is not None
         return self._manager.engine.read_value(entry.output, None, entry.kind.name)
+
+    def _brought(self, entry: TaskEntry) -> Any:
+        """The bytes of a large value that came here at the end of the manager; None while that lives.
+
+        Raises:
+            FileLost: it could not come. LoopDied: it was not asked for, after Ctrl-C for example.
+        """
+        home, manager = self._home, self._manager
+        if isinstance(home, Exception):
+            raise home
+        if home is None and manager is not None and manager.engine.closed:
+            name = entry.kind.name
+            raise LoopDied(f"the manager has been closed, and the result of {name} stayed on its worker: read it before that")
+        return home
 
     def _unread(self) -> TaskEntry | None:
         entry = self._entry
@@ -403,17 +415,40 @@ class TaskMethods:
         return task
 
     def _bring_home(self) -> None:
-        """Values of tasks that were handed out and not read come into this process, if they are anywhere."""
+        """Values of finished tasks that the user holds and has not read come into this process, if they are anywhere."""
         engine = self.engine
-        if (
-            self._large
-            and not engine.closed
-            and os.getpid() == engine.pid
-            and threading.current_thread() is not engine.loop.thread
-        ):
+        if engine.closed or os.getpid() != engine.pid or threading.current_thread() is engine.loop.thread:
+            return
+        self._look_who_is_held()
+        if self._large:
             from vinecore.api.homecoming import bring_home
 
             bring_home(engine, list(self._large), lambda: "a manager that is closed makes nothing again")
+
+    def _look_who_is_held(self) -> None:
+        """Find those of the finished tasks with large values that the user holds, though they were not handed out.
+
+        The others go: a program that fails must not wait for gigabytes of which it holds nothing.
+        """
+        done, large = self._done, self._large
+        finished: list[SubmittableTask] = []
+        candidates: list[weakref.ref[SubmittableTask]] = []
+        # Not more than are there now: the loop's thread appends others.
+        for _ in range(len(done)):
+            task = done.popleft()
+            if task._returned or task._keeps_output() or task._unread() is None:
+                finished.append(task)
+            else:
+                del self._tasks[task.id or 0]
+                candidates.append(weakref.ref(task))
+            del task
+        for reference in candidates:
+            held = reference()
+            if held is not None:
+                finished.append(held)
+                self._tasks[held.id or 0] = held
+                large.add(weakref.ref(held, large.discard))
+        done.extendleft(reversed(finished))
 
     def empty(self) -> bool:
         """True when every submitted task has been returned."""

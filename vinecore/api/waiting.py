@@ -41,6 +41,7 @@ class FileWaiter:
         self.file = file
         self.name = name or file.name
         self.is_asked = False
+        self.asked_at = 0.0
         self.done = threading.Event()
         self.path = ""
         self.error: Exception | None = None
@@ -92,7 +93,7 @@ class FileWaiter:
         gone, self.path, self.error = self.path, "", None
         self.done.clear()
         self.engine.post(FileWanted(0.0, self.file, self, gone))
-        self.is_asked = True
+        self.is_asked, self.asked_at = True, time.monotonic()
 
     def content(self, timeout: float | None, from_path: Callable[[str], Any] = load_file) -> Any:
         """Wait for the bytes; after a TimeoutError they may be waited for again.

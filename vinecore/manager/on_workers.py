@@ -23,6 +23,10 @@ from vinecore.wire import messages
 
 # Seconds between two looks at the silence of all workers, for each worker; higher: pings are later in a large fleet.
 KEEPALIVE_PAUSE_S = 5e-5
+# Part of the timeout within which a silent worker is asked in time; half of it is the latest that tunables allow. One that is
+# asked later (the timeout was lowered, or this process stood still) had no reason to speak: it gets the whole timeout from then.
+# Lower: ordinary delays of a question count as late, and lost workers are noticed later. Higher: less time for an answer.
+ASKED_IN_TIME = 0.6
 
 
 def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str = "") -> None:
@@ -154,6 +158,14 @@ def _first_silence(state: ManagerState) -> float:
     return heard + state.keepalive_for
 
 
+def _is_lost(worker: WorkerEntry, now: float, timeout: float) -> bool:
+    """Whether it was asked, and has been silent for too long."""
+    heard, asked_at = worker.last_heard, worker.asked_at
+    if asked_at <= heard:
+        return False
+    return now - (heard if asked_at - heard <= ASKED_IN_TIME * timeout else asked_at) > timeout
+
+
 def tick(state: ManagerState) -> None:
     """Keepalive, and the lines about work that has no place to run."""
     state.ticked_at = state.now
@@ -168,13 +180,14 @@ def tick(state: ManagerState) -> None:
         now = first = state.now
         for worker in list(state.workers.values()):
             heard = worker.last_heard
-            silent = now - heard
-            if silent > timeout:
-                why = f"nothing was heard of it for {silent:.0f} s"
+            if _is_lost(worker, now, timeout):
+                why = f"nothing was heard of it for {now - heard:.0f} s"
                 state.orders.append(orders.CloseWorker(worker.worker_id, why))
                 left(state, worker.worker_id, why)
                 continue
-            if silent >= interval and now - worker.pinged_at >= interval:
+            if now - heard >= interval and now - worker.pinged_at >= interval:
+                if worker.asked_at <= heard:
+                    worker.asked_at = now
                 worker.pinged_at = now
                 state.orders.append(orders.SendTo(worker.worker_id, messages.Ping()))
             if heard < worker.pinged_at:

@@ -348,6 +348,7 @@ class WorkerEntry:
 
     __slots__ = (
         "amounts",
+        "asked_at",
         "blocked",
         "committed",
         "copies_from",
@@ -393,8 +394,9 @@ class WorkerEntry:
         # Those of them that only a rerun of another worker's task would read, oldest first, and their size together.
         self.spares: dict[str, FileEntry] = {}
         self.spare_bytes = 0
-        self.last_heard = now
-        self.pinged_at = now
+        self.last_heard = self.pinged_at = now
+        # When it was asked first since it last said something; not later than last_heard: it owes no answer.
+        self.asked_at = now
         self.draining = False
         self.blocked = False  # its host is on the list of blocked ones
 

@@ -90,6 +90,8 @@ class ManagerLoop:
         self._ended = False
         # Bytes of objects that live at the manager: parts by cache name. User threads add, this thread removes.
         self.objects: dict[str, Sequence[bytes | memoryview] | transfer.LocalPath] = {}
+        # Of objects that workers brought; threads add to it at the same time, so it only says whether some came.
+        self.received_bytes = 0
         self.links: dict[int, Link] = {}
         # Whoever dialled and has not proved himself.
         self.joining = Strangers()
@@ -475,6 +477,7 @@ class ManagerLoop:
             nonlocal position
             view[position : position + len(piece)] = piece
             position += len(piece)
+            self.received_bytes += len(piece)
 
         link.receive_bytes(request.size_bytes, request.digest, take)
         self.objects[request.name] = [view]
