@@ -29,7 +29,8 @@ import pytest
 from vinecore.errors import UnpicklableError
 from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
-from vinecore.runtime.functions import FunctionCache, digest_of, modules_of
+from vinecore.runtime.functions import FunctionCache, digest_of
+from vinecore.runtime.module_search import modules_of
 
 MAIN_SOURCE = """
 import math
@@ -452,7 +453,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (root / "vc_pack/deep/inner.py").touch()
     monkeypatch.syspath_prepend(str(root))
     importlib.invalidate_caches()
-    from vinecore.runtime.functions import _is_module
+    from vinecore.runtime.module_search import _is_module
 
     _is_module.cache_clear()
     yield

@@ -17,7 +17,8 @@ from vinecore.errors import UnpicklableError, UsageError
 from vinecore.manager.state import NO_REQUEST, LibrarySetup
 from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
-from vinecore.runtime.functions import modules_of, name_of
+from vinecore.runtime.functions import name_of
+from vinecore.runtime.module_search import modules_of
 from vinecore.wire.messages import EXECUTABLE, INLINE_LIMIT_BYTES
 
 if TYPE_CHECKING:

@@ -11,13 +11,31 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import types
 from _thread import allocate_lock
-from collections.abc import Iterator
-from types import CellType, CodeType, FunctionType, ModuleType
+from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 _OWN_PACKAGES = frozenset({"vinecore", "daskvine"})
 MAIN_NAMES = frozenset({"__main__", "__mp_main__"})
+CACHED_FUNCTION: type = functools._lru_cache_wrapper
+# Immutable values, and how to take them apart into a tuple.
+COMPOUNDS: dict[type, Callable[[Any], tuple[object, ...]]] = {
+    property: lambda value: (value.fget, value.fset, value.fdel),
+    classmethod: lambda value: (value.__func__,),
+    staticmethod: lambda value: (value.__func__,),
+    slice: lambda value: (value.start, value.stop, value.step),
+    types.GenericAlias: lambda value: (value.__origin__, value.__args__),
+    types.UnionType: lambda value: value.__args__,
+    MethodType: lambda value: (value.__func__, value.__self__),
+    BuiltinFunctionType: lambda value: (value.__qualname__, value.__self__),
+    CACHED_FUNCTION: lambda value: (value.__wrapped__, *value.cache_parameters().values()),
+}
+# What a class gets from the interpreter, dataclasses and abc: follows from the rest of it, or is of no effect.
+_DERIVED_TEXT = """__abstractmethods__ __annotations__ __dataclass_fields__ __dataclass_params__ __dict__ __doc__ __firstlineno__
+    __match_args__ __module__ __orig_bases__ __parameters__ __static_attributes__ __weakref__ _abc_impl"""
+DERIVED_ATTRIBUTES = frozenset(_DERIVED_TEXT.split())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -136,3 +154,20 @@ def _paths_in_pth_files(directory: str) -> set[str]:
         # A directory that cannot be read gives no modules to a worker either.
         return set()
     return {os.path.join(directory, line) for line in lines if line and not line.startswith(("#", "import"))}
+
+
+def own_attributes(cls: type) -> Iterator[tuple[str, object]]:
+    """What a class that is sent by value adds itself, in the order of definition."""
+    is_dataclass = "__dataclass_params__" in vars(cls)
+    for name, value in vars(cls).items():
+        # A generated __repr__ keeps a set of the objects that it is showing.
+        if name not in DERIVED_ATTRIBUTES and not (is_dataclass and name == "__repr__"):
+            yield name, value
+
+
+def goes_by_name(value: Any, by_value: frozenset[str]) -> bool:
+    """Whether something that is neither function nor class pickles as a name all the same, as callables of extensions do."""
+    try:
+        return is_by_reference(value, by_value) and isinstance(value.__reduce_ex__(4), str)
+    except Exception:
+        return False

@@ -1,55 +1,36 @@
 """Functions as they travel: pickled once, revalidated cheaply, with the modules they need and a digest of what they do.
 
-Owns ``FunctionCache`` (is this still the function that was pickled?), ``modules_of`` (what a template process should import
-before it forks slots) and ``digest_of`` (the same function in another process has the same 16 bytes).
+Owns ``FunctionCache`` (is this still the function that was pickled?) and ``digest_of`` (the same function in another process has
+the same 16 bytes).
 
-Three walks go over a callable and what it captures (defaults, closure, referenced globals, functions and classes that are
-themselves sent by value): one collects identities, one module names, one content. Data enters as callables in the user's
-threads and leaves as ``FunctionPickle``. This module must never import a module on behalf of a function, and never answer for a
-function from the entry of a dead one that had the same id.
+Two walks go over a callable and what it captures (defaults, closure, referenced globals, functions and classes that are
+themselves sent by value): one collects identities, one content; the one that collects modules is in ``module_search``. Data
+enters as callables in the user's threads and leaves as ``FunctionPickle``. This module must never import a module on behalf of a
+function, and never answer for a function from the entry of a dead one that had the same id.
 """
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import functools
-import itertools
 import sys
 import threading
-import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from types import CellType, CodeType, FunctionType, ModuleType
+from typing import Any
 
 from vinecore.errors import UnpicklableError
 from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
+from vinecore.runtime.module_search import modules_of
 
 # Functions remembered by identity; beyond it the longest unused is pickled again at its next use.
 CACHE_LIMIT_COUNT = 4096
-# How far into a captured container, and how deep, the search for modules looks.
-SEARCH_LIMIT_COUNT = 64
-SEARCH_DEPTH = 6
-
 _MISSING = object()
 # Stands in an entry for the function itself, which the entry must not keep alive.
 _SELF = object()
-_CACHED_FUNCTION: type = functools._lru_cache_wrapper
-# Immutable values, and how to take them apart into a tuple.
-_COMPOUNDS: dict[type, Callable[[Any], tuple[object, ...]]] = {
-    property: lambda value: (value.fget, value.fset, value.fdel),
-    classmethod: lambda value: (value.__func__,),
-    staticmethod: lambda value: (value.__func__,),
-    slice: lambda value: (value.start, value.stop, value.step),
-    types.GenericAlias: lambda value: (value.__origin__, value.__args__),
-    types.UnionType: lambda value: value.__args__,
-    MethodType: lambda value: (value.__func__, value.__self__),
-    BuiltinFunctionType: lambda value: (value.__qualname__, value.__self__),
-    _CACHED_FUNCTION: lambda value: (value.__wrapped__, *value.cache_parameters().values()),
-}
 # Types, by name because they must not be imported here, whose values never change and whose repr says all of them.
 _PLAIN_TEXT = """builtins.range builtins.ellipsis builtins.NotImplementedType datetime.date datetime.datetime datetime.time
     dataclasses._HAS_DEFAULT_FACTORY_CLASS
@@ -58,10 +39,6 @@ _PLAIN_TEXT = """builtins.range builtins.ellipsis builtins.NotImplementedType da
 _PLAIN_VALUES = frozenset(_PLAIN_TEXT.split())
 # Those, and what never changes or pickles by name but does not show all of itself.
 _STABLE_VALUES = _PLAIN_VALUES | {"builtins.object", "logging.Logger", "logging.RootLogger", "re.Pattern", "typing.TypeVar"}
-# What a class gets from the interpreter, dataclasses and abc: follows from the rest of it, or is of no effect.
-_DERIVED_TEXT = """__abstractmethods__ __annotations__ __dataclass_fields__ __dataclass_params__ __dict__ __doc__ __firstlineno__
-    __match_args__ __module__ __orig_bases__ __parameters__ __static_attributes__ __weakref__ _abc_impl"""
-_DERIVED_ATTRIBUTES = frozenset(_DERIVED_TEXT.split())
 
 
 class FunctionPickle:
@@ -228,15 +205,6 @@ def name_of(function: Any) -> str:
 # ---------------------------------------------------------------- what a callable captures
 
 
-def _own_attributes(cls: type) -> Iterator[tuple[str, object]]:
-    """What a class that is sent by value adds itself, in the order of definition."""
-    is_dataclass = "__dataclass_params__" in vars(cls)
-    for name, value in vars(cls).items():
-        # A generated __repr__ keeps a set of the objects that it is showing.
-        if name not in _DERIVED_ATTRIBUTES and not (is_dataclass and name == "__repr__"):
-            yield name, value
-
-
 def _kind_name(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
@@ -244,14 +212,6 @@ def _kind_name(value: object) -> str:
 def _is_descriptor(value: object) -> bool:
     """Whether this is one of the interpreter's own descriptors, whose types agree in the end of their names."""
     return type(value).__module__ == "builtins" and type(value).__name__.endswith("_descriptor")
-
-
-def _goes_by_name(value: Any, by_value: frozenset[str]) -> bool:
-    """Whether something that is neither function nor class pickles as a name all the same, as callables of extensions do."""
-    try:
-        return captures.is_by_reference(value, by_value) and isinstance(value.__reduce_ex__(4), str)
-    except Exception:
-        return False
 
 
 def _is_numpy(value: object, *names: str) -> bool:
@@ -305,12 +265,12 @@ class _Identities:
     def _visit_other(self, value: Any, kind: type) -> None:
         if isinstance(value, ModuleType):
             self.is_stable = not captures.is_within(value.__name__, self._by_value)
-        elif kind in _COMPOUNDS:
-            self.visit(_COMPOUNDS[kind](value))
+        elif kind in captures.COMPOUNDS:
+            self.visit(captures.COMPOUNDS[kind](value))
         elif isinstance(value, enum.Enum):
             self.is_stable = captures.is_by_reference(kind, self._by_value)
         elif not _is_descriptor(value) and _kind_name(value) not in _STABLE_VALUES and not _is_numpy(value):
-            self.is_stable = _goes_by_name(value, self._by_value)
+            self.is_stable = captures.goes_by_name(value, self._by_value)
             if self.is_stable:
                 self._watch_name(value)
 
@@ -352,7 +312,7 @@ class _Identities:
         self.sizes.append((vars(cls), len(vars(cls))))
         for base in cls.__bases__:
             self.visit(base)
-        for name, value in _own_attributes(cls):
+        for name, value in captures.own_attributes(cls):
             self._bind(vars(cls).get, name, value)
 
     def _watch_name(self, value: Any) -> None:
@@ -361,198 +321,6 @@ class _Identities:
             top = value.__qualname__.partition(".")[0]
             space = vars(sys.modules[value.__module__])
             self.bindings.append((space.get, top, _SELF if space[top] is value else space[top]))
-
-
-# ---------------------------------------------------------------- modules
-
-
-_Import: TypeAlias = tuple[int, str, tuple[str, ...]]  # level, module, attributes taken of it
-_Chain: TypeAlias = tuple[str, tuple[str, ...]]  # variable, attributes taken of it
-
-
-@functools.lru_cache(maxsize=1024)
-def _imports_and_chains(code: CodeType) -> tuple[frozenset[_Import], frozenset[_Chain]]:
-    reading = _Reading()
-    reading.read(code, {})
-    return frozenset(reading.imports), frozenset(reading.chains)
-
-
-class _Reading:
-    """Import statements, and attributes taken of variables, in a code object and the code nested in it."""
-
-    def __init__(self) -> None:
-        self.imports: set[_Import] = set()
-        self.chains: set[_Chain] = set()
-
-    def read(self, code: CodeType, outer: dict[str, _Import]) -> None:
-        import dis
-
-        bound = dict(outer)
-        loaded: list[Any] = [None, None]
-        pending: _Import | None = None
-        names: tuple[str, ...] | None = None
-        root, path = "", []
-        for step in dis.get_instructions(code):
-            operation, argument = step.opname, step.argval
-            if operation in ("LOAD_ATTR", "LOAD_METHOD"):
-                path.append(argument)
-            if operation in ("LOAD_ATTR", "LOAD_METHOD", "EXTENDED_ARG", "CACHE"):
-                continue
-            self._end_chain(root, path, bound)
-            root, path = "", []
-            if operation == "IMPORT_NAME":
-                (level, names), pending = loaded, (loaded[0], argument, ())
-                self.imports.update((level, argument, (name,)) for name in names or ("",))
-                # ``import a.b`` binds a.
-                bound_by_store: _Import = (level, argument.partition(".")[0], ())
-            elif operation == "IMPORT_FROM" and pending is not None:
-                bound_by_store = (*pending[:2], (argument,)) if names else pending
-            elif operation == "POP_TOP" and names:
-                pending = None
-            elif operation.startswith("STORE_") and pending is not None:
-                bound[argument[0] if isinstance(argument, tuple) else argument] = bound_by_store
-                pending = pending if names else None
-            if "LOAD_" in operation and operation != "LOAD_CONST":
-                last = argument[-1] if isinstance(argument, tuple) and argument else argument
-                root = last if isinstance(last, str) else ""
-            loaded = [loaded[1], argument]
-        self._end_chain(root, path, bound)
-        for constant in code.co_consts:
-            if isinstance(constant, CodeType):
-                self.read(constant, bound)
-
-    def _end_chain(self, root: str, path: list[str], bound: dict[str, _Import]) -> None:
-        if root in bound:
-            level, base, inner = bound[root]
-            self.imports.add((level, base, (*inner, *path)))
-        elif root and path:
-            self.chains.add((root, tuple(path)))
-
-
-def modules_of(function: object) -> tuple[str, ...]:
-    """Return the names of installed modules that the callable, or what is sent with it, uses: worth importing before a fork.
-
-    Counted are imports in bodies, modules (and homes of objects) that are captured, and submodules taken as attributes. Nothing
-    is imported to find out; the standard library and modules that are sent by value are left out. Importing a name may fail.
-    """
-    found = _Modules()
-    with contextlib.suppress(RecursionError):  # what was found so far is worth importing
-        found.visit(function, 0)
-    return tuple(sorted(found.names))
-
-
-class _Modules:
-    """Collects module names from a callable and what it captures."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-        self._seen: dict[int, object] = {}
-        self._by_value = captures.by_value_modules()
-
-    def add(self, name: str) -> bool:
-        """Count a module, unless it is one of those that are left out."""
-        top = name.partition(".")[0]
-        is_everywhere = top in ("", "vinecore") or top in sys.stdlib_module_names or name in captures.MAIN_NAMES
-        if is_everywhere or captures.is_within(name, self._by_value):
-            return False
-        self.names.add(name)
-        return True
-
-    def visit(self, value: Any, depth: int) -> None:
-        kind = type(value)
-        if kind in payloads.ATOMIC or id(value) in self._seen or depth > SEARCH_DEPTH:
-            return
-        self._seen[id(value)] = value
-        children: list[object] = []
-        if isinstance(value, ModuleType):
-            self.add(value.__name__)
-            children = list(vars(value).values()) if captures.is_within(value.__name__, self._by_value) else []
-        elif kind is FunctionType:
-            children = self._function(value)
-        elif isinstance(value, type):
-            self._home(value)
-            is_by_name = captures.is_by_reference(value, self._by_value)
-            children = [] if is_by_name else [*value.__bases__, *(child for _, child in _own_attributes(value))]
-        elif kind is functools.partial:
-            children = [value.func, *value.args, *value.keywords.values()]
-        elif kind in _COMPOUNDS:
-            self._home(value)
-            children = list(_COMPOUNDS[kind](value))
-        elif kind in (list, tuple, set, frozenset, dict):
-            children = list(itertools.islice(value.values() if kind is dict else value, SEARCH_LIMIT_COUNT))
-        else:
-            self._home(value)
-            attributes = {} if _goes_by_name(value, self._by_value) else getattr(value, "__dict__", None)
-            children = [kind, *(attributes.values() if isinstance(attributes, dict) else ())]
-        for child in children:
-            # Functions sent along are followed however deep the call graph is; data only so far.
-            self.visit(child, depth if isinstance(child, FunctionType | type) else depth + 1)
-
-    def _home(self, value: object) -> None:
-        name = getattr(value, "__module__", None)
-        if isinstance(name, str) and name in sys.modules:
-            self.add(name)
-
-    def _function(self, function: FunctionType) -> list[object]:
-        variables: dict[str, object] = {name: value for name, _, value in captures.cells_of(function)}
-        for name in captures.global_names(function.__code__):
-            if name in function.__globals__:
-                variables[name] = function.__globals__[name]
-        imports, chains = _imports_and_chains(function.__code__)
-        for level, base, path in imports:
-            self._follow(_absolute(level, base, str(function.__globals__.get("__package__") or "")), path)
-        for root, path in chains:
-            module = variables.get(root)
-            if isinstance(module, ModuleType):
-                self._follow(module.__name__, path)
-        self._home(function)
-        if captures.is_by_reference(function, self._by_value):
-            return []
-        keywords = function.__kwdefaults__ or {}
-        return [*variables.values(), *(function.__defaults__ or ()), *keywords.values(), *vars(function).values()]
-
-    def _follow(self, name: str, path: tuple[str, ...]) -> None:
-        """Count a module and those of its submodules that the path goes through."""
-        if not self.add(name) and not captures.is_within(name, self._by_value):
-            return
-        for part in path:
-            found = getattr(sys.modules.get(name), "__dict__", {}).get(part, _MISSING)
-            if isinstance(found, ModuleType):
-                name = found.__name__
-            elif found is _MISSING and part and _is_module(f"{name}.{part}"):
-                name = f"{name}.{part}"
-            else:
-                return
-            self.add(name)
-
-
-def _absolute(level: int, base: str, package: str) -> str:
-    """The absolute name of an import, or nothing for a relative one outside of a package."""
-    if not level:
-        return base
-    above = package.split(".")[: package.count(".") + 2 - level] if package else []
-    return ".".join([*above, base] if base else above) if above else ""
-
-
-@functools.lru_cache(maxsize=4096)
-def _is_module(name: str) -> bool:
-    """Whether there is such a module, as far as the path tells; packages above it are not imported to find out."""
-    from importlib.machinery import PathFinder
-
-    so_far, locations = "", None
-    for part in name.split("."):
-        if so_far and locations is None:
-            return False
-        so_far = f"{so_far}.{part}" if so_far else part
-        module = sys.modules.get(so_far)
-        if module is not None:
-            locations = getattr(module, "__dict__", {}).get("__path__")
-            continue
-        spec = PathFinder.find_spec(so_far, locations)
-        if spec is None:
-            return False
-        locations = spec.submodule_search_locations
-    return True
 
 
 # ---------------------------------------------------------------- digest
@@ -609,9 +377,9 @@ class _Digest:
         elif kind is functools.partial:
             self.put("partial")
             self.visit((value.func, value.args, sorted(value.keywords.items())))
-        elif kind in _COMPOUNDS:
+        elif kind in captures.COMPOUNDS:
             self.put(kind.__name__)
-            self.visit(_COMPOUNDS[kind](value))
+            self.visit(captures.COMPOUNDS[kind](value))
         else:
             self._other(value, kind)
 
@@ -662,7 +430,7 @@ class _Digest:
         elif type(value).__module__ in ("builtins", "abc"):
             self.put("class", value.__name__)
             self.visit(value.__bases__)
-            self.visit(dict(sorted(_own_attributes(value))))
+            self.visit(dict(sorted(captures.own_attributes(value))))
         else:
             raise _NoDigest  # what a metaclass of somebody else's keeps is not known
 
@@ -695,7 +463,7 @@ class _Digest:
         elif _is_numpy(value, "ndarray", "generic") and not value.dtype.hasobject and kind.__module__ == "numpy":
             self.put("array", repr((value.dtype, value.shape)))
             self.put("items", value.tobytes())
-        elif _goes_by_name(value, self._by_value):
+        elif captures.goes_by_name(value, self._by_value):
             self.put("name", f"{value.__module__}.{value.__qualname__}")
         else:
             raise _NoDigest
