@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -102,6 +103,19 @@ def limit_files(size_bytes: int, value_bytes: int) -> bytes:
     return b"v" * value_bytes
 
 
+def open_no_more(size: int) -> bytes:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    return bytes(size)
+
+
+def test_a_limit_of_descriptors_that_a_call_has_set_is_its_own_error(m: Manager, install: Callable[..., str]) -> None:
+    library = install(open_no_more, exec_mode="fork")
+    m.tune("max-losses", 0)
+    calls = [FunctionCall(library, "open_no_more", size) for size in (10, 10 * INLINE_LIMIT_BYTES)]
+    small, error = finish(m, *calls)
+    assert small == bytes(10) and isinstance(error, OSError) and "Too many open files" in str(error)
+
+
 def test_a_limit_of_files_does_not_concern_answers(m: Manager, install: Callable[..., str]) -> None:
     library = install(limit_files, exec_mode="fork")
     assert finish(m, FunctionCall(library, "limit_files", 0, 30_000)) == [b"v" * 30_000]
@@ -115,10 +129,16 @@ class Silent:
         pass
 
 
+class Deadly(Silent):
+    def flush(self) -> None:
+        sys.exit("flushed")
+
+
 def replace_stdout(log: str) -> str:
     with open(log, "a") as file:
         file.write("ran\n")
     sys.stdout = Silent()  # type: ignore[assignment]
+    sys.stderr = Deadly()  # type: ignore[assignment]
     return "ok"
 
 
@@ -189,3 +209,18 @@ def leave_many_orphans(count: int) -> int:
 def test_orphans_that_have_ended_are_gone_when_a_batch_is_over(m: Manager, install: Callable[..., str]) -> None:
     (slot,) = finish(m, FunctionCall(install(leave_many_orphans, exec_mode="fork"), "leave_many_orphans", 50))
     assert eventually(lambda: not children_of(slot))
+
+
+def leave_running() -> int:
+    return subprocess.Popen(["sleep", "60"], start_new_session=True).pid
+
+
+def test_a_task_ends_what_it_left_and_not_what_calls_before_it_left() -> None:
+    with Manager(local_cores=1) as m:
+        m.install_library(m.create_library_from_functions("calls", leave_running, exec_mode="fork"))
+        (before,) = finish(m, FunctionCall("calls", "leave_running"))
+        limited = FunctionCall("calls", "leave_running")
+        limited.set_time_max(30)
+        (inside,) = finish(m, limited)
+        assert Path(f"/proc/{before}").exists() and not Path(f"/proc/{inside}").exists()
+    assert eventually(lambda: not Path(f"/proc/{before}").exists())

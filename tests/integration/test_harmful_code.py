@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -257,7 +258,15 @@ def test_unpickling_that_never_ends_is_ended_by_the_limit_of_its_call(m: Manager
     assert values == list(range(1, 9))
 
 
-@pytest.mark.parametrize("harm", [fork, ignore_ends, start_thread])
+def close_descriptors() -> None:
+    os.closerange(3, 100)
+
+
+def allow_few_files() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
+
+
+@pytest.mark.parametrize("harm", [fork, ignore_ends, start_thread, close_descriptors, allow_few_files])
 def test_side_effects_of_unpickling_stay_with_the_call(m: Manager, harm: Callable[[], Any]) -> None:
     function = with_unpickled(harm)
     tasks = [PythonTask(function if number % 3 == 0 else add, number) for number in range(24)]
@@ -265,6 +274,19 @@ def test_side_effects_of_unpickling_stay_with_the_call(m: Manager, harm: Callabl
         task.set_cores(1)
     assert finish(m, *tasks) == list(range(1, 25))  # type: ignore[arg-type]
     assert [task.result for task in tasks] == ["success"] * 24
+
+
+def drop_variable() -> None:
+    os.environ.pop("DISPLAY", None)
+
+
+def test_a_variable_that_unpickling_drops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the second call on it was the slot that unpickled the code: there is no DISPLAY to take from a task any more."""
+    monkeypatch.setenv("DISPLAY", ":0")
+    with Manager(local_cores=1) as manager:
+        function = with_unpickled(drop_variable)
+        for number in range(4):
+            assert finish(manager, PythonTask(function, number)) == [number + 1]  # type: ignore[arg-type]
 
 
 def test_unpickling_that_ends_the_process(m: Manager) -> None:

@@ -16,8 +16,6 @@ from vinecore.wire.messages import Call, Result
 
 # The number of a child, so that an older answer is not taken for its. The head is written last: half an answer does not count.
 _HEAD = struct.Struct("<QQBQQ?")
-# Room for the longest error, with the text of its traceback. Only pages that were written take memory.
-_ERROR_BYTES = payloads.ERROR_LIMIT_BYTES + 8 * payloads.TEXT_LIMIT_CHARACTERS
 # The memory is given back when an answer was larger.
 _KEEP_BYTES = 1 << 16
 
@@ -30,7 +28,8 @@ class Answers:
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._map = mmap.mmap(-1, _HEAD.size + max(limit_bytes, _ERROR_BYTES))
+        # Only pages that were written take memory.
+        self._map = mmap.mmap(-1, _HEAD.size + max(limit_bytes, payloads.ENCODED_ERROR_LIMIT_BYTES))
 
     def leave(self, number: int, result: Result, is_harmless: bool) -> None:
         """In a child: its Result, and whether the code that it unpickled may be unpickled in the slot."""

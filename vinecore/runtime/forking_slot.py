@@ -18,7 +18,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from time import perf_counter
 
@@ -34,6 +34,7 @@ from vinecore.runtime.lifeline import adopt_orphans
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box, read_regular
 from vinecore.runtime.slot import Broken, Codes, MissingInput, Slot
+from vinecore.runtime.strays import end_stray
 from vinecore.runtime.streams import flush_streams
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Report, Result, Sandbox
@@ -165,7 +166,9 @@ class ForkingSlot(Slot):
             process = os.getpid()
             self._unpickle(call)
             if os.getpid() != process:
-                os._exit(0)  # a child that the code forked, this time, came back here
+                end_stray()  # this time the code has forked
+            # It may have set variables.
+            self._environment = dict(os.environ)
             if isinstance(codes[call.code_id], Broken):
                 del codes[call.code_id]
                 codes.waiting[call.code_id] = message
@@ -189,13 +192,19 @@ class ForkingSlot(Slot):
     def _try_code(self, call: Call) -> bool:
         """In a child: unpickle what its call needs; True when that left nothing behind which the slot must not have."""
         process = os.getpid()
+        opened, limits = _descriptors(), _limits()
         self._unpickle(call)
         if os.getpid() != process:
-            os._exit(0)  # a child that the code forked came back here
-        # A process with threads must not fork, one that ignores SIGCHLD does not hear of the ends of its children, and a child
-        # that was forked there would take part in the slot's work.
-        is_alone = not threads_beside() and not _children()
-        return self._late is None and is_alone and signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+            end_stray()
+        if self._late is not None or signal.getsignal(signal.SIGCHLD) != signal.SIG_DFL:
+            return False  # a process that ignores SIGCHLD does not hear of the ends of its children
+        try:
+            # The slot needs its descriptors, and room for more.
+            is_whole = opened <= _descriptors() and limits == _limits()
+        except OSError:
+            return False
+        # A process with threads must not fork, and a child that was forked there would take part in the slot's work.
+        return is_whole and not threads_beside() and not _children()
 
     def _watch(self) -> None:
         """No helper thread: a process that forks must not have any. Who waits for a child sends what a long call holds up."""
@@ -305,6 +314,7 @@ class ForkingSlot(Slot):
         result.report = report
 
     def _command(self, call: Call, spec: Sandbox, box: Box, limits: Limits) -> tuple[Result, Report]:
+        others = _adopted()
         pid = self._spawn(spec.command, box)
         outcome = ""
         try:
@@ -313,7 +323,7 @@ class ForkingSlot(Slot):
         finally:
             kill_group(pid)
             _, status = os.waitpid(pid, 0)
-            _end_adopted()
+            _end_adopted(others)
             self.guard.group[0] = 0
         code = os.waitstatus_to_exitcode(status)
         exit_code = 9 if outcome else (-code if code < 0 else code)
@@ -368,6 +378,7 @@ class ForkingSlot(Slot):
         # Only what differs: setting every variable again in the child takes as long as the fork.
         have = self._environment
         changes = [(name, value) for name, value in box.variables().items() if have.get(name) != value]
+        others = _adopted()
         pid = lean_fork()
         if pid == 0:
             self._child(call, box, changes)
@@ -379,7 +390,7 @@ class ForkingSlot(Slot):
             # It may not have left the slot's group yet.
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
-            _end_adopted()
+            _end_adopted(others)
             self.guard.group[0] = 0
         result = None if outcome else self._answer(call)
         if result is None:
@@ -466,7 +477,7 @@ def _enter(box: Box, changes: Iterable[tuple[str, str | None]]) -> None:
     os.chdir(box.path)
     for name, value in changes:
         if value is None:
-            del os.environ[name]
+            os.environ.pop(name, None)
         else:
             os.environ[name] = value
     output = os.open(STDOUT, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -478,12 +489,19 @@ def _enter(box: Box, changes: Iterable[tuple[str, str | None]]) -> None:
     os.close(nothing)
 
 
-def _end_adopted() -> None:
-    """End whatever a task left behind: orphans of its processes are children of this one."""
+def _end_adopted(others: Collection[int]) -> None:
+    """End whatever a task left behind: orphans of its processes are children of this one.
+
+    Parameters:
+        others: children that were here before it: calls without a sandbox may leave some running.
+    """
     for _ in range(_END_ROUNDS):
         if not _reap_adopted():
             return
-        for pid in _children():
+        ours = [pid for pid in _children() if pid not in others]
+        if not ours:
+            return
+        for pid in ours:
             try:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -499,6 +517,20 @@ def _reap_adopted() -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def _adopted() -> Collection[int]:
+    """Orphans that live."""
+    return _children() if _reap_adopted() else ()
+
+
+def _descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def _limits() -> bytes:
+    with open("/proc/self/limits", "rb") as file:
+        return file.read()
 
 
 def _children() -> list[int]:

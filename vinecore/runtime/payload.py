@@ -44,12 +44,17 @@ MAP_MIN_BYTES = 64 * 1024  # smaller files are read: a mapping costs several sys
 # Larger exceptions travel as text only; must stay below what one control frame may carry.
 ERROR_LIMIT_BYTES = 1024 * 1024
 TEXT_LIMIT_CHARACTERS = 64 * 1024
+# What encode_error returns at most: a pickle and six texts of four bytes a character, each with a line about what was left out.
+ENCODED_ERROR_LIMIT_BYTES = ERROR_LIMIT_BYTES + 6 * 4 * (TEXT_LIMIT_CHARACTERS + 128)
 # Containers longer than this are not looked through for atomic content; moving it moves time between the two picklers only.
 PLAIN_LIMIT_COUNT = 64
 IOV_LIMIT_COUNT = 1024  # buffers that one writev may carry on Linux and macOS
 # How deep, and among how many siblings, an error message looks for the object at fault.
 BLAME_DEPTH = 8
 BLAME_WIDTH = 1000
+
+# The usual reason, for users.
+_PLAIN_FILE = "; if it is a file that a task wrote, give it to the call with add_input(file, name) instead of as an argument"
 
 _HEAD = struct.Struct("<4sIQ")
 _PROTOCOL = 5
@@ -215,7 +220,7 @@ def decode(data: bytes | bytearray | memoryview | mmap.mmap) -> object:
         Exception: whatever unpickling raises (ImportError, errors of the user's own methods).
     """
     if len(data) == 0:
-        raise ProtocolError("a payload of no bytes is no value")
+        raise ProtocolError(f"an object of no bytes is no value{_PLAIN_FILE}")
     if data[0] == 0x80:
         return _loads(data)
     return _decode_container(memoryview(data))
@@ -223,7 +228,7 @@ def decode(data: bytes | bytearray | memoryview | mmap.mmap) -> object:
 
 def _decode_container(view: memoryview) -> object:
     if view.nbytes < _HEAD.size or view[:4] != MAGIC:
-        raise ProtocolError(f"a payload that begins with {bytes(view[:8])!r} is neither a pickle nor a container")
+        raise ProtocolError(f"an object that begins with {bytes(view[:8])!r} is no value{_PLAIN_FILE}")
     _, buffer_count, pickle_bytes = _HEAD.unpack_from(view)
     start = _HEAD.size + 8 * buffer_count
     if start > view.nbytes:
@@ -452,6 +457,8 @@ def describe(error: BaseException) -> str:
 def encode_error(error: BaseException, note: str = "") -> bytes:
     """Return an exception with its traceback's text as bytes; what cannot be pickled and rebuilt travels as text. Never raises.
 
+    At most ``ENCODED_ERROR_LIMIT_BYTES``.
+
     Parameters:
         error: the exception, with its traceback as far as there is one.
         note: a line for people, added below the traceback.
@@ -462,10 +469,8 @@ def encode_error(error: BaseException, note: str = "") -> bytes:
     pickled, reason = _pickle_error(error)
     if pickled is not None and reason:
         text = f"{text.rstrip()}\n{reason}\n"
-    kind = type(error)
-    return _dumps(
-        (pickled, text, type_name_of(kind), _safe_text(str, error), _safe_text(repr, error), _notes_of(error), reason), _PROTOCOL
-    )
+    texts = text, type_name_of(type(error)), _safe_text(str, error), _safe_text(repr, error)
+    return _dumps((pickled, *map(_exact, texts), _notes_of(error), _exact(reason)), _PROTOCOL)
 
 
 def decode_error(data: bytes | memoryview) -> BaseException:
@@ -529,8 +534,20 @@ def _travels(value: object) -> bool:
 
 
 def _notes_of(error: BaseException) -> list[str]:
+    """Its notes, as many as are together no longer than one text may be, and a line that says how many were left out."""
     notes = getattr(error, "__notes__", None)
-    return [_exact(note) for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+    taken: list[str] = []
+    room = TEXT_LIMIT_CHARACTERS
+    texts = [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+    for position, note in enumerate(texts):
+        text = _exact(note)
+        # A list item costs some bytes too.
+        room -= len(text) + 8
+        if room < 0 and taken:
+            taken.append(f"... {len(texts) - position} notes left out ...")
+            break
+        taken.append(text)
+    return taken
 
 
 def _exact(text: str) -> str:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from vinecore.errors import UnpicklableError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime import vertex as vertices
+from vinecore.runtime.strays import end_stray
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
 from vinecore.wire.messages import Call, Done, Result
@@ -183,6 +184,8 @@ class Slot:
         # Values of the running batch that went into the store, by task id.
         self.stored: dict[int, str] = {}
         self.out: list[Result] = []
+        # Of their values: bounds a frame.
+        self.out_bytes = 0
         self.out_lock = allocate_lock()
         self.last_flush = 0.0
         self.writer = FrameWriter()
@@ -279,7 +282,8 @@ class Slot:
         result = self.execute(call)
         with self.out_lock:
             self.out.append(result)
-        if perf_counter() - self.last_flush > self.hold_s:
+            self.out_bytes += len(result.value)
+        if perf_counter() - self.last_flush > self.hold_s or self.out_bytes > messages.BATCH_LIMIT_BYTES:
             self.flush()
 
     def execute(self, call: Call) -> Result:
@@ -293,10 +297,10 @@ class Slot:
                 value = self.functions[call.code_id](*given[0], **given[1])
             else:
                 value = self.evaluate(call)
+            encoded = self.encode(call, value) if call.publish else b""
             if os.getpid() != process:
-                os._exit(0)  # a child that the call forked came back here: neither its value nor its answer counts
+                end_stray()  # neither its value nor its answer counts
             if call.publish:
-                encoded = self.encode(call, value)
                 result = self.publish(call, value, encoded)
             else:
                 result = Result(call.task_id, call.attempt, messages.OK_KEPT, 0)
@@ -308,7 +312,7 @@ class Slot:
             result = Result(call.task_id, call.attempt, messages.LOST, 0, str(error).encode())
         except BaseException as error:
             if os.getpid() != process:
-                os._exit(1)
+                end_stray(error)
             result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
         result.duration_us = int((perf_counter() - started) * 1e6)
         return result
@@ -443,7 +447,7 @@ class Slot:
                 os.unlink(aside)
             except FileNotFoundError:
                 pass
-            if error.errno == errno.EFBIG:
+            if error.errno in (errno.EFBIG, errno.EMFILE):
                 raise  # a limit that the call has set for its process: it would again
             raise NoRoom(f"its result could not be written: {error.strerror}") from None
         if call.index >= 0 and _is_inert(value):
@@ -467,7 +471,8 @@ class Slot:
     def report(self, result: Result, flush: bool) -> None:
         with self.out_lock:
             self.out.append(result)
-        if flush:
+            self.out_bytes += len(result.value)
+        if flush or self.out_bytes > messages.BATCH_LIMIT_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -476,6 +481,7 @@ class Slot:
             if self.out:
                 data = self.writer.write(messages.encode(Done(self.out)))
                 self.out = []
+                self.out_bytes = 0
                 self.sock.sendall(data)
             self.last_flush = perf_counter()
 

@@ -12,5 +12,6 @@ def flush_streams() -> None:
         try:
             if stream is not None:
                 stream.flush()
-        except Exception:
+        except BaseException:
+            # SystemExit too: here it would end a slot, or take a call's answer along.
             continue

@@ -11,6 +11,8 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
+from vinecore.errors import ProtocolError
+from vinecore.shell.own_words import STDERR, say
 from vinecore.wire.framing import FrameReader, FrameWriter
 from vinecore.wire.messages import CONTROL_FRAME_LIMIT_BYTES
 
@@ -62,9 +64,15 @@ class LocalLink:
             self.close()
             self.on_closed()
             return False
-        payloads = self.reader.feed(_buffer[:size_bytes])
-        if payloads:
-            self.on_payloads(payloads)
+        try:
+            payloads = self.reader.feed(_buffer[:size_bytes])
+            if payloads:
+                self.on_payloads(payloads)
+        except ProtocolError as error:
+            # User code has written into the socket, or forked a second writer: nothing that follows can be believed.
+            say(STDERR, f"vine_worker: a process of a library is ended, for what it sent cannot be read: {error}")
+            self.close()
+            self.on_closed()
         return not self.closed
 
     def read_rest(self) -> None:

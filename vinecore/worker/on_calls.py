@@ -12,6 +12,7 @@ from collections import deque
 from itertools import compress
 from operator import not_
 
+from vinecore.errors import ProtocolError
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
 from vinecore.worker import orders
@@ -287,7 +288,11 @@ def _send_code(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot, cod
 
 
 def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> None:
-    """Close the books of answered calls and pass their results on."""
+    """Close the books of answered calls and pass their results on.
+
+    Raises:
+        ProtocolError: these are not the calls that it was given, or not in that order.
+    """
     slot = state.slots.get(slot_id)
     if slot is None:
         return
@@ -301,6 +306,8 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
                 state.objects[f"{state.welcome.run}-{result.task_id}.{result.attempt}"] = result.size_bytes
             out.append(result)
             continue
+        if not outstanding or outstanding[0][0].task_id != result.task_id:
+            raise ProtocolError(f"a slot answered task {result.task_id}, which is not what it runs")
         call, group = outstanding.popleft()
         sequence = slot.first
         slot.first = sequence + 1
