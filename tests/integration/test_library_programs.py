@@ -4,11 +4,13 @@ replaced."""
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,63 @@ def test_failures_of_a_programs_functions(m: Manager, program: Callable[..., str
     assert finish(m, FunctionCall(library, "double", 1)) == [2]
     with pytest.raises(UsageError, match="a function's name has no blanks"):
         m.submit(FunctionCall(library, "two words"))
+
+
+@pytest.mark.parametrize("line", [b"1" * 5000 + b"\n", b"1" * 5000, b"hello", b"-5\n", "\u0663\n".encode(), b"\n"])
+def test_what_is_no_length_ends_the_program_and_loses_that_call(m: Manager, program: Callable[..., str], line: bytes) -> None:
+    """Python's int() refuses so many digits with an error like any call's: the program was kept, with the line still unread."""
+    library = program("lengths")
+    assert finish(m, FunctionCall(library, "double", 1)) == [2]
+    call = FunctionCall(library, "answer_with", line)
+    call.set_retries(1)
+    others = [FunctionCall(library, "double", number) for number in (2, 3)]
+    failure, *values = finish(m, call, *others)
+    assert isinstance(failure, SlotLost) and "where the length of a message is expected" in str(failure)
+    assert values == [4, 6]
+
+
+def test_a_length_may_have_leading_zeros(m: Manager, program: Callable[..., str]) -> None:
+    library = program("zeros")
+    call = FunctionCall(library, "answer_with", b"0000000005\n1 2 3")
+    call.set_retries(1)
+    (failure,) = finish(m, call)
+    assert isinstance(failure, SlotLost) and "b'1 2 3' instead of a task id and an exit status" in str(failure)
+
+
+@pytest.mark.parametrize("content", [pickle.dumps([1])[:-2], b"", b"garbage", b"cno_such_module\nf\n.", b"csys\nexit\n(I3\ntR."])
+def test_a_result_that_cannot_be_read(m: Manager, program: Callable[..., str], content: bytes) -> None:
+    library = program("unread")
+    (failure,) = finish(m, FunctionCall(library, "leave_file", content))
+    assert type(failure) is TaskFailed
+    assert "function 'leave_file' of library 'unread' ended with status 0 and left a result that cannot be read: " in str(failure)
+    assert "; it printed: leaving bytes" in str(failure)
+
+
+@contextmanager
+def no_output(how: str) -> Iterator[None]:
+    """The standard output of what is started meanwhile takes nothing. No fixture: pytest changes it after these."""
+    if how == "full":
+        useless = os.open("/dev/full", os.O_WRONLY)
+    else:
+        unread, useless = os.pipe()
+        os.close(unread)
+    ours = os.dup(1)
+    os.dup2(useless, 1)
+    os.close(useless)
+    try:
+        yield
+    finally:
+        os.dup2(ours, 1)
+        os.close(ours)
+
+
+@pytest.mark.parametrize("how", ["full", "closed"])
+def test_what_a_call_prints_where_nobody_takes_it(how: str) -> None:
+    with no_output(how), Manager(local_cores=1) as manager:
+        task = manager.create_library_from_command(PROGRAM, "prints")
+        task.add_input(manager.declare_buffer("prints"), "name.txt")
+        manager.install_library(task)
+        assert finish(manager, *[FunctionCall("prints", "join", "a", "b", sep="-") for _ in range(3)]) == ["a-b"] * 3
 
 
 def test_slots_of_a_program_run_at_the_same_time(m: Manager, program: Callable[..., str], tmp_path: Path) -> None:

@@ -62,6 +62,21 @@ def leave_pipes():
     os._exit(0)
 
 
+def leave_file(content):
+    """A result of these bytes, whatever they are."""
+    print("leaving bytes")
+    sys.stdout.flush()
+    with open("outfile", "wb") as file:
+        file.write(content)
+    os._exit(0)
+
+
+def answer_with(data):
+    """Write this where answers are expected, and no answer after it."""
+    os.write(int(os.environ["TEST_PROGRAM_ANSWERS"]), data)
+    time.sleep(600)
+
+
 def kill_program():
     os.kill(os.getppid(), signal.SIGKILL)
     os._exit(1)
@@ -128,6 +143,7 @@ def main():
         sys.exit(4)
     # Of the program itself: calls have their own.
     os.environ["TEST_PROGRAM_STDERR"] = str(os.dup(2))
+    os.environ["TEST_PROGRAM_ANSWERS"] = str(options.out_pipe_fd)
     if manner == "chatter":
         print("hello there")
         os.write(options.out_pipe_fd, b"hello there\n")

@@ -91,7 +91,7 @@ def local_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     import cloudpickle
 
     for name in made:
-        module = sys.modules.get(name)
+        module = sys.modules.get(name, ModuleType(name))
         if name in cloudpickle.list_registry_pickle_by_value():
             cloudpickle.unregister_pickle_by_value(module)
         sys.modules.pop(name, None)
@@ -425,6 +425,18 @@ def test_installed_modules_are_sent_by_name(
     finally:
         sys.modules.pop("vc_installed", None)
         captures._seen_modules.discard("vc_installed")
+
+
+@pytest.mark.parametrize("last", [[], ["vc_top"]])
+def test_a_local_module_that_replaces_another_is_noticed(local_module: Callable[[str, str], ModuleType], last: list[str]) -> None:
+    """There are as many modules as before; after the reload of a package with another part the last name is the same, too."""
+    for name in ("vc_first", "vc_second"):
+        for taken in ("vc_first", *last):
+            sys.modules.pop(taken, None)
+        for module in (name, *last):
+            local_module(module, "def run(): return 1\n")
+        captures.register_local_modules()
+        assert name in captures.by_value_modules()
 
 
 def test_our_own_packages_and_the_standard_library_are_never_sent_by_value() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vinecore.runtime import payload as payloads
+from vinecore.runtime import program_slot
 from vinecore.runtime.slot import Slot
 from vinecore.wire import messages
 
@@ -45,3 +46,26 @@ def test_an_oserror_of_the_function_is_its_own(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     assert slot_in(tmp_path, fails).execute(call()).status == messages.RAISED
+
+
+def test_a_program_is_given_up_whatever_goes_wrong_with_asking_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept, its answer to this call would be the next one's."""
+
+    class Program:
+        name = "library"
+
+        def __init__(self, begin: messages.Begin) -> None:
+            pass
+
+        def call(self, *_: object) -> int:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(program_slot, "Program", Program)
+    monkeypatch.setattr(program_slot, "Guard", lambda path: None)
+    (tmp_path / "store").mkdir()
+    begin = messages.Begin(1, "library", b"", [], str(tmp_path / "store"), "r", 1000)
+    slot = program_slot.ProgramSlot(None, memoryview(bytearray(16)), begin, {})  # type: ignore[arg-type]
+    slot.learn(messages.SlotCode(7, b"double", False))
+    with pytest.raises(program_slot.ProgramFailed, match=r"talking to the program raised OSError: .*Too many open files"):
+        slot.execute(call())
+    assert list(slot.sandboxes.iterdir()) == []

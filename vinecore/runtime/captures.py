@@ -86,16 +86,24 @@ def is_within(module_name: str, packages: frozenset[str]) -> bool:
 
 _registration = allocate_lock()
 _seen_modules: set[str] = set()
+# A look goes over all modules, so there is one only when their number has changed, or which of them came last. Not noticed:
+# as many taken out as put in with the same one last as before, or another module put under a name that is there.
 _seen_count = -1
+_seen_last: object = None
 
 
 def register_local_modules() -> None:
     """Have the functions and classes of every local module imported so far sent by value (module docstring)."""
-    global _seen_count
+    global _seen_count, _seen_last
+    try:
+        if len(sys.modules) == _seen_count and next(reversed(sys.modules.values())) is _seen_last:
+            return
+    except RuntimeError:
+        # Another thread has just imported something.
+        pass
+    # Not before: this is called for each function that is pickled.
     import cloudpickle
 
-    if len(sys.modules) == _seen_count:
-        return
     with _registration:
         loaded = sys.modules.copy()
         fresh = [name for name in loaded if name not in _seen_modules]
@@ -107,7 +115,7 @@ def register_local_modules() -> None:
             if not is_within(name, mapped) and _root_of(name, str(loaded[name].__file__)) not in roots:
                 cloudpickle.register_pickle_by_value(loaded[name])
         _seen_modules.update(fresh)
-        _seen_count = len(loaded)
+        _seen_count, _seen_last = len(loaded), next(reversed(loaded.values()))
 
 
 def _may_be_local(name: str, module: object) -> bool:

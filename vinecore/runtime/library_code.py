@@ -10,6 +10,7 @@ import importlib
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from vinecore.wire.messages import CONTEXT, FOUND, NAMED, UNPICKLE, Begin
 _SAFE_NAMES = frozenset({"jemalloc_bg_thd"})
 # Names in the text that says why; more say nothing more.
 _NAMES_SHOWN = 5
+# Pauses between looks for threads that are ending; longer: libraries with threads that Python does not know start later.
+_PAUSES_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 
 
 def import_quietly(names: Iterable[str]) -> list[str]:
@@ -69,33 +72,52 @@ def load_functions(begin: Begin, tell: Callable[[int, str], None] | None = None)
 
 
 def threads_beside() -> list[str]:
-    """Names of the threads that forbid a fork: all but the main one and pools known to survive it (arrow, OpenBLAS)."""
+    """Names of the threads that forbid a fork: all but the main one and pools known to survive it (arrow, OpenBLAS).
+
+    One look, as children of calls ask too: a thread that was joined just now may still be among them.
+    """
+    known, others = _look_for_threads()
+    return sorted(known + others)
+
+
+def _look_for_threads() -> tuple[list[str], list[str]]:
+    """Names of those of Python's ``threading``, and of those that it does not know (any more)."""
     main = os.getpid()
     tasks = os.listdir("/proc/self/task")
     if len(tasks) == 1:
-        return []
+        return [], []
     # Not at the top: see fork_hooks.
     import threading
 
     python = {t.native_id: t.name for t in threading.enumerate() if t is not threading.main_thread()}
-    names = []
+    known, others = [], []
     for entry in tasks:
         thread_id = int(entry)
         if thread_id == main:
             continue
         if thread_id in python:
-            names.append(python[thread_id])
+            known.append(python[thread_id])
             continue
         name = _name_of(thread_id)
         # Threads of those pools carry the name of the process.
         if name and name not in _SAFE_NAMES and not (name == _name_of(main) and _has_known_pools()):
-            names.append(name)
-    return sorted(names)
+            others.append(name)
+    return known, others
 
 
 def why_unsafe() -> str:
-    """Why this process must not fork; empty when it may."""
-    names = threads_beside()
+    """Why this process must not fork; empty when it may.
+
+    A thread that Python does not know is one of native code, or was joined just now: the kernel lists it a moment longer. Which
+    of these it is shows when it stays.
+    """
+    known, others = _look_for_threads()
+    for pause_s in _PAUSES_S:
+        if not others:
+            break
+        time.sleep(pause_s)
+        known, others = _look_for_threads()
+    names = sorted(known + others)
     if not names:
         return ""
     shown = ", ".join(names[:_NAMES_SHOWN]) + (" ..." if len(names) > _NAMES_SHOWN else "")

@@ -47,6 +47,8 @@ END_WAIT_MS = 1000
 WORDS_WAIT_S = 1.0
 # Longer messages of a program are no protocol.
 _MESSAGE_LIMIT_BYTES = 1 << 16
+# A length may have leading zeros; higher: from 4300 digits on int() raises something else than what it is told here.
+_LENGTH_DIGITS = 20
 # What a call printed, as far as it is passed on.
 _OUTPUT_LIMIT_BYTES = 1 << 16
 
@@ -132,7 +134,7 @@ class Program:
         try:
             about = json.loads(said)
             right = isinstance(about, dict) and all(about.get(key) == value for key, value in expected.items())
-        except ValueError:
+        except (ValueError, RecursionError):
             right = False
         if not right:
             raise ProgramFailed(
@@ -145,7 +147,7 @@ class Program:
         Raises:
             ProgramFailed: it ended, or answered something else.
         """
-        line = f"{task_id} {function} {sandbox} {stdout}".encode()
+        line = os.fsencode(f"{task_id} {function} {sandbox} {stdout}")
         data = memoryview(b"%d\n%s" % (len(line), line))
         try:
             while data:
@@ -167,14 +169,15 @@ class Program:
         while not found or len(self._received) < len(head) + 1 + self._length(head):
             self._read(deadline)
             head, found, _ = self._received.partition(b"\n")
-            if not found and len(self._received) > len(str(_MESSAGE_LIMIT_BYTES)):
-                self._length(self._received)
+            if not found:
+                # What cannot become a length is refused now: the rest of the line may never come.
+                self._length(head)
         end = len(head) + 1 + self._length(head)
         message, self._received = self._received[len(head) + 1 : end], self._received[end:]
         return message
 
     def _length(self, head: bytes) -> int:
-        if not head.isdigit() or int(head) > _MESSAGE_LIMIT_BYTES:
+        if len(head) > _LENGTH_DIGITS or not head.isdigit() or int(head) > _MESSAGE_LIMIT_BYTES:
             raise ProgramFailed(f"the program wrote {head[:200]!r} where the length of a message is expected")
         return int(head)
 
@@ -250,12 +253,13 @@ class ProgramSlot(Slot):
             Path(sandbox, "infile").write_bytes(payloads.dump({"fn_args": args, "fn_kwargs": kwargs}))
             try:
                 status = self.program.call(self.task_id, name, sandbox, stdout)
-            except ProgramFailed as error:
-                self.failure = error
+            except BaseException as error:
+                # Whatever it was, the program goes: it may have more to say, which the next call would take for its answer.
+                what = f"talking to the program raised {type(error).__name__}: {error}"
+                self.failure = error if isinstance(error, ProgramFailed) else ProgramFailed(what)
                 raise
             output = _beginning(Path(stdout))
-            if output:
-                os.write(1, output)
+            _print(output)
             return self._value(name, Path(sandbox, "outfile"), status, output)
         finally:
             remove_tree(sandbox)
@@ -267,6 +271,10 @@ class ProgramSlot(Slot):
             left: Any = pickle.loads(read_regular(file))
         except FileNotFoundError:
             raise TaskFailed(f"{who} ended with status {status} and left no result{printed}") from None
+        except BaseException as error:
+            # Unpickling may raise anything, also SystemExit.
+            why = f"{type(error).__name__}: {error}"
+            raise TaskFailed(f"{who} ended with status {status} and left a result that cannot be read: {why}{printed}") from None
         if not isinstance(left, dict) or "Success" not in left:
             raise TaskFailed(f"{who} left a result without 'Success', 'Result' and 'Reason'")
         if not left["Success"]:
@@ -279,3 +287,12 @@ def _beginning(file: Path) -> bytes:
         return read_regular(file, _OUTPUT_LIMIT_BYTES)
     except FileNotFoundError:
         return b""
+
+
+def _print(output: bytes) -> None:
+    """Pass on what a call printed. If nobody reads it, or the disk is full, it is dropped: no fault of the call."""
+    try:
+        while output:
+            output = output[os.write(1, output) :]
+    except OSError:
+        return
