@@ -168,6 +168,29 @@ def test_a_program_that_dies_is_started_again(m: Manager, program: Callable[...,
     assert finish(m, FunctionCall(library, "who"))[0][1] != before
 
 
+def test_a_workspace_with_a_blank_in_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a blank").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "a blank"))
+    with Manager(local_cores=1) as m:
+        task = m.create_library_from_command(PROGRAM, "blank")
+        task.add_input(m.declare_buffer("blank"), "name.txt")
+        m.install_library(task)
+        (failure,) = finish(m, FunctionCall("blank", "double", 1))
+    assert isinstance(failure, LibraryFailed) and "has a blank in it" in str(failure) and "--workspace" in str(failure)
+
+
+def test_a_program_that_dies_while_a_child_has_its_pipes(m: Manager, program: Callable[..., str]) -> None:
+    """Its end is noticed, though the pipe for answers stays open."""
+    library = program("daemon")
+    call = FunctionCall(library, "live_on_and_kill_program")
+    m.tune("max-losses", 0)
+    try:
+        (failure,) = finish(m, call)
+    finally:
+        m.tune("max-losses", 5)
+    assert isinstance(failure, SlotLost) and "the program was killed by SIGKILL" in str(failure)
+
+
 def test_the_last_words_of_a_program_that_dies_in_a_call(m: Manager, program: Callable[..., str]) -> None:
     """More than the error takes: what is cut is the beginning."""
     words = FunctionCall(program("speaks"), "say_and_kill_program", "é" * 99 + "\n", 5000)

@@ -82,6 +82,11 @@ def kill_program():
     os._exit(1)
 
 
+def live_on_and_kill_program():
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+
 def say_and_kill_program(words, times):
     os.write(int(os.environ["TEST_PROGRAM_STDERR"]), words.encode() * times)
     kill_program()

@@ -129,6 +129,11 @@ class Program:
         self._words.start()
         os.close(theirs_in)
         os.close(theirs_out)
+        # Its end shows here too, when something that it started lives on with the pipes.
+        self._handle = os.pidfd_open(self.pid)
+        self._poll = select.poll()
+        self._poll.register(self._answers, select.POLLIN)
+        self._poll.register(self._handle, select.POLLIN)
         said = self._receive(time.monotonic() + START_LIMIT_S)
         expected = {"name": begin.name, "taskid": begin.library_id, "exec_mode": begin.exec_mode}
         try:
@@ -182,12 +187,13 @@ class Program:
         return int(head)
 
     def _read(self, deadline: float | None) -> None:
-        if deadline is not None:
-            poll = select.poll()
-            poll.register(self._answers, select.POLLIN)
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                said = self._words.last_text(0)
-                raise ProgramFailed(f"the program did not say within {START_LIMIT_S:g} s that it is ready{said}")
+        wait_ms = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = dict(self._poll.poll(wait_ms))
+        if not ready:
+            said = self._words.last_text(0)
+            raise ProgramFailed(f"the program did not say within {START_LIMIT_S:g} s that it is ready{said}")
+        if self._answers not in ready:
+            raise ProgramFailed(self._end_text())
         data = os.read(self._answers, _MESSAGE_LIMIT_BYTES)
         if not data:
             raise ProgramFailed(self._end_text())
@@ -195,12 +201,9 @@ class Program:
 
     def _end_text(self) -> str:
         """How it ended, and its last words; one that only closed its pipes is ended."""
-        handle = os.pidfd_open(self.pid)
         poll = select.poll()
-        poll.register(handle, select.POLLIN)
-        has_ended = poll.poll(END_WAIT_MS)
-        os.close(handle)
-        if has_ended:
+        poll.register(self._handle, select.POLLIN)
+        if poll.poll(END_WAIT_MS):
             how = end_text(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
         else:
             # Something that it started may have the pipes, or it closed them.
@@ -223,6 +226,11 @@ class ProgramSlot(Slot):
         # The call that runs.
         self.task_id = 0
         self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
+        if len(str(self.sandboxes).split()) > 1:
+            raise ProgramFailed(
+                f"the path of the worker's workspace has a blank in it ({self.sandboxes.parent}), and library programs are told "
+                "their directories between blanks: start the worker with another --workspace (or TMPDIR)"
+            )
         self.sandboxes.mkdir(mode=0o700)
         self.guard = Guard(str(self.sandboxes))
         self.program = Program(begin)
