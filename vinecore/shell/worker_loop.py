@@ -34,14 +34,14 @@ from vinecore.shell.process_tree import ProcessTree
 from vinecore.shell.secrets import awaited_secret, load_secret, secret_for_worker
 from vinecore.shell.store import Store, sweep_dead_workspaces
 from vinecore.shell.stream import Link
-from vinecore.shell.tls import CONTROL_PREAMBLE, GO_AHEAD, Identity, binding_of, client_context
+from vinecore.shell.tls import CONTROL_PREAMBLE, GO_AHEAD, Identity, binding_of, client_context, is_server_name
 from vinecore.shell.transfer_threads import TransferThreads
 from vinecore.wire import messages
 from vinecore.wire.handshake import HANDSHAKE_TIMEOUT_S, Dialer
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
 
-__all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "awaited_secret", "count_gpus", "say", "secret_for_worker"]
+__all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "awaited_secret", "count_gpus", "is_server_name", "say", "secret_for_worker"]
 
 # A worker that leaves waits this long for its manager to fetch what only it holds; batch systems kill after about 30 s.
 HANDOVER_S = 5.0
