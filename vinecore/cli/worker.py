@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
             cores=_amount("cores", options.cores) or 0,
             memory_mb=_amount("memory", options.memory) or 0,
             disk_mb=_amount("disk", options.disk) or 0,
-            gpus=count_gpus() if gpus is None else gpus,
+            gpus=count_gpus(early_signals) if gpus is None else gpus,
             # After the sizes: what is wrong with the command line itself is told first.
             secret=_secret(options),
             awaited_secret=options.awaited_secret,

@@ -29,6 +29,7 @@ from vinecore.shell.machine_id import machine_id
 from vinecore.shell.manager_dial import ManagerDial, Way
 from vinecore.shell.own_words import STDERR, STDOUT, say
 from vinecore.shell.peer_server import PeerServer
+from vinecore.shell.process import kill_group
 from vinecore.shell.process_tree import ProcessTree
 from vinecore.shell.secrets import awaited_secret, load_secret, secret_for_worker
 from vinecore.shell.store import Store, sweep_dead_workspaces
@@ -47,6 +48,9 @@ HANDOVER_S = 5.0
 SECRET_LOOK_S = 0.5
 # How often the worker looks whether its manager is silent, its workspace is gone or it has been idle for too long.
 LOOK_S = 5.0
+# The vendor's tool that lists GPUs may hang. Meanwhile signals are looked for so often: they are only noted.
+GPU_LIMIT_S = 10.0
+GPU_LOOK_S = 0.1
 # When these tell of an end or a failure, that may be because the workspace is gone; all of them are rare.
 _NEED_STORE = (events.HostSaid, events.HostGone, events.SlotGone, events.ObjectFailed)
 
@@ -478,13 +482,28 @@ class WorkerLoop:
         self._handle(event)
 
 
-def count_gpus() -> int:
-    """Number of GPUs that the vendor's tool lists; 0 without the tool."""
+def count_gpus(signals: list[int]) -> int:
+    """Number of GPUs that the vendor's tool lists; 0 without the tool, if it takes too long, or once a signal has come."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0
+    until = time.monotonic() + GPU_LIMIT_S
     try:
-        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        process = subprocess.Popen(
+            [tool, "-L"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            process_group=0,
+        )
+    except OSError:
         return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+    with process:
+        while not signals and time.monotonic() < until:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                listed, _ = process.communicate(timeout=GPU_LOOK_S)
+                return sum(line.startswith("GPU ") for line in listed.splitlines())
+        kill_group(process.pid)
+    return 0
