@@ -135,6 +135,14 @@ def test_version() -> None:
         ("::1:9123", "write an IPv6 address as [ADDRESS]:PORT"),
         ("one two three", "give HOST PORT or HOST:PORT, not 3 words: one two three"),
         (";", "no manager was named"),
+        (f"localhost {'1' * 5000}", f"'localhost:{'1' * 49}... is no HOST:PORT with a port from 1 to 65535"),
+        (".a..b 9123", "'.a..b' is no name of a host: the parts between its dots have 1 to 63 characters each"),
+        (f"127.0.0.1:1;{'x' * 64}:1", f"'{'x' * 59}... is no name of a host"),
+        ("localhost 9123 --tls-sni=", "--tls-sni takes the name of a server, not '' (leave it out for none)"),
+        ("localhost 9123 --tls-sni ..bad..", "--tls-sni takes the name of a server, not '..bad..'"),
+        ("localhost 9123 --tls-sni .x", "--tls-sni takes the name of a server, not '.x'"),
+        (f"localhost 9123 --tls-sni {'x' * 300}", f"--tls-sni takes the name of a server, not '{'x' * 59}..."),
+        (f"localhost 9123 --tls-sni {'xxx.' * 75}x", f"--tls-sni takes the name of a server, not '{'xxx.' * 14}xxx..."),
         ("localhost 9123 --cores 0", "--cores takes a whole number from 1 to 2048 or 'all', not '0'"),
         ("localhost 9123 --cores two", "--cores takes a whole number from 1 to 2048 or 'all', not 'two'"),
         ("localhost 9123 --cores 2049", "--cores takes a whole number from 1 to 2048 or 'all', not '2049'"),
@@ -165,6 +173,7 @@ def test_bad_command_lines(start: Callable[..., Worker], words: str, told: str) 
     worker = start(*words.split())
     assert worker.ended() == 2
     assert told in worker.err and "Traceback" not in worker.err
+    assert worker.err.count("\n") == 1 or worker.err.startswith("usage: ")
     assert list(worker.tmp.iterdir()) == []
 
 

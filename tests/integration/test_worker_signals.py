@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -123,3 +125,25 @@ def test_a_worker_below_nohup_outlives_its_terminal(start: Callable[..., Worker]
         assert finish(manager, FunctionCall("lib", "add", 1)) == [2]
         worker.process.terminate()
         assert worker.ended() == 0
+
+
+def test_a_signal_while_the_gpus_are_counted(start: Callable[..., Worker], tmp_path: Path) -> None:
+    """The tool that lists them hangs, with a child that has its pipe too."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    os.mkfifo(tmp_path / "gate")
+    tool.write_text(f"#!/bin/sh\n(read line < {tmp_path}/gate)\n")
+    tool.chmod(0o755)
+    worker = start("127.0.0.1", free_port(), "--no-authentication", PATH=f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
+    # Opened: it waits there.
+    gate = os.open(tmp_path / "gate", os.O_WRONLY)
+    try:
+        worker.process.terminate()
+        assert worker.ended(5.0) == 0 and worker.err == ""
+        assert worker.out == "vine_worker: got SIGTERM before a manager answered\n"
+        nobody = select.poll()
+        nobody.register(gate, 0)
+        assert nobody.poll(5000) == [(gate, select.POLLERR)], "the child still waits"
+    finally:
+        os.close(gate)
+    assert list(worker.tmp.iterdir()) == []

@@ -77,7 +77,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--ssl", action="store_true", help="encrypt the link; needed when the manager was started with ssl=")
     where.add_argument(
         "--tls-sni",
-        default="",
+        default=None,
         metavar="NAME",
         help="name of the server told in the TLS handshake, if a proxy asks for it (implies --ssl)",
     )
@@ -123,7 +123,7 @@ def parse_managers(words: list[str]) -> list[tuple[str, int]]:
     """Addresses out of ``HOST PORT`` or ``HOST:PORT[;HOST:PORT...]``.
 
     Raises:
-        UsageError: a port is missing or no number from 1 to 65535.
+        UsageError: a port is missing or no number from 1 to 65535, or a host's name can be nobody's.
     """
     texts = (
         [f"[{words[0]}]:{words[1]}" if ":" in words[0] else f"{words[0]}:{words[1]}"] if len(words) == 2 else words[0].split(";")
@@ -132,10 +132,21 @@ def parse_managers(words: list[str]) -> list[tuple[str, int]]:
         raise UsageError(f"give HOST PORT or HOST:PORT, not {len(words)} words: {' '.join(words)}")
     found = []
     for text in filter(None, texts):
-        match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]+)):(\d+)", text.strip())
+        # Long ports are not even read: Python refuses to.
+        match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:]+)):0*([0-9]{1,5})", text.strip())
         if match is None or not 1 <= int(match[3]) <= 65535:
-            raise UsageError(f"{text!r} is no HOST:PORT with a port from 1 to 65535 (write an IPv6 address as [ADDRESS]:PORT)")
-        found.append((match[1] or match[2], int(match[3])))
+            raise UsageError(
+                f"{shown(text)} is no HOST:PORT with a port from 1 to 65535 (write an IPv6 address as [ADDRESS]:PORT)"
+            )
+        host = match[1] or match[2]
+        try:
+            # As whoever looks it up does.
+            host.encode("idna")
+        except UnicodeError:
+            raise UsageError(
+                f"{shown(host)} is no name of a host: the parts between its dots have 1 to 63 characters each"
+            ) from None
+        found.append((host, int(match[3])))
     if not found:
         raise UsageError("no manager was named: give HOST PORT")
     return found
@@ -176,15 +187,20 @@ def _check_times(options: argparse.Namespace) -> None:
 
 
 def _check_names(options: argparse.Namespace) -> None:
-    """Empty names of files are refused: they would mean the current directory.
+    """Empty names are refused: of files they would mean the current directory, of a server that none was given.
 
     Raises:
-        UsageError: one is empty.
+        UsageError: one is empty, or can be no server's.
     """
     if options.workspace == "":
         raise UsageError("--workspace takes the name of a directory, not '' (the current one is '.')")
     if options.password == "":
         raise UsageError("--password takes the name of a file, not '' (leave it out and the user's own secret file is used)")
+    if options.tls_sni is not None:
+        from vinecore.shell.worker_loop import is_server_name
+
+        if not is_server_name(options.tls_sni):
+            raise UsageError(f"--tls-sni takes the name of a server, not {shown(options.tls_sni)} (leave it out for none)")
 
 
 def _secret(options: argparse.Namespace) -> bytes | None:
@@ -248,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
             cores=_amount("cores", options.cores) or 0,
             memory_mb=_amount("memory", options.memory) or 0,
             disk_mb=_amount("disk", options.disk) or 0,
-            gpus=count_gpus() if gpus is None else gpus,
+            gpus=count_gpus(early_signals) if gpus is None else gpus,
             # After the sizes: what is wrong with the command line itself is told first.
             secret=_secret(options),
             awaited_secret=options.awaited_secret,
@@ -262,8 +278,8 @@ def main(argv: list[str] | None = None) -> int:
             single_shot=options.single_shot,
             embedded=embedded,
             lifeline_fd=options.lifeline_fd,
-            tls=options.ssl or bool(options.tls_sni),
-            tls_name=options.tls_sni,
+            tls=options.ssl or options.tls_sni is not None,
+            tls_name=options.tls_sni or "",
             debug=options.debug is not None,
             quiet=embedded,
             end_signals=end_signals,

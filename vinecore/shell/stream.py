@@ -187,7 +187,8 @@ class Link(asyncio.BufferedProtocol):
         """Write what has gathered, at once."""
         if self._out:
             out, self._out = self._out, []
-            if not self.lost and self.transport is not None:
+            # A write that fails is reported in the loop's next turn; asyncio logs those that come before.
+            if not self.lost and self.transport is not None and not self.transport.is_closing():
                 self.transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def close(self) -> None:

@@ -49,6 +49,15 @@ def client_context() -> ssl.SSLContext:
     return context
 
 
+def is_server_name(name: str) -> bool:
+    """Whether a dialler could tell it in the handshake."""
+    try:
+        client_context().wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+    except (ValueError, ssl.SSLError):
+        return False
+    return bool(name)
+
+
 def binding_of_file(certificate_path: str | os.PathLike[str]) -> bytes:
     """Hash of our own certificate, as the other side sees it."""
     return binding_of(ssl.PEM_cert_to_DER_cert(_first_certificate(Path(certificate_path).read_text())))

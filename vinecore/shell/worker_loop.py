@@ -18,39 +18,39 @@ import platform
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vinecore.errors import AuthenticationError, PeerError, ProtocolError, VersionError
+from vinecore.errors import AuthenticationError, PeerError
 from vinecore.shell.descriptors import raise_descriptors
 from vinecore.shell.machine_id import machine_id
+from vinecore.shell.manager_dial import ManagerDial, Way
 from vinecore.shell.own_words import STDERR, STDOUT, say
 from vinecore.shell.peer_server import PeerServer
+from vinecore.shell.process import kill_group
 from vinecore.shell.process_tree import ProcessTree
 from vinecore.shell.secrets import awaited_secret, load_secret, secret_for_worker
 from vinecore.shell.store import Store, sweep_dead_workspaces
 from vinecore.shell.stream import Link
-from vinecore.shell.tls import CONTROL_PREAMBLE, GO_AHEAD, Identity, binding_of, client_context
+from vinecore.shell.tls import Identity, client_context, is_server_name
 from vinecore.shell.transfer_threads import TransferThreads
 from vinecore.wire import messages
-from vinecore.wire.handshake import HANDSHAKE_TIMEOUT_S, Dialer
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
 
-__all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "awaited_secret", "count_gpus", "say", "secret_for_worker"]
+__all__ = ["STDERR", "WorkerConfig", "WorkerLoop", "awaited_secret", "count_gpus", "is_server_name", "say", "secret_for_worker"]
 
 # A worker that leaves waits this long for its manager to fetch what only it holds; batch systems kill after about 30 s.
 HANDOVER_S = 5.0
-# However short --connect-timeout is, one try gets this long.
-LEAST_CONNECT_S = 1.0
 # How often a worker without a secret looks whether a manager has made one.
 SECRET_LOOK_S = 0.5
 # How often the worker looks whether its manager is silent, its workspace is gone or it has been idle for too long.
 LOOK_S = 5.0
+# The vendor's tool that lists GPUs may hang. Meanwhile signals are looked for so often: they are only noted.
+GPU_LIMIT_S = 10.0
+GPU_LOOK_S = 0.1
 # When these tell of an end or a failure, that may be because the workspace is gone; all of them are rare.
 _NEED_STORE = (events.HostSaid, events.HostGone, events.SlotGone, events.ObjectFailed)
 
@@ -168,11 +168,14 @@ class WorkerLoop:
         if not self.config.embedded:
             self.transfers.submit(sweep_dead_workspaces)
             await self.peers.start()
+        tls = None if self.tls is None else (self.tls, self.config.tls_name)
+        dial = ManagerDial(self.config.managers, self.config.secret, tls, self._payloads, self.stop, self._say)
         backoff = self.config.min_backoff_s
         told = False
         while not self.stop.is_set() and not self._lost_workspace():
-            error = await self._connect_in_time(give_up)
-            if error is None:
+            way = await dial.reach(give_up)
+            if way is not None:
+                self._join(way)
                 began = time.monotonic()
                 await self._serve()
                 if self.config.single_shot or self.exit_wanted:
@@ -183,21 +186,20 @@ class WorkerLoop:
                     told = False
                     continue
                 # Sent away at once: asking again without a pause would keep both sides busy.
-                error = PeerError(self.leave_reason or "the manager closed the connection")
+                dial.failures = {way.place: PeerError(self.leave_reason or "the manager closed the connection")}
             elif self.stop.is_set():
                 break
-            if isinstance(error, AuthenticationError | VersionError):
-                self._fail(str(error))
+            if dial.refusal:
+                self._fail(dial.refusal)
                 return
             left = give_up - time.monotonic()
-            where = ", ".join(f"{host}:{port}" for host, port in self.config.managers)
             if left <= 0:
                 if not self.served:
-                    self._fail(f"no manager answered at {where} within {self.config.connect_timeout_s:g} s: {_reason(error)}")
+                    self._fail(dial.failed_within(self.config.connect_timeout_s))
                 return
             if not told:
                 # Once for each manager that is waited for: it may come later, or be somewhere else.
-                self._say(f"no manager answers at {where} ({_reason(error)}); trying again for {left:.0f} s")
+                self._say(f"no manager answers at {dial.failed_at()}; trying again for {left:.0f} s")
                 told = True
             with contextlib.suppress(TimeoutError):
                 # The last try is at the deadline, not a pause before it.
@@ -223,94 +225,15 @@ class WorkerLoop:
             return False
         return True
 
-    async def _connect_in_time(self, give_up: float) -> Exception | None:
-        """The same as ``_connect``, but ended by a signal or the deadline: a host that drops packets says nothing for minutes."""
-        attempt = asyncio.ensure_future(self._connect())
-        stop = asyncio.ensure_future(self.stop.wait())
-        limit_s = max(LEAST_CONNECT_S, give_up - time.monotonic())
-        await asyncio.wait((attempt, stop), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if attempt.done():
-            return attempt.result()
-        attempt.cancel()
-        return PeerError("no answer came")
-
-    async def _connect(self) -> Exception | None:
-        """Try every manager and every address of its name once; None when a link is ready."""
-        error: Exception = PeerError("no address to connect to")
-        for host, port in self.config.managers:
-            try:
-                found = await self.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            except OSError as failure:
-                error = failure
-                continue
-            for _, _, _, _, address in found:
-                outcome = await self._try_address((str(address[0]), int(address[1])))
-                if outcome is None:
-                    return None
-                error = outcome
-                if isinstance(error, AuthenticationError | VersionError):
-                    return error
-        return error
-
-    async def _try_address(self, address: tuple[str, int]) -> Exception | None:
-        ready: asyncio.Future[Exception | None] = self.loop.create_future()
-        self.disconnected = asyncio.Event()
-
-        def on_ready(link: Link) -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        def on_lost(link: Link, error: Exception | None) -> None:
-            if not ready.done():
-                ready.set_result(error or PeerError("the manager closed the connection during the handshake"))
-            self.disconnected.set()
-
-        def handshake(transport: asyncio.Transport) -> Dialer:
-            encrypted = transport.get_extra_info("ssl_object")
-            binding = b"" if encrypted is None else binding_of(encrypted.getpeercert(True))
-            return Dialer(self.config.secret, os.urandom(32), "worker", binding)
-
-        def make() -> Link:
-            return Link(handshake, on_ready, self._payloads, on_lost)
-
-        try:
-            if self.tls is None:
-                _, link = await self.loop.create_connection(make, *address)
-            else:
-                _, link = await self._dial_tls(make, address, self.tls)
-        except (OSError, TimeoutError, AuthenticationError) as error:
-            return error
-        outcome = await ready
-        if outcome is None:
-            self.link, self.transfers.address = link, address
-            # A signal may have come at this moment.
-            self.leave_reason = self._untold
-            self.machine = self.tree.machine = WorkerMachine()
-            self.machine.state.last_heard = time.monotonic()
-            link.send(messages.encode(self._hello()))
-            link.flush()
-        return outcome
-
-    async def _dial_tls(
-        self, make: Callable[[], Link], address: tuple[str, int], context: ssl.SSLContext
-    ) -> tuple[asyncio.BaseTransport, Link]:
-        """Connect, say in the clear what this will be, and begin TLS when the manager agrees.
-
-        Raises:
-            OSError: it cannot be reached, or TLS failed. AuthenticationError: it does not speak TLS.
-        """
-        sock = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-        try:
-            sock.setblocking(False)
-            await self.loop.sock_connect(sock, address)
-            await self.loop.sock_sendall(sock, CONTROL_PREAMBLE)
-            if await asyncio.wait_for(self.loop.sock_recv(sock, 1), HANDSHAKE_TIMEOUT_S) != GO_AHEAD:
-                raise AuthenticationError("the manager does not speak TLS: start vine_worker without --ssl")
-            return await self.loop.create_connection(make, sock=sock, ssl=context, server_hostname=self.config.tls_name)
-        except BaseException:
-            sock.close()
-            raise
+    def _join(self, way: Way) -> None:
+        """Begin to work for a manager that let us in."""
+        self.link, self.transfers.address, self.disconnected = way.link, way.address, way.disconnected
+        # A signal may have come at this moment.
+        self.leave_reason = self._untold
+        self.machine = self.tree.machine = WorkerMachine()
+        self.machine.state.last_heard = time.monotonic()
+        self.link.send(messages.encode(self._hello()))
+        self.link.flush()
 
     def _hello(self) -> messages.Hello:
         config = self.config
@@ -559,22 +482,28 @@ class WorkerLoop:
         self._handle(event)
 
 
-def count_gpus() -> int:
-    """Number of GPUs that the vendor's tool lists; 0 without the tool."""
+def count_gpus(signals: list[int]) -> int:
+    """Number of GPUs that the vendor's tool lists; 0 without the tool, if it takes too long, or once a signal has come."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return 0
+    until = time.monotonic() + GPU_LIMIT_S
     try:
-        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        process = subprocess.Popen(
+            [tool, "-L"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            process_group=0,
+        )
+    except OSError:
         return 0
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-
-
-def _reason(error: Exception) -> str:
-    """Why a connection could not be made, without the address, which is said beside it."""
-    if isinstance(error, OSError) and error.errno and not isinstance(error, socket.gaierror):
-        return os.strerror(error.errno)
-    if isinstance(error, ProtocolError):
-        return f"what answers there is no manager of this kind: {error}"
-    return str(error)
+    with process:
+        while not signals and time.monotonic() < until:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                listed, _ = process.communicate(timeout=GPU_LOOK_S)
+                return sum(line.startswith("GPU ") for line in listed.splitlines())
+        kill_group(process.pid)
+    return 0

@@ -20,6 +20,9 @@ from vinecore.worker.state import WorkerState
 
 # Silence of the manager after which its link counts as dead: this many keepalive timeouts.
 SILENCE_FACTOR = 2.0
+# Least time from the look that finds it silent to the one that leaves it. A worker that stood still itself (suspended, say) has
+# the manager's words in its socket, which is read after a look that is overdue: that one must not be the last.
+DOUBT_S = 1.0
 
 
 class WorkerMachine:
@@ -114,8 +117,15 @@ class WorkerMachine:
         elif isinstance(event, events.Tick):
             on_libraries.look_at_imports(state)
             if state.welcome is not None and not state.leaving and event.now - state.last_heard > state.silence_s:
-                state.leaving = True
-                state.orders.append(orders.LeaveManager(False, f"the manager was silent for {state.silence_s:g} s"))
+                self._found_silent()
+
+    def _found_silent(self) -> None:
+        state = self.state
+        if state.doubted_at <= state.last_heard:
+            state.doubted_at = state.now
+        elif state.now - state.doubted_at >= DOUBT_S:
+            state.leaving = True
+            state.orders.append(orders.LeaveManager(False, f"the manager was silent for {state.silence_s:g} s"))
 
     def _note_keepalive(self, interval_s: float, timeout_s: float) -> None:
         """A manager that asks nobody may be silent for ever."""

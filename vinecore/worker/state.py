@@ -208,6 +208,8 @@ class WorkerState:
     last_heard: float = 0.0
     # A manager that says nothing for so long is left.
     silence_s: float = math.inf
+    # When a look first found it silent for so long; older than what was heard last: not since then.
+    doubted_at: float = -math.inf
     leaving: bool = False
 
     def libraries_busy(self) -> bool:
