@@ -143,7 +143,7 @@ def test_a_frozen_worker_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatc
         assert m.engine.embedded is not None
         os.kill(m.engine.embedded.process.pid, signal.SIGSTOP)
     for task in tasks:
-        with pytest.raises(FileLost, match=r"the result of bytes is lost: the worker that has it sent nothing for 0\.3 s"):
+        with pytest.raises(FileLost, match=r"the result of bytes is lost: no worker that has it sent anything for 0\.3 s"):
             _ = task.output
 
 
