@@ -300,15 +300,11 @@ class TaskMethods:
         last, last_manager, kept = task._entry, task._manager, task._keeps_output()
         entry = self._build(task, code, kind)
         # Only now: what was refused above keeps the outcome it had.
-        if task._is_left_there and last_manager is not None:
-            last_manager._forget_end(task)
+        if last is not None and last_manager is not None:
+            last_manager._forget_last(task, last, kept)
         task._finished = task._returned = task._cancelled = False
         task._output, task._manager, task.id = _UNSET, self, entry.task_id
         task._home = None
-        if last is not None and last.output is not None and last_manager is not None and not kept:
-            last_manager.engine.release([last.output])
-            # At its end that manager would look for the value of the next run, which may be another's.
-            last_manager._large.discard(weakref.ref(task))
         self._tasks[entry.task_id] = task
         try:
             if entry.error is not None:
@@ -336,12 +332,17 @@ class TaskMethods:
         task._entry = entry
         return entry
 
-    def _forget_end(self, task: SubmittableTask) -> None:
-        """Its last end was taken by tag or id: wait must not meet it there as that of the next run."""
-        task._is_left_there = False
-        # In one step for other threads. None is left where wait has met it already.
-        with contextlib.suppress(ValueError):
-            self._done.remove(task)
+    def _forget_last(self, task: SubmittableTask, last: TaskEntry, kept: bool) -> None:
+        """A task of ours is submitted again, perhaps to another manager: its last end and value go."""
+        if task._is_left_there:
+            # Wait must not meet it there as the end of the next run. None is there where wait has met it already.
+            task._is_left_there = False
+            with contextlib.suppress(ValueError):
+                self._done.remove(task)
+        if last.output is not None and not kept:
+            self.engine.release([last.output])
+            # At our end we would look for the value of the next run, which may be another's.
+            self._large.discard(weakref.ref(task))
 
     def _refused(self, task: SubmittableTask, entry: TaskEntry) -> None:
         task.settled(entry)
