@@ -3,6 +3,7 @@
 VineError
 ├── UsageError               the caller asked for something that cannot be (also a ValueError)
 │   ├── InputMissing         a local input file does not exist or cannot be read
+│   ├── RangeError           a range begins above its end (also a TypeError)
 │   ├── UnpicklableError     an argument, function or result cannot be sent, or a result not rebuilt here (also a TypeError)
 │   └── MissingKeyError      a requested graph key is not in the graph (also a KeyError)
 ├── TaskFailed               the user's code failed in a way that cannot be raised as itself
@@ -38,6 +39,10 @@ class UsageError(VineError, ValueError):
 
 class InputMissing(UsageError):
     """A local input file does not exist or cannot be read; its task comes back with the result "input missing"."""
+
+
+class RangeError(UsageError, TypeError):
+    """A range of ports begins above its end: a TypeError as in TaskVine, and a UsageError like every other wrong port."""
 
 
 class UnpicklableError(UsageError, TypeError):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from tests.kit.calls import LIMIT_S, add, block, eventually, fails, finish, note, started
-from vinecore import FunctionCall, Manager
+from vinecore import FunctionCall, Manager, PythonTask
 from vinecore.errors import LoopDied, RemoteError, UnpicklableError, UsageError
 
 # ---------------------------------------------------------------- submit and wait
@@ -89,6 +89,44 @@ def test_returned_task_can_be_submitted_again(m: Manager, install: Callable[...,
     assert call.output == 2
     assert finish(m, call) == [10]
     assert call.id != first and call.result == "success"
+
+
+@pytest.mark.parametrize("taken_by", ["tag", "id"])
+def test_a_task_taken_by_tag_or_id_can_be_submitted_again(
+    m: Manager, install: Callable[..., str], tmp_path: Path, taken_by: str
+) -> None:
+    """Its first end, which wait had not met, was handed out as that of the second run: before that had run."""
+    library = install(block, add, slots=2)
+    (tmp_path / "open").touch()
+    call = FunctionCall(library, "block", str(tmp_path / "open"))
+    call.set_tag("mine")
+    for _ in range(2):
+        m.submit(call)
+        taken = m.wait_for_tag("mine", LIMIT_S) if taken_by == "tag" else m.wait_for_task_id(call.id or 0, LIMIT_S)
+        assert taken is call
+    call.set_fn_args([str(tmp_path / "gate")])
+    m.submit(call)
+    other = FunctionCall(library, "add", 1)
+    m.submit(other)
+    assert started(tmp_path / "gate", 1)
+    assert m.wait(LIMIT_S) is other and m.wait(0) is None
+    assert m.stats.tasks_with_results == 0 and call.result == "unknown" and not m.empty()
+    (tmp_path / "gate").touch()
+    assert m.wait(LIMIT_S) is call and call.output > 0 and m.empty()
+
+
+def test_it_can_be_submitted_to_another_manager() -> None:
+    """The end of the first one is no business of the second, and concerns that task no more."""
+    task = PythonTask(bytes, 1_000_000)
+    with Manager(local_cores=1) as other:
+        with Manager(local_cores=1) as m:
+            m.submit(task)
+            assert m.wait_for_task_id(task.id or 0, LIMIT_S) is task
+            other.submit(task)
+            assert m.wait(0) is None and m.empty()
+            assert eventually(lambda: other.stats.tasks_with_results == 1)
+        assert other.wait(LIMIT_S) is task and other.wait(0) is None and other.empty()
+        assert len(task.output) == 1_000_000
 
 
 def test_submitting_a_task_that_is_under_way_is_refused(m: Manager, install: Callable[..., str], tmp_path: Path) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import vinecore.api.homecoming
 from daskvine import FuturesExecutor
 from tests.kit.calls import LIMIT_S, eventually
 from tests.kit.counted import Log, leaf
 from tests.kit.fleet import check_idle, fleet
 from tests.kit.processes import Worker, private_home, workers_below
-from vinecore import Manager
+from vinecore import Manager, PythonTask
 from vinecore.manager.state import FileEntry
 
 SIZE = 50_000
@@ -54,6 +57,33 @@ def test_so_many_workers_hold_each_value(start: Callable[..., Worker], tmp_path:
             del futures
         assert eventually(lambda: not copies(manager))
         check_idle(manager.engine)
+
+
+def test_a_frozen_worker_costs_no_value_at_the_end(
+    start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The manager asks one of the workers that have a value: when that one sends nothing, it asks the other one."""
+    monkeypatch.setattr(vinecore.api.homecoming, "STILL_S", 3.0)
+    monkeypatch.setattr(vinecore.api.homecoming, "TELL_S", 0.0)
+    frozen = 0
+    try:
+        with Manager(port=0) as manager:
+            manager.engine.machine.state.never_map = True
+            manager.tune("keepalive-interval", 0)
+            manager.tune("temp-replica-count", 2)
+            fleet(manager.engine, start, 2)
+            tasks = [PythonTask(bytes, 8 * SIZE) for _ in range(40)]
+            for task in tasks:
+                manager.submit(task)
+            assert eventually(lambda: copies(manager) == [2] * 40), copies(manager)
+            # The one that is asked.
+            frozen = manager.engine.call_in_loop(lambda: min(manager.engine.machine.state.workers.items())[1].hello.pid)
+            os.kill(frozen, signal.SIGSTOP)
+    finally:
+        if frozen:
+            os.kill(frozen, signal.SIGCONT)
+    assert [len(task.output) for task in tasks] == [8 * SIZE] * 40
+    assert capfd.readouterr().err.count("vine: the end waits for large results that are still held, now for that of bytes") == 1
 
 
 def test_a_lost_worker_costs_no_value(start: Callable[..., Worker], tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +145,7 @@ def test_a_frozen_worker_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatc
         assert m.engine.embedded is not None
         os.kill(m.engine.embedded.process.pid, signal.SIGSTOP)
     for task in tasks:
-        with pytest.raises(FileLost, match=r"the result of bytes is lost: the worker that has it sent nothing for 0\.3 s"):
+        with pytest.raises(FileLost, match=r"the result of bytes is lost: no worker that has it sent anything for 0\.3 s"):
             _ = task.output
 
 
@@ -153,3 +155,28 @@ def test_nothing_is_brought_after_an_interrupt(brought: list[str]) -> None:
         collect(m, task)
         raise KeyboardInterrupt
     assert not brought
+
+
+@pytest.mark.parametrize("kind", [ValueError, GeneratorExit, SystemExit, asyncio.CancelledError])
+def test_only_ctrl_c_leaves_without_values(kind: type[BaseException]) -> None:
+    """A loop over a generator that holds a manager may break off, a coroutine be cancelled: what they gave is still read."""
+    with pytest.raises(kind), Manager(local_cores=1) as m:
+        task = PythonTask(bytes, LARGE)
+        collect(m, task)
+        raise kind
+    assert len(task.output) == LARGE
+
+
+def test_a_generator_that_holds_a_manager_may_break_off() -> None:
+    def results() -> Iterator[PythonTask]:
+        with Manager(local_cores=1) as m:
+            for _ in range(3):
+                m.submit(PythonTask(bytes, LARGE))
+            while not m.empty():
+                yield m.wait(LIMIT_S)
+
+    kept = []
+    for task in results():
+        kept.append(task)
+        break
+    assert len(kept[0].output) == LARGE

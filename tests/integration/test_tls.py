@@ -103,6 +103,12 @@ def test_bad_certificates_are_refused(bad: Any) -> None:
         FuturesExecutor(port=0, ssl=bad)
 
 
+def test_names_of_files_are_quoted() -> None:
+    """One that is empty could not be seen."""
+    with pytest.raises(UsageError, match=r"ssl=\(key, certificate\): '' and '' cannot be used"):
+        FuturesExecutor(port=0, ssl=("", ""))
+
+
 def test_somebody_in_the_middle_with_another_certificate_is_found_out(worker: Callable[..., Any], home: Path) -> None:
     """A relay that ends TLS on both sides passes every byte on, and still cannot let the proofs match."""
     with FuturesExecutor(port=0, ssl=True) as ex, socket.create_server(("127.0.0.1", 0)) as trap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ import pytest
 from tests.kit.builders import Builder
 from vinecore.api import homecoming, waiting
 from vinecore.errors import FileLost
-from vinecore.manager.events import FileWanted
-from vinecore.manager.state import FileEntry, TaskEntry
+from vinecore.manager.events import FileWanted, WorkerSaid
+from vinecore.manager.state import FileEntry, Relay, TaskEntry
 from vinecore.model.config import Tunables
+from vinecore.wire.messages import UploadFailed
 
-FROZEN, SLOW, SOUND = 1, 2, 3
+FROZEN, FROZEN_TOO, SLOW, SOUND = 1, 2, 3, 4
 # Looks, a second each, until a slow one has sent what it was asked for; bytes come all the time.
 SLOW_LOOKS = 200
 
@@ -27,11 +29,15 @@ class World:
         self.loop = self.machine = self.state = self
         self.tunables = Tunables()
         self.tunables.set("keepalive-interval", 0)
-        self.workers = {SOUND, SLOW, FROZEN}
+        self.workers = {SOUND, SLOW, FROZEN, FROZEN_TOO}
         self.thread = self
         self.received_bytes = 0
         self.asked: list[FileEntry] = []
         self.coming: list[tuple[float, FileWanted]] = []
+        self.relays: dict[int, Relay] = {}
+        self.handles: dict[int, FileWanted] = {}
+        self.lines: list[str] = []
+        self.say = self.lines.append
 
     def is_alive(self) -> bool:
         return True
@@ -45,16 +51,41 @@ class World:
                 self.arrive(event)
         return self.now
 
-    def post(self, event: FileWanted) -> None:
-        self.asked.append(event.file)
+    def post(self, item: Any) -> None:
+        if callable(item):
+            item()
+        else:
+            self.asked.append(item.file)
+            self.ask(item)
+
+    def call_in_loop(self, function: Callable[[], Any]) -> Any:
+        return function()
+
+    def ask(self, event: FileWanted) -> None:
+        """One worker, that of the lowest number, as the manager does."""
         worker_id = min(event.file.on_workers or ())
         if worker_id == SOUND:
             self.arrive(event)
-        elif worker_id == SLOW:
+            return
+        number = len(self.handles)
+        self.handles[number] = event
+        self.relays[number] = Relay(number, event.file, worker_id, event.file.name)
+        if worker_id == SLOW:
             self.coming.append((self.now + SLOW_LOOKS, event))
+
+    def handle_now(self, event: WorkerSaid) -> None:
+        """An upload that failed: that copy is gone, and the next worker is asked."""
+        failed = event.message
+        assert isinstance(failed, UploadFailed)
+        relay = self.relays.pop(failed.transfer_id)
+        assert relay.worker_id == event.worker_id and relay.file.on_workers is not None
+        relay.file.on_workers.discard(relay.worker_id)
+        self.ask(self.handles[failed.transfer_id])
 
     def arrive(self, event: FileWanted) -> None:
         self.received_bytes += 1
+        for number in [number for number, relay in self.relays.items() if relay.file is event.file]:
+            del self.relays[number]
         event.file.data = b"value"
         event.handle.here(event.file, "")  # type: ignore[attr-defined]
 
@@ -91,7 +122,7 @@ def brought(world: World, *holders: tuple[int, ...]) -> list[str]:
 
 
 def lost_after(seconds: float) -> str:
-    return f"the result of f is lost: the worker that has it sent nothing for {seconds:g} s, when the manager was closed"
+    return f"the result of f is lost: no worker that has it sent anything for {seconds:g} s, when the manager was closed"
 
 
 LOST = lost_after(homecoming.STILL_S)
@@ -108,10 +139,38 @@ def test_it_costs_the_values_of_no_other_worker_and_is_waited_for_once(world: Wo
     assert sum(file.on_workers == {FROZEN} for file in world.asked) == homecoming.AHEAD_COUNT
 
 
-def test_who_may_not_have_been_asked_is_not_given_up(world: World) -> None:
-    """Of several that have a value one is asked."""
+def test_a_value_that_is_here_says_nothing_about_its_worker(world: World) -> None:
+    """Those that came while a silent worker was waited for were taken for its silence: the live worker was given up with it."""
+    ahead = homecoming.AHEAD_COUNT - 1
+    holders = [(FROZEN,), *[(SOUND,)] * ahead, *[(FROZEN,), (SOUND,)] * homecoming.AHEAD_COUNT]
+    assert brought(world, *holders) == [LOST if one == (FROZEN,) else "" for one in holders]
+
+
+def test_another_copy_is_asked_for(world: World) -> None:
     many = 3 * homecoming.AHEAD_COUNT
-    assert brought(world, (FROZEN, SOUND), *[(SOUND,)] * many) == [LOST] + [""] * many
+    assert not any(brought(world, *[(FROZEN, SOUND), (SOUND,)] * many))
+    assert world.now < 2 * homecoming.STILL_S + 20 * many, "it is waited for once"
+
+
+def test_another_copy_has_time_to_come(world: World) -> None:
+    assert brought(world, (FROZEN, SLOW), (FROZEN,), (FROZEN, FROZEN_TOO, SOUND)) == ["", LOST, ""]
+    assert world.now > SLOW_LOOKS
+
+
+def test_a_value_of_which_all_copies_are_silent(world: World) -> None:
+    many = 3 * homecoming.AHEAD_COUNT
+    holders = [(FROZEN, FROZEN_TOO), (FROZEN_TOO,), (FROZEN,), (SOUND,), (FROZEN, FROZEN_TOO, SOUND)] * many
+    assert brought(world, *holders) == [LOST, LOST, LOST, "", ""] * many
+
+
+def test_the_user_is_told_once(world: World) -> None:
+    brought(world, *[(SOUND,)] * 2)
+    assert not world.lines
+    brought(world, (FROZEN,), (FROZEN_TOO,), (SOUND,))
+    (line,) = world.lines
+    begin, end = "the end waits for large results that are still held, now for that of f, for ", "; Ctrl-C leaves without them"
+    assert line.startswith(begin) and line.endswith(f" s more and longer if bytes come{end}")
+    assert 0 < int(line.removeprefix(begin).split()[0]) < homecoming.STILL_S
 
 
 def test_values_that_keep_coming_are_waited_for(world: World) -> None:

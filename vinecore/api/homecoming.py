@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vinecore.api.waiting import FileWaiter
 from vinecore.errors import FileLost, LoopDied
+from vinecore.manager.events import WorkerSaid
 from vinecore.runtime.payload import load_file
+from vinecore.wire.messages import UploadFailed
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.manager.state import TaskEntry
+    from vinecore.manager.state import FileEntry, TaskEntry
 
 # Values under way at once. Higher: fewer round trips to workers elsewhere are waited for; lower: less is asked for in vain.
 AHEAD_COUNT = 32
@@ -34,6 +36,8 @@ WORKERLESS_S = 5.0
 STILL_S = 30.0
 # With a keepalive so many of its timeouts, if that is longer: by then it has ended such links, and the values are made again.
 STILL_TIMEOUTS = 1.5
+# After so long the user is told what is waited for. Higher: who watches wonders longer; lower: ordinary ends print a line.
+TELL_S = 5.0
 # Smaller files are copied: a process may have some 65,000 mappings. Larger ones are mapped, and need memory when they are read.
 MAP_MIN_BYTES = 1 << 20
 
@@ -65,6 +69,7 @@ def bring_home(engine: Engine, holders: Iterable[weakref.ref[Any]], hurry: Calla
             waiter = FileWaiter(engine, entry.output, entry.kind.name)
             if not patience.ended(waiter):
                 waiter.ask()
+                patience.pass_over()
             asked.append((holder, waiter))
             if len(asked) >= AHEAD_COUNT:
                 _take(*asked.popleft(), patience)
@@ -87,7 +92,7 @@ def _take(holder: Holder, waiter: FileWaiter, patience: _Patience) -> None:
             else:
                 home = waiter.content(LOOK_S, _load)
         except TimeoutError:
-            continue
+            patience.tell(waiter)
         except LoopDied:
             raise
         except Exception as error:
@@ -106,14 +111,19 @@ class _Patience:
     def __init__(self, engine: Engine, hurry: Callable[[], str]) -> None:
         self.engine = engine
         self.hurry = hurry
+        self.began_at = time.monotonic()
+        self.is_told = False
         self.workerless_since: float | None = None
         self.received_bytes = 0
-        self.received_at = 0.0
-        # Workers that were given up: what only they have is not asked for any more.
+        # When bytes came, or others were asked than before: they have as much time.
+        self.moved_at = 0.0
+        # Workers that were given up: what only they have is not asked for any more, what others have too is asked of those.
         self.silent: set[int] = set()
 
     def ended(self, waiter: FileWaiter) -> str:
         """Why this value is given up; empty: it is waited for, as one of which there is a copy always is while bytes come."""
+        if waiter.done.is_set():
+            return ""  # it is here, and says nothing about its worker
         if waiter.file.is_available():
             return self._silence(waiter)
         why = self.hurry()
@@ -127,20 +137,69 @@ class _Patience:
             self.workerless_since = now
         return "no worker was there that has it or could make it again" if now - self.workerless_since >= WORKERLESS_S else ""
 
+    def pass_over(self) -> None:
+        """What was just asked for is asked of somebody else, if it was asked of one that was given up and others have it."""
+        if self.silent:
+            self.engine.post(self._ask_others)
+
+    def tell(self, waiter: FileWaiter) -> None:
+        """Say once, if the end takes long, for what it waits and until when."""
+        now = time.monotonic()
+        if self.is_told or now - self.began_at < TELL_S:
+            return
+        self.is_told = True
+        until = "which is made again first"
+        if waiter.file.is_available():
+            until = f"for {max(0.0, self._left_s(waiter, now)):.0f} s more and longer if bytes come"
+        self.engine.loop.say(
+            f"the end waits for large results that are still held, now for that of {waiter.name}, {until}; "
+            "Ctrl-C leaves without them"
+        )
+
+    def _limit_s(self) -> float:
+        tunables = self.engine.machine.state.tunables
+        return max(STILL_S, STILL_TIMEOUTS * tunables.keepalive_timeout) if tunables.keepalive_interval else STILL_S
+
+    def _left_s(self, waiter: FileWaiter, now: float) -> float:
+        """How long this one may still be waited for, if no byte comes."""
+        return max(waiter.asked_at, self.moved_at) + self._limit_s() - now
+
     def _silence(self, waiter: FileWaiter) -> str:
         """Why a value is not waited for though workers have it; empty: it is."""
-        # A copy made at one go: the loop's thread may change what it is a copy of.
-        holders = set(waiter.file.on_workers or ())
-        if not holders:
-            return ""
         received, now = self.engine.loop.received_bytes, time.monotonic()
         if received != self.received_bytes:
-            self.received_bytes, self.received_at = received, now
-        tunables, limit = self.engine.machine.state.tunables, STILL_S
-        if tunables.keepalive_interval:
-            limit = max(limit, STILL_TIMEOUTS * tunables.keepalive_timeout)
-        is_still = waiter.is_asked and now - max(waiter.asked_at, self.received_at) >= limit
-        if is_still and len(holders) == 1:
-            # Of several, only one was asked.
-            self.silent |= holders
-        return f"the worker that has it sent nothing for {limit:g} s" if is_still or holders <= self.silent else ""
+            self.received_bytes, self.moved_at = received, now
+        if waiter.is_asked and self._left_s(waiter, now) <= 0 and self.engine.call_in_loop(lambda: self._give_up(waiter)):
+            self.moved_at = now
+        # A copy made at one go: the loop's thread may change what it is a copy of.
+        holders = set(waiter.file.on_workers or ())
+        return f"no worker that has it sent anything for {self._limit_s():g} s" if holders and holders <= self.silent else ""
+
+    def _give_up(self, waiter: FileWaiter) -> bool:
+        """Nothing more is expected of the worker that was asked for this; whether others were asked now (loop's thread)."""
+        if waiter.done.is_set():
+            return False
+        file = waiter.file
+        asked = {relay.worker_id for relay in self.engine.machine.state.relays.values() if relay.file is file}
+        self.silent |= asked or file.on_workers or set()
+        return self._ask_others()
+
+    def _ask_others(self) -> bool:
+        """Ask others for what they have and a silent worker was asked for; whether there was any (loop's thread).
+
+        The manager asks one worker, and another one when that says that it cannot send: this is said on its behalf, as it is
+        where an upload breaks off. A worker that is only slow loses that copy, and stays.
+        """
+        relays, has_asked = self.engine.machine.state.relays, False
+        # The next one that is asked may be silent, too.
+        for _ in self.silent:
+            for one in list(relays.values()):
+                if one.worker_id not in self.silent or not self._is_elsewhere(one.file):
+                    continue
+                has_asked = True
+                failed = UploadFailed(one.transfer_id, one.name, "its worker sends nothing")
+                self.engine.loop.handle_now(WorkerSaid(time.monotonic(), one.worker_id, failed))
+        return has_asked
+
+    def _is_elsewhere(self, file: FileEntry) -> bool:
+        return bool(file.on_workers and file.on_workers - self.silent)

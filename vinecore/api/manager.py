@@ -305,7 +305,8 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
     def close(self) -> None:
         """Release workers, end the embedded one, stop. Safe to call twice.
 
-        Values of tasks that ``wait`` returned and that you still hold are brought into this process first.
+        Large values of finished tasks that you still hold, also of those that ``wait`` has not returned, are brought into this
+        process first.
         """
         try:
             self._bring_home()
@@ -316,8 +317,9 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is not None and not issubclass(kind, Exception):
-            self.engine.close()  # after Ctrl-C nothing is waited for
+        # Others that are no Exception (the end of a generator, sys.exit, a cancelled coroutine) leave values that are wanted.
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.engine.close()  # nothing is waited for
         self.close()
 
     def __repr__(self) -> str:

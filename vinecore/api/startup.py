@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vinecore.errors import UsageError
+from vinecore.errors import RangeError, UsageError
 from vinecore.model.numbers import CORES_LIMIT, checked_whole
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _port_range(port: int | tuple[int, int] | list[int]) -> tuple[int, int]:
         if len(port) != 2 or not all(type(p) is int and 0 < p < 65536 for p in port):
             raise UsageError(f"a range of ports is (low, high) with numbers from 1 to 65535, not {port!r}")
         if port[0] > port[1]:
-            raise TypeError(f"a range of ports is (low, high): {port[0]} is above {port[1]}")
+            raise RangeError(f"a range of ports is (low, high): {port[0]} is above {port[1]}")
         return port[0], port[1]
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536:
         raise UsageError(f"port must be a number from 0 to 65535 or a range (low, high), not {port!r}")

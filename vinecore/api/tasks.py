@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -37,6 +38,8 @@ class SubmittableTask:
     _result_file: Any = None
     _finished = False
     _returned = False
+    # It was taken by tag or id, and so is still among the finished ones of its manager.
+    _is_left_there = False
     # It has files, limits, a request or the like: for most calls, which have none, these need not be looked at one by one.
     _asks = False
     # The bytes of a large value, or the reason why there are none, since the manager was closed.
@@ -297,11 +300,11 @@ class TaskMethods:
         last, last_manager, kept = task._entry, task._manager, task._keeps_output()
         entry = self._build(task, code, kind)
         # Only now: what was refused above keeps the outcome it had.
+        if last is not None and last_manager is not None:
+            last_manager._forget_last(task, last, kept)
         task._finished = task._returned = task._cancelled = False
         task._output, task._manager, task.id = _UNSET, self, entry.task_id
         task._home = None
-        if last is not None and last.output is not None and last_manager is not None and not kept:
-            last_manager.engine.release([last.output])
         self._tasks[entry.task_id] = task
         try:
             if entry.error is not None:
@@ -328,6 +331,18 @@ class TaskMethods:
             entry.output = output
         task._entry = entry
         return entry
+
+    def _forget_last(self, task: SubmittableTask, last: TaskEntry, kept: bool) -> None:
+        """A task of ours is submitted again, perhaps to another manager: its last end and value go."""
+        if task._is_left_there:
+            # Wait must not meet it there as the end of the next run. None is there where wait has met it already.
+            task._is_left_there = False
+            with contextlib.suppress(ValueError):
+                self._done.remove(task)
+        if last.output is not None and not kept:
+            self.engine.release([last.output])
+            # At our end we would look for the value of the next run, which may be another's.
+            self._large.discard(weakref.ref(task))
 
     def _refused(self, task: SubmittableTask, entry: TaskEntry) -> None:
         task.settled(entry)
@@ -368,11 +383,12 @@ class TaskMethods:
         """The next finished task with this tag (None: any), or None."""
         if tag is None:
             return self.wait(timeout)
-        return self._wait_for(
+        task = self._wait_for(
             lambda: next((t for t in list(self._done) if t.tag == tag and not t._returned), None),
             timeout,
             lambda: any(t.tag == tag for t in list(self._tasks.values())),
         )
+        return _left_there(task)
 
     def wait_for_task_id(self, task_id: int, timeout: float | str | None = "wait_forever") -> Any:
         """The task with this id when it has finished (-1: any), or None: at once when there is none of that id under way."""
@@ -385,7 +401,7 @@ class TaskMethods:
             task = self._tasks.get(task_id)
             return task if task is not None and task._finished else None
 
-        return self._wait_for(find, timeout, lambda: task_id in self._tasks)
+        return _left_there(self._wait_for(find, timeout, lambda: task_id in self._tasks))
 
     def _wait_for(self, find: Any, timeout: float | str | None, possible: Any = None) -> Any:
         limit = _seconds(timeout)
@@ -504,6 +520,13 @@ class TaskMethods:
                 task._cancelled = True
             self.engine.cancel([task._entry for task in open_tasks if task._entry is not None])
         return len(open_tasks)
+
+
+def _left_there(task: SubmittableTask | None) -> SubmittableTask | None:
+    """Mark one that was taken out of its turn: looking for it among the finished ones would cost each of those that are taken."""
+    if task is not None:
+        task._is_left_there = True
+    return task
 
 
 def _seconds(timeout: float | str | None) -> float | None:

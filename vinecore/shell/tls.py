@@ -34,7 +34,7 @@ def server_context(key_path: str | os.PathLike[str], certificate_path: str | os.
         context.load_cert_chain(certificate_path, key_path)
     except (OSError, ssl.SSLError) as error:
         raise UsageError(
-            f"ssl=(key, certificate): {key_path} and {certificate_path} cannot be used ({error}): "
+            f"ssl=(key, certificate): {str(key_path)!r} and {str(certificate_path)!r} cannot be used ({error}): "
             "give a PEM key and its certificate"
         ) from None
     return context
