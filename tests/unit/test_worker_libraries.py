@@ -242,6 +242,7 @@ def test_a_context_may_take_as_long_as_it_likes_but_is_told_of_once() -> None:
     assert world.told(messages.LibrarySlow) == [messages.LibrarySlow(1, SLOW_START_S, "running its context function make")]
     assert world.machine.next_deadline() is None
     world.now += 100 * LOAD_LIMIT_S
+    world.say(messages.Ping())
     world.do(events.Tick(0.0))
     assert not world.orders
     world.ready()

@@ -342,15 +342,18 @@ def slot_answered(state: WorkerState, slot_id: int, results: list[Result]) -> No
     if is_doubtful:
         state.orders.append(orders.LookAtStore())
     if measured:
-        mean = total / measured
-        known = library.mean_us
-        library.mean_us = known + MEAN_WEIGHT * (min(mean, OUTLIER_FACTOR * known) - known) if known else mean
-        if library.mean_us <= 0.0:
-            library.mean_us = 0.1
+        _measure(library, total / measured)
     slot.progress_at = state.now
     if not outstanding:
         _emptied(state, slot)
     feed(state, library)
+
+
+def _measure(library: WorkerLibrary, mean: float) -> None:
+    known = library.mean_us
+    library.mean_us = known + MEAN_WEIGHT * (min(mean, OUTLIER_FACTOR * known) - known) if known else mean
+    if library.mean_us <= 0.0:
+        library.mean_us = 0.1
 
 
 def _forget_missed(state: WorkerState, name: str) -> None:
