@@ -40,10 +40,17 @@ def test_a_child_ends_as_it_would_in_a_program(m: Manager, install: Callable[...
 
 
 class Forking:
-    """Forks when it is pickled; both processes go on with that."""
+    """Forks when it is pickled; both processes go on with that, the child when other calls run."""
 
     def __reduce__(self) -> Any:
-        return str, ("child" if os.fork() == 0 else "parent",)
+        is_child = os.fork() == 0
+        time.sleep(0.2 * is_child)
+        return str, ("child" if is_child else "parent",)
+
+
+def add_slowly(number: int) -> int:
+    time.sleep(0.1)
+    return number + 1
 
 
 def fork_when_pickled() -> list[object]:
@@ -52,10 +59,10 @@ def fork_when_pickled() -> list[object]:
 
 @pytest.mark.parametrize("exec_mode", ["direct", "fork"])
 def test_a_child_that_comes_back_while_the_result_is_pickled(m: Manager, install: Callable[..., str], exec_mode: str) -> None:
-    library = install(fork_when_pickled, add, exec_mode=exec_mode, slots=1)
-    calls = [FunctionCall(library, "add", number) for number in range(20)]
+    library = install(fork_when_pickled, add_slowly, exec_mode=exec_mode, slots=1)
+    calls = [FunctionCall(library, "add_slowly", number) for number in range(6)]
     first, *others = finish(m, FunctionCall(library, "fork_when_pickled"), *calls)
-    assert first == ["parent"] and others == list(range(1, 21))
+    assert first == ["parent"] and others == list(range(1, 7))
 
 
 def write_into_sockets(data: bytes) -> None:
