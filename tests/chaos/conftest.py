@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import leaves_no_process, module_leaves_no_process, started_by_test
-from tests.kit.processes import Worker, private_home, workers_below
+from tests.kit.processes import home, start
 
-__all__ = ["leaves_no_process", "module_leaves_no_process", "started_by_test"]  # fixtures
+__all__ = ["home", "leaves_no_process", "module_leaves_no_process", "start", "started_by_test"]  # fixtures
 
 MOMENTS = int(os.environ.get("VINE_CHAOS_MOMENTS", "1"))
 FIRST_SEED = int(os.environ.get("VINE_CHAOS_SEED", "0"))
@@ -82,12 +82,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return private_home(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
-    """Start workers; those that still run at the end of the test get SIGTERM."""
-    with workers_below(tmp_path) as make:
-        yield make
+def away_from_home(request: pytest.FixtureRequest) -> None:
+    """All of these tests start workers."""
+    request.getfixturevalue("home")

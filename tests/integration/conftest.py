@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from tests.kit.calls import LIMIT_S
-from tests.kit.processes import marked, processes_marked
+from tests.kit.processes import home, marked, processes_marked, start
 from vinecore import Manager
+
+__all__ = ["home", "start"]  # fixtures
 
 TEST_MARK = "VINE_TEST_MARK"
 MODULE_MARK = "VINE_MODULE_MARK"

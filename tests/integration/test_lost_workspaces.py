@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,11 @@ import numpy as np
 import pytest
 
 from tests.kit.calls import LIMIT_S, eventually
-from tests.kit.processes import Worker, private_home, workers_below
+from tests.kit.processes import Worker
 from vinecore import FunctionCall, Manager, PythonTask, Task
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process and its workers look for secrets and settings below the test's directory only."""
-    return private_home(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
-    """Start workers; those that still run at the end of the test get SIGTERM."""
-    with workers_below(tmp_path) as make:
-        yield make
+# This process and its workers look for secrets and settings below the test's directory only.
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def command(number: int) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +15,14 @@ from daskvine import FuturesExecutor
 from tests.kit.calls import LIMIT_S, eventually
 from tests.kit.counted import Log, leaf
 from tests.kit.fleet import check_idle, fleet
-from tests.kit.processes import Worker, private_home, workers_below
+from tests.kit.processes import Worker
 from vinecore import Manager, PythonTask
 from vinecore.manager.state import FileEntry
 
+# This process and its workers look for secrets and settings below the test's directory only.
+pytestmark = pytest.mark.usefixtures("home")
+
 SIZE = 50_000
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return private_home(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
-    with workers_below(tmp_path) as make:
-        yield make
 
 
 def copies(manager: Manager) -> list[int]:

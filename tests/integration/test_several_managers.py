@@ -10,21 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.kit.calls import eventually
-from tests.kit.processes import LIMIT_S, Worker, private_home, workers_below
+from tests.kit.processes import LIMIT_S, Worker
 from vinecore import Manager
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process and its workers look for secrets and settings below the test's directory only."""
-    return private_home(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
-    """Start workers; those that still run at the end of the test get SIGTERM."""
-    with workers_below(tmp_path) as make:
-        yield make
+# This process and its workers look for secrets and settings below the test's directory only.
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @contextlib.contextmanager

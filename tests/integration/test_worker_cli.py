@@ -23,25 +23,15 @@ import numpy as np
 import pytest
 
 from daskvine import DaskVine, FuturesExecutor
-from tests.kit.processes import LIMIT_S, MODULE, ROOT, Worker, private_home, workers_below
+from tests.kit.processes import LIMIT_S, MODULE, ROOT, Worker
 from vinecore import FunctionCall, Manager, PythonTask
 from vinecore.api.engine import Engine
 from vinecore.cli.worker import build_parser
 
+# This process and its workers look for secrets and settings below the test's directory only.
+pytestmark = pytest.mark.usefixtures("home")
+
 _numbers = itertools.count()
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process and its workers look for secrets and settings below the test's directory only."""
-    return private_home(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
-    """Start workers; those that still run at the end of the test get SIGTERM."""
-    with workers_below(tmp_path) as make:
-        yield make
 
 
 def eventually(condition: Callable[[], Any], limit_s: float = LIMIT_S) -> bool:

@@ -15,15 +15,8 @@ import pytest
 
 from tests.kit.calls import LIMIT_S, eventually, finish
 from tests.kit.proc import command_of
-from tests.kit.processes import Worker, private_home, workers_below
+from tests.kit.processes import Worker
 from vinecore import FunctionCall, Manager, PythonTask, Task
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Worker]]:
-    private_home(tmp_path, monkeypatch)
-    with workers_below(tmp_path) as start:
-        yield start
 
 
 @pytest.fixture
@@ -94,10 +87,10 @@ def submit(manager: Manager, kind: str, directory: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["direct", "fork", "python task", "task"])
 def test_nothing_outlives_a_killed_worker(
-    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path, kind: str
+    start: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path, kind: str
 ) -> None:
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        worker = start("127.0.0.1", manager.port, "--cores", "1")
         submit(manager, kind, tmp_path / "started")
         assert eventually(lambda: len(started()) == 2)
         assert not any(map(is_gone, started())) and list(worker.tmp.iterdir())
@@ -124,11 +117,11 @@ def call_of_a_call(directory: str) -> None:
 
 
 def test_what_calls_of_a_manager_inside_a_call_have_started(
-    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path
+    start: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path
 ) -> None:
     """Two workers and their guards, one inside the other: the inner guard is ended together with the inner worker."""
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        worker = start("127.0.0.1", manager.port, "--cores", "1")
         manager.submit(PythonTask(call_of_a_call, str(tmp_path / "started")))
         assert eventually(lambda: len(started()) == 2)
         # In the middle of an exec a process has no environment.
@@ -147,23 +140,23 @@ def socket_path() -> str:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_sockets_of_tasks_have_paths_that_are_short_enough(make: Callable[..., Worker], tmp_path: Path, named: bool) -> None:
+def test_sockets_of_tasks_have_paths_that_are_short_enough(start: Callable[..., Worker], tmp_path: Path, named: bool) -> None:
     """A path has at most 107 characters; about 70 of them are needed below a workspace that a worker has made."""
     workspace = tmp_path / "made"
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1", *(("--workspace", workspace) if named else ()))
+        worker = start("127.0.0.1", manager.port, "--cores", "1", *(("--workspace", workspace) if named else ()))
         (path,) = finish(manager, PythonTask(socket_path))
         above = workspace if named else next(worker.tmp.iterdir())
         assert path.startswith(f"{above}/") and len(path) - len(str(above)) < 75, path
 
 
 def test_the_guard_of_one_worker_leaves_others_in_the_same_workspace_alone(
-    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path
+    start: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path
 ) -> None:
     workspace = tmp_path / "shared"
     workspace.mkdir()
     with Manager(port=0) as manager:
-        pair = [make("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace) for _ in range(2)]
+        pair = [start("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace) for _ in range(2)]
         library = manager.create_library_from_functions("starts", start_programs, exec_mode="direct")
         manager.install_library(library)
         for _ in range(2):
@@ -178,13 +171,13 @@ def test_the_guard_of_one_worker_leaves_others_in_the_same_workspace_alone(
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
-def test_who_made_a_workspace_leaves_it_to_the_others(make: Callable[..., Worker], tmp_path: Path, end: int) -> None:
+def test_who_made_a_workspace_leaves_it_to_the_others(start: Callable[..., Worker], tmp_path: Path, end: int) -> None:
     workspace = tmp_path / "shared"
     with Manager(port=0) as manager:
         words = ("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace)
-        first = make(*words)
+        first = start(*words)
         assert eventually(lambda: manager.stats.workers_connected == 1)
-        second = make(*words)
+        second = start(*words)
         assert eventually(lambda: manager.stats.workers_connected == 2)
         first.process.send_signal(end)
         first.process.wait(LIMIT_S)
@@ -197,12 +190,12 @@ def test_who_made_a_workspace_leaves_it_to_the_others(make: Callable[..., Worker
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_the_files_of_libraries_leave_no_trace_in_a_workspace_that_was_there(
-    make: Callable[..., Worker], tmp_path: Path, end: int
+    start: Callable[..., Worker], tmp_path: Path, end: int
 ) -> None:
     workspace = tmp_path / "mine"
     workspace.mkdir()
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace)
+        worker = start("127.0.0.1", manager.port, "--cores", "1", "--workspace", workspace)
         library = manager.create_library_from_functions("files", os.getcwd, exec_mode="direct")
         library.add_input(manager.declare_buffer("some text"), "text.txt")
         manager.install_library(library)
@@ -223,11 +216,11 @@ def print_all() -> list[str]:
 
 @pytest.mark.parametrize("closed", ["0", "1", "2", "01", "02", "12", "012"])
 def test_a_worker_that_was_started_with_closed_streams(
-    make: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path, closed: str
+    start: Callable[..., Worker], started: Callable[[], list[int]], tmp_path: Path, closed: str
 ) -> None:
     streams = " ".join(f"{number}>&-" for number in closed)
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1", prefix=["sh", "-c", f'exec "$@" {streams}', "sh"])
+        worker = start("127.0.0.1", manager.port, "--cores", "1", prefix=["sh", "-c", f'exec "$@" {streams}', "sh"])
         for mode in ("direct", "fork"):
             manager.install_library(manager.create_library_from_functions(mode, print_all, exec_mode=mode))
         calls = [FunctionCall("direct", "print_all"), FunctionCall("fork", "print_all"), PythonTask(print_all)]
@@ -241,7 +234,7 @@ def test_a_worker_that_was_started_with_closed_streams(
         assert eventually(lambda: all(map(is_gone, started())) and not list(worker.tmp.iterdir()))
 
 
-def test_a_worker_that_leaves_by_itself_takes_its_guard_along(make: Callable[..., Worker], tmp_path: Path) -> None:
+def test_a_worker_that_leaves_by_itself_takes_its_guard_along(start: Callable[..., Worker], tmp_path: Path) -> None:
     def guards(worker: Worker) -> list[str]:
         # A fork of the worker has its command line, and its directory for temporary files in the environment.
         mark = f"TMPDIR={worker.tmp}".encode()
@@ -253,7 +246,7 @@ def test_a_worker_that_leaves_by_itself_takes_its_guard_along(make: Callable[...
         return [command for command in found if "vinecore.cli.worker" in command]
 
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        worker = start("127.0.0.1", manager.port, "--cores", "1")
         assert finish(manager, PythonTask(abs, -3)) == [3]
         assert len(guards(worker)) == 2, "the worker and its guard"
         worker.process.terminate()
@@ -262,9 +255,9 @@ def test_a_worker_that_leaves_by_itself_takes_its_guard_along(make: Callable[...
         assert not list(worker.tmp.iterdir())
 
 
-def test_a_guard_that_is_killed_costs_nothing(make: Callable[..., Worker]) -> None:
+def test_a_guard_that_is_killed_costs_nothing(start: Callable[..., Worker]) -> None:
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1")
+        worker = start("127.0.0.1", manager.port, "--cores", "1")
         assert finish(manager, PythonTask(abs, -3)) == [3]
         (guard,) = [
             int(entry.name)
@@ -287,11 +280,11 @@ def worker_with(hook: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize("when", ["before", "after_in_parent"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_that_comes_while_the_guard_is_forked(make: Callable[..., Worker], when: str, number: int) -> None:
+def test_a_signal_that_comes_while_the_guard_is_forked(start: Callable[..., Worker], when: str, number: int) -> None:
     """Python ignores exceptions in what libraries do at a fork."""
     hook = f"os.register_at_fork({when}=lambda: os.kill(os.getpid(), {int(number)}))"
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1", code=worker_with(hook))
+        worker = start("127.0.0.1", manager.port, "--cores", "1", code=worker_with(hook))
         assert worker.ended() == 0 and worker.err == ""
         assert not list(worker.tmp.iterdir())
 
@@ -304,18 +297,18 @@ def test_a_signal_that_comes_while_the_guard_is_forked(make: Callable[..., Worke
         "os.setsid = lambda: 1 // 0",
     ],
 )
-def test_what_goes_wrong_where_the_guard_is_made_leaves_the_worker_alone(make: Callable[..., Worker], hook: str) -> None:
+def test_what_goes_wrong_where_the_guard_is_made_leaves_the_worker_alone(start: Callable[..., Worker], hook: str) -> None:
     with Manager(port=0) as manager:
-        worker = make("127.0.0.1", manager.port, "--cores", "1", code=worker_with(hook))
+        worker = start("127.0.0.1", manager.port, "--cores", "1", code=worker_with(hook))
         assert len(finish(manager, PythonTask(os.urandom, 3_000_000))[0]) == 3_000_000
         assert worker.out.count("workspace") == 1 and worker.err == ""
         worker.process.terminate()
         assert worker.ended() == 0 and not list(worker.tmp.iterdir())
 
 
-def test_what_runs_on_behalf_of_a_worker_can_be_told_by_its_environment(make: Callable[..., Worker]) -> None:
+def test_what_runs_on_behalf_of_a_worker_can_be_told_by_its_environment(start: Callable[..., Worker]) -> None:
     with Manager(port=0) as manager:
-        make("127.0.0.1", manager.port, "--cores", "1")
+        start("127.0.0.1", manager.port, "--cores", "1")
         (value,) = finish(manager, PythonTask(mark))
         assert value and finish(manager, PythonTask(mark)) == [value]
         command = Task("echo $VINE_WORKER_MARK")

@@ -11,22 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.kit.calls import add, eventually, finish
-from tests.kit.processes import Worker, private_home, workers_below
+from tests.kit.processes import Worker
 from vinecore import FunctionCall, Manager
 from vinecore.shell.own_words import say
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process and its workers look for secrets and settings below the test's directory only."""
-    return private_home(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
-    """Start workers; those that still run at the end of the test get SIGTERM."""
-    with workers_below(tmp_path) as make:
-        yield make
+# This process and its workers look for secrets and settings below the test's directory only.
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

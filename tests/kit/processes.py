@@ -217,3 +217,16 @@ class Script:
             with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
                 os.kill(pid, signal.SIGKILL)
         self.process.communicate()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process and its workers look for secrets and settings below the test's directory only."""
+    return private_home(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def start(home: Path, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    """Start workers; those that still run at the end of the test get SIGTERM."""
+    with workers_below(tmp_path) as make:
+        yield make

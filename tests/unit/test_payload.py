@@ -604,37 +604,6 @@ def test_notes_survive_a_reducer_that_forgets_them() -> None:
     assert carried(error).__notes__ == ["kept"]
 
 
-@pytest.mark.parametrize("letter", ["x", "\u4e2d", "\U0001f600", "\ud800"])
-@pytest.mark.parametrize("size", [1, 30, 65_536, 120_000])
-def test_errors_of_any_length_have_a_bound(letter: str, size: int) -> None:
-    """Also as text only, and with all texts as long as they may be."""
-
-    class Loud(Exception):
-        def __repr__(self) -> str:
-            return str(self)
-
-    Loud.__qualname__ = "L" * size
-    for kind in (ValueError, Loud):
-        error = kind(letter * size)
-        for _ in range(10_000 if size < 100 else 4):
-            error.add_note(letter * size)
-        data = encode_error(error, letter * size)
-        assert len(data) <= payloads.ENCODED_ERROR_LIMIT_BYTES
-        found = decode_error(data)
-        assert letter in str(found) and found.__notes__[0].startswith(letter)
-
-
-def test_notes_that_travel_with_their_error_are_whole() -> None:
-    error = ValueError()
-    for number in range(20_000):
-        error.add_note(str(number))
-    assert carried(error).__notes__ == error.__notes__
-    error.lock = threading.Lock()  # type: ignore[attr-defined]
-    error.args = (lambda: error,)
-    notes = carried(error).__notes__
-    assert notes[:3] == ["0", "1", "2"] and "notes left out" in notes[-1]
-
-
 def test_an_exception_whose_module_is_missing_here_is_named() -> None:
     module = ModuleType("vanished_module")
     exec("class Lost(Exception): pass", module.__dict__)

@@ -44,8 +44,10 @@ MAP_MIN_BYTES = 64 * 1024  # smaller files are read: a mapping costs several sys
 # Larger exceptions travel as text only; must stay below what one control frame may carry.
 ERROR_LIMIT_BYTES = 1024 * 1024
 TEXT_LIMIT_CHARACTERS = 64 * 1024
-# What encode_error returns at most: a pickle and six texts of four bytes a character, each with a line about what was left out.
-ENCODED_ERROR_LIMIT_BYTES = ERROR_LIMIT_BYTES + 6 * 4 * (TEXT_LIMIT_CHARACTERS + 128)
+# Room in a text for the line about what was left out of it.
+_LINE_CHARACTERS = 128
+# What encode_error returns at most: a pickle and eight texts of four bytes a character.
+ENCODED_ERROR_LIMIT_BYTES = ERROR_LIMIT_BYTES + 8 * 4 * (TEXT_LIMIT_CHARACTERS + _LINE_CHARACTERS)
 # Containers longer than this are not looked through for atomic content; moving it moves time between the two picklers only.
 PLAIN_LIMIT_COUNT = 64
 IOV_LIMIT_COUNT = 1024  # buffers that one writev may carry on Linux and macOS
@@ -465,12 +467,15 @@ def encode_error(error: BaseException, note: str = "") -> bytes:
     """
     text = _traceback_text(error)
     if note:
-        text = f"{text.rstrip()}\n{note}\n"
+        text = f"{text.rstrip()}\n{_exact(note)}\n"
     pickled, reason = _pickle_error(error)
+    reason = _exact(reason)
     if pickled is not None and reason:
         text = f"{text.rstrip()}\n{reason}\n"
-    texts = text, type_name_of(type(error)), _safe_text(str, error), _safe_text(repr, error)
-    return _dumps((pickled, *map(_exact, texts), _notes_of(error), _exact(reason)), _PROTOCOL)
+    type_name = _exact(type_name_of(type(error)))
+    return _dumps(
+        (pickled, text, type_name, _safe_text(str, error), _safe_text(repr, error), _notes_of(error), reason), _PROTOCOL
+    )
 
 
 def decode_error(data: bytes | memoryview) -> BaseException:
@@ -551,9 +556,9 @@ def _notes_of(error: BaseException) -> list[str]:
 
 
 def _exact(text: str) -> str:
-    """A copy of a subclass's text as a plain, bounded str."""
+    """A copy of a subclass's text as a plain, bounded str; of one that was bounded here, the same."""
     text = "".join((text,))
-    if len(text) <= TEXT_LIMIT_CHARACTERS:
+    if len(text) <= TEXT_LIMIT_CHARACTERS + _LINE_CHARACTERS:
         return text
     half = TEXT_LIMIT_CHARACTERS // 2
     return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
