@@ -435,7 +435,7 @@ def test_values_of_a_lost_worker_are_made_again(
 
         def kill_the_reader() -> None:
             if started(gate, 1):
-                (reader,) = [worker for worker in list(state.workers.values()) if worker.running]
+                (reader,) = [worker for worker in list(state.workers.values()) if worker.placed_count()]
                 os.kill(reader.hello.pid, signal.SIGKILL)
                 eventually(lambda: len(state.workers) == 1)
             gate.touch()

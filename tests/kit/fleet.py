@@ -43,7 +43,7 @@ def check_idle(engine: Engine) -> None:
     def look() -> tuple[int, int]:
         engine.machine.check()
         state = engine.machine.state
-        return len(state.tasks), sum(len(worker.running) for worker in state.workers.values())
+        return len(state.tasks), sum(worker.placed_count() for worker in state.workers.values())
 
     assert eventually(lambda: engine.call_in_loop(look) == (0, 0)), engine.call_in_loop(look)
 

@@ -118,7 +118,8 @@ class FakeWorker:
 
     def check_room(self) -> None:
         """Sandboxes that exist here at once, and that the manager placed, share the worker: no part of it is given twice."""
-        placed = self.shell.machine.state.workers[self.worker_id].running if self.worker_id in self.shell.workers else {}
+        entries = self.shell.machine.state.workers[self.worker_id].placed() if self.worker_id in self.shell.workers else []
+        placed = {entry.task_id: entry for entry in entries}
         boxes = [slot.in_box for slot in self.slots.values() if slot.alive and slot.in_box is not None]
         live = [
             call.sandbox

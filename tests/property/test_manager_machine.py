@@ -164,7 +164,7 @@ def test_every_call_ends_exactly_once(copies: int, stream: Sequence[tuple[str, i
     )
     assert all(c.state is t.FINISHED and c.value != b"late" for c in driver.calls)
     for worker in driver.machine.state.workers.values():
-        assert not worker.running
+        assert not worker.placed()
         assert all(i.outstanding == i.groups_out == 0 for i in worker.instances.values())
 
 

@@ -170,7 +170,7 @@ def test_local_entries_of_a_failed_instance_run_elsewhere() -> None:
     world.submit(near)
     assert near.state is t.READY
     world.say(holder, messages.LibraryGone(1, "bad", b""))
-    assert len(world.builder.library.instances[holder].local) == 0
+    assert not world.builder.library.instances[holder].local
     assert near in [e for e in world.machine.state.tasks.values() if e.state is t.READY]
 
 

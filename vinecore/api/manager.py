@@ -73,12 +73,12 @@ class WorkerMethods:
     def _stats(self) -> Stats:
         state = self.engine.machine.state
         workers = list(state.workers.values())
-        running = sum(len(worker.running) for worker in workers)
+        running = sum(worker.placed_count() for worker in workers)
         count = state.counters
         return Stats(
             workers_connected=len(workers),
-            workers_idle=sum(not worker.running for worker in workers),
-            workers_busy=sum(bool(worker.running) for worker in workers),
+            workers_idle=sum(not worker.placed_count() for worker in workers),
+            workers_busy=sum(bool(worker.placed_count()) for worker in workers),
             workers_joined=count.workers_joined,
             workers_removed=count.workers_removed,
             workers_lost=count.workers_lost,
@@ -124,7 +124,7 @@ class WorkerMethods:
 
         def tell() -> int:
             state = self.engine.machine.state
-            idle = [worker_id for worker_id, worker in state.workers.items() if not worker.running]
+            idle = [worker_id for worker_id, worker in state.workers.items() if not worker.placed_count()]
             chosen = idle[:count] if count > 0 else idle
             for worker_id in chosen:
                 self.engine.post(WorkerDrained(0.0, worker_id))

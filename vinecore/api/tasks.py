@@ -481,7 +481,7 @@ class TaskMethods:
 
     def _load(self) -> tuple[int, int, int, int]:
         state = self.engine.machine.state
-        running = sum(len(worker.running) for worker in state.workers.values())
+        running = sum(worker.placed_count() for worker in state.workers.values())
         cores = sum(worker.hello.cores for worker in state.workers.values())
         return len(state.tasks) - running, running, cores, len(state.workers)
 

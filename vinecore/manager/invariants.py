@@ -21,9 +21,9 @@ def check(state: ManagerState) -> None:
                 raise InvariantError(f"{entry} has {missing} inputs missing")
         if entry.state is t.PLACED:
             instance = entry.instance
-            if instance is None or instance.worker.running.get(entry.task_id) is not entry:
+            if instance is None or entry.before is None:
                 raise InvariantError(f"{entry} is placed, but no worker runs it")
-            if state.workers.get(instance.worker.worker_id) is not instance.worker:
+            if state.workers.get(instance.worker_id) is not instance.worker:
                 raise InvariantError(f"{entry} is placed on a worker that is gone")
     for graph in {entry.graph for entry in state.tasks.values() if entry.graph is not None and not entry.graph.failed}:
         unplaced = graph.size - sum(entry.state in (t.PLACED, t.FINISHED) for entry in graph.vertices)
@@ -84,14 +84,16 @@ def _check_library(library: LibraryEntry) -> None:
     if library.slots_up != sum(instance.slots for instance in up):
         raise InvariantError(f"library {library.name!r} counts {library.slots_up} slots")
     for instance in up:
-        worker_id = instance.worker.worker_id
-        if instance.worker.takes_work() and instance.groups_out < instance.slots:
+        worker_id = instance.worker_id
+        if not instance.is_open and instance.worker.takes_work():
+            raise InvariantError(f"{instance} is up, and gets no work")
+        if instance.is_open and instance.groups_out < instance.slots:
             if worker_id in library.idle or instance is library.latest:
                 continue
             raise InvariantError(f"{instance} has a free slot and is not offered")
         if instance.is_piled != (worker_id in library.piled) or (instance.groups_out > instance.slots and not instance.is_piled):
             raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots")
-        if len(instance.local) and worker_id not in library.stocked:
+        if instance.local is not None and len(instance.local) and worker_id not in library.stocked:
             raise InvariantError(f"{instance} has entries of its own that nobody looks at")
 
 
@@ -101,25 +103,28 @@ def _check_worker(worker: WorkerEntry) -> None:
             raise InvariantError(f"{file} is in the table of {worker}, which does not have it")
     if worker.held_bytes != sum(file.size_bytes for file in worker.held.values()):
         raise InvariantError(f"{worker} is said to hold {worker.held_bytes} bytes")
-    if worker.spare_bytes != sum(file.size_bytes for file in worker.spares.values()):
+    if worker.spare_bytes != sum(file.size_bytes for file in (worker.spares or {}).values()):
         raise InvariantError(f"{worker} is said to have {worker.spare_bytes} bytes of spares")
-    for name, file in worker.spares.items():
+    for name, file in (worker.spares or {}).items():
         if worker.held.get(name) is not file or worker.worker_id not in (file.on_workers or ()):
             raise InvariantError(f"{file} is a spare of {worker}, which does not have it")
     counted: dict[int, int] = {}
-    for task_id, entry in worker.running.items():
-        if entry.state is not t.PLACED or entry.task_id != task_id or entry.instance is None:
+    running = worker.placed()
+    for entry in running:
+        if entry.state is not t.PLACED or entry.instance is None or entry.instance.worker is not worker:
             raise InvariantError(f"{worker} is said to run {entry}")
         library_id = entry.instance.library.library_id
         counted[library_id] = counted.get(library_id, 0) + 1
     for library_id, instance in worker.instances.items():
         if instance.outstanding != counted.get(library_id, 0):
             raise InvariantError(f"{instance}: {counted.get(library_id, 0)} entries are placed there")
-        placed = [entry for entry in worker.running.values() if entry.instance is instance]
+        placed = instance.placed()
+        if any(entry.instance is not instance for entry in placed):
+            raise InvariantError(f"{instance} is said to run {placed}")
         groups = {entry.bundle or entry for entry in placed}
         if instance.groups_out != len(groups):
             raise InvariantError(f"{instance}: {len(groups)} groups are placed there, {instance.groups_out} counted")
-    asking = {entry.bundle or entry: entry for entry in worker.running.values() if entry.kind.shape.constrained}
+    asking = {entry.bundle or entry: entry for entry in running if entry.kind.shape.constrained}
     committed = Resources(0, 0, 0, 0)
     for entry in asking.values():
         committed = committed.plus(worker.amount_of(entry.kind.shape))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from vinecore.manager import orders
 from vinecore.manager import transitions as t
+from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry, WorkerEntry, outputs_of
 
 # An input with more copies than this draws nobody: it can be had from many workers, and looking at each would cost more.
@@ -50,8 +51,10 @@ def make_ready(state: ManagerState, entry: TaskEntry) -> None:
     if entry.inputs:
         instance = _nearest(entry)
         if instance is not None:
+            if instance.local is None:
+                instance.local = ReadyQueue()
             instance.local.push(entry)
-            shape.library.stocked[instance.worker.worker_id] = instance
+            shape.library.stocked[instance.worker_id] = instance
             shape.library.offer(instance)
             state.activate(shape)
             return
@@ -75,7 +78,7 @@ def _nearest(entry: TaskEntry) -> Instance | None:
         if entry.no_room_at and worker_id in entry.no_room_at:
             continue
         instance = instances.get(worker_id)
-        if instance is not None and instance.state is t.UP and instance.worker.takes_work() and size > most:
+        if instance is not None and instance.is_open and size > most:
             best, most = instance, size
     return best
 
@@ -243,6 +246,8 @@ def _keep_spare(state: ManagerState, file: FileEntry) -> bool:
     if maker is None or not file.on_workers or file.maker not in file.on_workers or file.data is not None:
         return False
     others = (file.on_workers | (file.coming or set())) - {file.maker}
+    if maker.spares is None:
+        maker.spares = {}
     if file.name not in maker.spares:
         if not others:
             return False  # read where it was made: both would be lost together
@@ -257,7 +262,7 @@ def _keep_spare(state: ManagerState, file: FileEntry) -> bool:
 def _limit_spares(state: ManagerState, worker: WorkerEntry) -> None:
     """Drop the oldest spares of a worker beyond its limit; one that is read again is none any more, and stays."""
     limit = SPARE_SHARE * worker.hello.disk_mb * 2**20
-    while worker.spare_bytes > limit:
+    while worker.spares and worker.spare_bytes > limit:
         oldest = worker.spares.pop(next(iter(worker.spares)))
         worker.spare_bytes -= oldest.size_bytes
         if not oldest.is_needed():

@@ -16,7 +16,7 @@ EVERYTHING = 1_000_000
 
 def drain(state: ManagerState, worker: WorkerEntry, on: bool) -> None:
     """Begin or end the draining of a worker."""
-    worker.draining = on
+    worker.close(draining=on)
     if not on:
         state.drains.pop(worker.worker_id, None)
         state.fleet += 1
@@ -35,18 +35,17 @@ def drain(state: ManagerState, worker: WorkerEntry, on: bool) -> None:
 
 def goodbye(state: ManagerState, worker: WorkerEntry) -> None:
     """A worker wants to leave now: its calls run elsewhere, which counts as no loss; its sole copies are fetched."""
-    worker.draining = True
+    worker.close(draining=True)
     state.drains[worker.worker_id] = worker
     for instance in worker.instances.values():
         placement.abandon_local(state, instance)
-    placed, worker.running = list(worker.running.values()), {}
-    on_tasks.taken_back(state, placed)
+    on_tasks.taken_back(state, worker.placed())
 
 
 def settle(state: ManagerState) -> None:
     """Move what draining workers alone hold; release those that are empty."""
     for worker in list(state.drains.values()):
-        if worker.running:
+        if worker.placed_count():
             continue
         sole = [file for file in worker.held.values() if _is_sole(state, file, worker.worker_id)]
         for file in sole:
@@ -73,7 +72,7 @@ def _hand_over(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> Non
     if file.coming or file.name in state.wanted_here:
         return
     others = [w for w in state.workers.values() if w is not worker and _can_take(state, file, w)]
-    others.sort(key=lambda w: (len(w.running), w.worker_id))
+    others.sort(key=lambda w: (w.placed_count(), w.worker_id))
     for other in others:
         peers = transfers.peers_with(state, file, other)
         if transfers.has_room(state, peers):

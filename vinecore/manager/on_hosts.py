@@ -32,7 +32,8 @@ def look(state: ManagerState) -> None:
 
 def mark(state: ManagerState, worker: WorkerEntry) -> None:
     """Note whether a worker's host is blocked; one that is not any more is offered work."""
-    was, worker.blocked = worker.blocked, worker.hello.hostname in state.blocked_hosts
+    was = worker.blocked
+    worker.close(blocked=worker.hello.hostname in state.blocked_hosts)
     if was and not worker.blocked:
         state.fleet += 1
         for instance in worker.instances.values():

@@ -70,7 +70,7 @@ def _tell_forgotten(state: ManagerState, gone: list[CodeEntry]) -> None:
         code.holders = {}
     for instance, ids in told.items():
         message = messages.ForgetCode(instance.library.library_id, ids)
-        state.orders.append(orders.SendTo(instance.worker.worker_id, message))
+        state.orders.append(orders.SendTo(instance.worker_id, message))
 
 
 def start_wanted(state: ManagerState, worker: WorkerEntry) -> None:
@@ -142,10 +142,7 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
     instance.error, instance.error_data = message.error, message.traceback
     instance.failed_at = state.now
     library.retry_at = min(library.retry_at, state.now + state.tunables.library_restart_window)
-    lost = [entry for entry in worker.running.values() if entry.instance is instance]
-    for entry in lost:
-        del worker.running[entry.task_id]
-    on_tasks.worker_lost(state, worker, lost)
+    on_tasks.worker_lost(state, worker, instance.placed())
     if _is_gone_everywhere(state, library):
         _fail_calls(state, library, message.error, message.traceback)
 
@@ -193,7 +190,7 @@ def removed(state: ManagerState, library: LibraryEntry) -> None:
     state.libraries.pop(library.library_id, None)
     _fail_removed(state, library)
     for worker_id, instance in library.instances.items():
-        instance.worker.instances.pop(library.library_id, None)
+        instance.worker.drop(instance)
         if instance.state is not t.GONE:
             instance.move(t.GONE)
             state.orders.append(orders.SendTo(worker_id, messages.StopLibrary(library.library_id)))

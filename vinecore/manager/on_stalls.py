@@ -81,7 +81,7 @@ def reasons(state: ManagerState) -> dict[object, str]:
             found[request] = f"{count} tasks ask for more than {who} has: {lacks}; ask for less, or use a larger worker"
         elif not all_closed and (closed := _closed(state, request)):
             found[_closed_key(state, request)] = f"{count} tasks wait; {closed}"
-    if not found and not any(worker.running for worker in state.workers.values()):
+    if not found and not any(worker.placed_count() for worker in state.workers.values()):
         found.update(_unmade(state))
     return found
 

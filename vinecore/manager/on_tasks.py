@@ -91,41 +91,40 @@ def vertices_submitted(state: ManagerState, graph: GraphEntry, entries: list[Tas
     submitted(state, entries)
 
 
-def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) -> None:
-    """Results of calls; those of older attempts are dropped by comparison."""
-    running = worker.running
+def answered(state: ManagerState, worker_id: int, results: list[Result]) -> None:
+    """Results of calls; those of older attempts, and of what is not placed at that worker, are dropped by comparison."""
+    tasks = state.tasks
     freed: set[Instance] = set()
     kept: dict[int, TaskEntry] = {}
     later = messages.WRITTEN_LATER
     for result in results:
         if result.status == later:
             if result.task_id not in kept:
-                kept = _kept_at(worker)
-            _written_later(state, worker, kept.get(result.task_id), result)
+                kept = _kept_at(state.workers[worker_id])
+            _written_later(state, state.workers[worker_id], kept.get(result.task_id), result)
             continue
-        entry = running.get(result.task_id)
-        if entry is None or entry.attempt != result.attempt:
+        entry = tasks.get(result.task_id)
+        if entry is None or entry.attempt != result.attempt or not _is_placed(entry, worker_id):
             if result.status == messages.OK_STORED:
-                _drop_late(state, worker, f"{state.run}-{result.task_id}.{result.attempt}")
+                _drop_late(state, worker_id, f"{state.run}-{result.task_id}.{result.attempt}")
             if result.report is not None:
                 for name, size, content in result.report.products:
                     if size and not content:
-                        _drop_late(state, worker, name)
-                _lose_damaged(state, worker, result.report)
+                        _drop_late(state, worker_id, name)
+                _lose_damaged(state, worker_id, result.report)
             continue
-        del running[result.task_id]
         instance = placement.unplace(entry)
         freed.add(instance)
         status = result.status
         if result.report is not None:
             is_last = status <= messages.OK_KEPT or (status == messages.RAISED and entry.retries <= 0)
-            _reported(state, worker, entry, result.report, is_last)
+            _reported(state, instance.worker, entry, result.report, is_last)
         if status <= messages.OK_KEPT:
             _measure(entry, instance, result)
             if entry.graph is not None and entry.report is not None and entry.report.outcome:
                 _cut_short(state, entry, entry.report)
             else:
-                _succeeded(state, worker, entry, result)
+                _succeeded(state, instance, entry, result)
         elif status == messages.RAISED:
             _raised(state, entry, result.value)
         else:
@@ -141,11 +140,15 @@ def answered(state: ManagerState, worker: WorkerEntry, results: list[Result]) ->
             state.activate(library.shapes[0])  # any of them: instances take what is near them whatever its shape
 
 
-def _drop_late(state: ManagerState, worker: WorkerEntry, name: str) -> None:
+def _is_placed(entry: TaskEntry, worker_id: int) -> bool:
+    return entry.before is not None and entry.instance is not None and entry.instance.worker_id == worker_id
+
+
+def _drop_late(state: ManagerState, worker_id: int, name: str) -> None:
     """Nobody waits for this result or product any more: its object must not stay in the store."""
     file = state.held.get(name)
-    if file is None or not file.on_workers or worker.worker_id not in file.on_workers:
-        state.unlinks.setdefault(worker.worker_id, []).append(name)
+    if file is None or not file.on_workers or worker_id not in file.on_workers:
+        state.unlinks.setdefault(worker_id, []).append(name)
 
 
 def _measure(entry: TaskEntry, instance: Instance, result: Result) -> None:
@@ -163,7 +166,7 @@ def _measure(entry: TaskEntry, instance: Instance, result: Result) -> None:
     instance.mean_us = mean + MEAN_WEIGHT * (min(duration, OUTLIER_FACTOR * mean) - mean) if mean else float(duration)
 
 
-def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, result: Result) -> None:
+def _succeeded(state: ManagerState, instance: Instance, entry: TaskEntry, result: Result) -> None:
     """The value is inline, in the worker's store, or kept in the slot for its bundle."""
     status = result.status
     output = entry.output
@@ -179,13 +182,13 @@ def _succeeded(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, resul
             output.data = result.value
             output.size_bytes = len(result.value)
     elif status == messages.OK_STORED and was_here:
-        state.unlinks.setdefault(worker.worker_id, []).append(f"{state.run}-{entry.task_id}.{entry.attempt}")
+        state.unlinks.setdefault(instance.worker_id, []).append(f"{state.run}-{entry.task_id}.{entry.attempt}")
     elif status == messages.OK_STORED:
         if output is None:
             output = entry.output = FileEntry(entry.task_id)
             output.producer = entry
             output.holds = 1  # the handle's, which releases it
-        _stored(state, worker, entry, output, result.size_bytes)
+        _stored(state, instance.worker, entry, output, result.size_bytes)
     elif output is not None:
         output.kept = True
     finish(state, entry)
@@ -213,7 +216,7 @@ def _stored(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, output: 
 
 def _kept_at(worker: WorkerEntry) -> dict[int, TaskEntry]:
     """Finished vertices whose values are kept in a slot for others of their bundle, some of which is still placed."""
-    bundles = {entry.bundle for entry in worker.running.values() if entry.bundle is not None}
+    bundles = {entry.bundle for entry in worker.placed() if entry.bundle is not None}
     members = [entry for bundle in bundles for entry in bundle.entries if entry.state is t.FINISHED]
     return {entry.task_id: entry for entry in members if entry.output is not None and entry.output.kept}
 
@@ -228,7 +231,7 @@ def _written_later(state: ManagerState, worker: WorkerEntry, entry: TaskEntry | 
         output.kept = False  # a relay of an earlier attempt brought it meanwhile: one object of a value is enough
     if entry is None or output is None or not output.kept or entry.attempt != result.attempt:
         if result.size_bytes:
-            _drop_late(state, worker, f"{state.run}-{result.task_id}.{result.attempt}")
+            _drop_late(state, worker.worker_id, f"{state.run}-{result.task_id}.{result.attempt}")
         return
     output.kept = False
     if result.size_bytes:
@@ -262,16 +265,16 @@ def _reported(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, report
             worker.hold(file)
             replication.look_at(state, file)
         lineage.became_available(state, file)
-    _lose_damaged(state, worker, report)
+    _lose_damaged(state, worker.worker_id, report)
 
 
-def _lose_damaged(state: ManagerState, worker: WorkerEntry, report: messages.Report) -> None:
+def _lose_damaged(state: ManagerState, worker_id: int, report: messages.Report) -> None:
     """What a task wrote into is no copy any more, whoever still waits for that task."""
     for name in report.damaged:
         damaged = state.held.get(name)
-        state.unlinks.setdefault(worker.worker_id, []).append(name)
+        state.unlinks.setdefault(worker_id, []).append(name)
         if damaged is not None:
-            lose_copy(state, damaged, worker.worker_id)
+            lose_copy(state, damaged, worker_id)
 
 
 def _products_settled(state: ManagerState, entry: TaskEntry) -> None:
@@ -369,7 +372,7 @@ def _forget_missing(state: ManagerState, entry: TaskEntry, name: str) -> bool:
     found = [file for file in entry.inputs if file.name == name and name]
     for file in found:
         if instance is not None:
-            lose_copy(state, file, instance.worker.worker_id)
+            lose_copy(state, file, instance.worker_id)
     if found:
         entry.losses += 1
         if instance is not None and state.now < instance.worker.copies_from:
@@ -380,7 +383,7 @@ def _forget_missing(state: ManagerState, entry: TaskEntry, name: str) -> bool:
 def _had_no_room(entry: TaskEntry) -> None:
     """The disk of the worker that it was placed on did not take its result, or an input: others are tried first."""
     if entry.instance is not None:
-        entry.no_room_at = (entry.no_room_at or set()) | {entry.instance.worker.worker_id}
+        entry.no_room_at = (entry.no_room_at or set()) | {entry.instance.worker_id}
 
 
 def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
@@ -426,7 +429,7 @@ def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, v
         state.counters.failed += 1
         if task.state is t.NEW:
             task.inputs = ()  # it came in the same event and has not been counted as a reader
-        if task.state is t.PLACED and task.instance is not None and task.task_id in task.instance.worker.running:
+        if task.before is not None:
             _revoke(state, task, ended)
         graph = task.graph
         if graph is not None and not graph.failed:
@@ -458,11 +461,9 @@ def _revoke(state: ManagerState, entry: TaskEntry, ended: list[Bundle]) -> None:
     """Take a placed entry away from its worker; its bundle goes into ``ended`` with the last of its entries."""
     instance = entry.instance
     assert instance is not None
-    worker = instance.worker
-    worker.running.pop(entry.task_id, None)
     placement.unplace(entry)
     instance.library.offer(instance)
-    state.cancels.setdefault(worker.worker_id, []).append((entry.task_id, entry.attempt))
+    state.cancels.setdefault(instance.worker_id, []).append((entry.task_id, entry.attempt))
     if entry.bundle is not None and entry.bundle.remaining == 0:
         ended.append(entry.bundle)
 

@@ -41,6 +41,7 @@ def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str
         state.keepalive_due = 0.0
         state.keepalive_told = keepalive(state)
     state.workers[worker_id] = worker
+    state.heard[worker_id] = state.now
     on_hosts.mark(state, worker)
     state.counters.workers_joined += 1
     state.orders.append(
@@ -74,17 +75,17 @@ def said(state: ManagerState, worker_id: int, message: object) -> None:
     Raises:
         ProtocolError: it is not legal now; the worker's link is closed and the tables are untouched.
     """
-    worker = state.workers.get(worker_id)
-    if worker is None:
+    heard = state.heard
+    if worker_id not in heard:
         return
-    worker.last_heard = state.now
+    heard[worker_id] = state.now
     kind = type(message)
     if kind is messages.Done:
-        on_tasks.answered(state, worker, message.results)  # type: ignore[attr-defined]
+        on_tasks.answered(state, worker_id, message.results)  # type: ignore[attr-defined]
     elif kind is messages.Fetched:
-        on_files.fetched(state, worker, message)  # type: ignore[arg-type]
+        on_files.fetched(state, state.workers[worker_id], message)  # type: ignore[arg-type]
     elif kind is not messages.Pong:
-        _said_rarely(state, worker, message)
+        _said_rarely(state, state.workers[worker_id], message)
 
 
 def _said_rarely(state: ManagerState, worker: WorkerEntry, message: object) -> None:
@@ -115,9 +116,11 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
     worker = state.workers.pop(worker_id, None)
     if worker is None:
         return
+    del state.heard[worker_id]
     state.ring.remove(worker_id)
+    lost = worker.placed()
     state.counters.workers_removed += 1
-    if worker.running:
+    if lost:
         state.counters.workers_lost += 1
     for library_id, instance in worker.instances.items():
         instance.move(t.GONE)
@@ -125,8 +128,6 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
         if library is not None:
             library.instances.pop(worker_id, None)
         placement.abandon_local(state, instance)
-    lost = list(worker.running.values())
-    worker.running = {}
     state.drains.pop(worker_id, None)
     # Copies first: entries that wait again must see what is gone.
     for file in worker.held.values():
@@ -154,16 +155,42 @@ def keepalive_due(state: ManagerState) -> float:
 
 
 def _first_silence(state: ManagerState) -> float:
-    heard = min((max(w.last_heard, w.pinged_at) for w in state.workers.values()), default=state.now)
-    return heard + state.keepalive_for
+    return min(state.heard.values(), default=state.now) + state.keepalive_for
 
 
-def _is_lost(worker: WorkerEntry, now: float, timeout: float) -> bool:
+def _is_lost(worker: WorkerEntry, heard: float, now: float, timeout: float) -> bool:
     """Whether it was asked, and has been silent for too long."""
-    heard, asked_at = worker.last_heard, worker.asked_at
+    asked_at = worker.asked_at
     if asked_at <= heard:
         return False
     return now - (heard if asked_at - heard <= ASKED_IN_TIME * timeout else asked_at) > timeout
+
+
+def _ask_silent(state: ManagerState, interval: float, timeout: float) -> float:
+    """Ping workers that are silent, give up those that do not answer; returns when the first of the others spoke or was asked.
+
+    Of thousands of workers, only those that are silent are looked at.
+    """
+    now, span = state.now, state.keepalive_for
+    first = min(state.heard.values())
+    if now - first < span:
+        return first
+    silent = {worker_id: heard for worker_id, heard in state.heard.items() if now - heard >= span}
+    first = min([heard for heard in state.heard.values() if now - heard < span], default=now)
+    for worker_id, heard in silent.items():
+        worker = state.workers[worker_id]
+        if _is_lost(worker, heard, now, timeout):
+            why = f"nothing was heard of it for {now - heard:.0f} s"
+            state.orders.append(orders.CloseWorker(worker_id, why))
+            left(state, worker_id, why)
+            continue
+        if now - heard >= interval and now - worker.pinged_at >= interval:
+            if worker.asked_at <= heard:
+                worker.asked_at = now
+            worker.pinged_at = now
+            state.orders.append(orders.SendTo(worker_id, messages.Ping()))
+        first = min(first, max(heard, worker.pinged_at))
+    return first
 
 
 def tick(state: ManagerState) -> None:
@@ -177,23 +204,7 @@ def tick(state: ManagerState) -> None:
         for worker_id in state.workers:
             state.orders.append(orders.SendTo(worker_id, messages.Keepalive(interval, timeout)))
     if interval > 0 and state.workers and state.now >= keepalive_due(state):
-        now = first = state.now
-        for worker in list(state.workers.values()):
-            heard = worker.last_heard
-            if _is_lost(worker, now, timeout):
-                why = f"nothing was heard of it for {now - heard:.0f} s"
-                state.orders.append(orders.CloseWorker(worker.worker_id, why))
-                left(state, worker.worker_id, why)
-                continue
-            if now - heard >= interval and now - worker.pinged_at >= interval:
-                if worker.asked_at <= heard:
-                    worker.asked_at = now
-                worker.pinged_at = now
-                state.orders.append(orders.SendTo(worker.worker_id, messages.Ping()))
-            if heard < worker.pinged_at:
-                heard = worker.pinged_at
-            if heard < first:
-                first = heard
+        first = _ask_silent(state, interval, timeout)
         pause = KEEPALIVE_PAUSE_S * len(state.workers)
         state.keepalive_due = max(first + state.keepalive_for, state.now + pause)
     if state.blocked_hosts:

@@ -96,7 +96,7 @@ def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance
         if not (was_refused and instance.groups_out >= instance.slots) and _has_room(state, instance, 0.0, deep):
             kept.append(instance)
     for instance in reversed(kept):
-        worker_id = instance.worker.worker_id
+        worker_id = instance.worker_id
         offered[worker_id] = instance
         offered.move_to_end(worker_id, last=False)
 
@@ -107,7 +107,7 @@ def _serve_near(state: ManagerState, shape: Shape, deep: bool) -> None:
     for worker_id, instance in list(library.near.items()):
         if _has_room(state, instance, 0.0, deep):
             _fill(state, shape, instance, deep)
-        if not len(instance.local):
+        if not instance.local:
             library.stocked.pop(worker_id, None)
             library.near.pop(worker_id, None)
         elif not _has_room(state, instance, 0.0, True):
@@ -147,7 +147,8 @@ def _forget_failures(state: ManagerState, library: LibraryEntry) -> None:
     for worker_id, instance in list(library.instances.items()):
         if instance.state is t.GONE:
             if instance.failed_at + window <= state.now:
-                del library.instances[worker_id], instance.worker.instances[library.library_id]
+                del library.instances[worker_id]
+                instance.worker.drop(instance)
             else:
                 library.retry_at = min(library.retry_at, instance.failed_at + window)
 
@@ -187,7 +188,7 @@ def start_on(state: ManagerState, library: LibraryEntry, worker: WorkerEntry) ->
 
 def _has_room(state: ManagerState, instance: Instance, next_us: float, deep: bool) -> bool:
     """Whether one more call may go there."""
-    if instance.state is not t.UP or not instance.worker.takes_work():
+    if not instance.is_open:
         return False
     groups = instance.groups_out
     if groups < instance.slots:
@@ -208,7 +209,8 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     was_refused = False
     library = shape.library
     waiting = len(shape.ready)
-    several = len(library.hungry) + (instance.worker.worker_id not in library.hungry)
+    worker_id = instance.worker_id
+    several = len(library.hungry) + (worker_id not in library.hungry)
     # The second round shares what is ready, so that one instance does not drain it before the next is asked.
     share = max(instance.slots, -(-waiting // several)) if deep else instance.slots
     taken = 0
@@ -216,7 +218,11 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     while taken < share:
         if not _has_room(state, instance, 0.0, deep):
             break
-        entry = (instance.local.pop() if library.stocked else None) or shape.ready.pop()
+        entry = None
+        if library.stocked and worker_id in library.stocked and instance.local is not None:
+            entry = instance.local.pop()
+        if entry is None:
+            entry = shape.ready.pop()
         if entry is None:
             break
         if entry.no_room_at and _has_room_elsewhere(state, entry, instance):
@@ -238,7 +244,7 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             _place_one(state, entry, instance)
             taken += 1
         else:
-            chosen = bundles.bundle_for(entry, library.slots_up, instance.worker.worker_id, state.tunables)
+            chosen = bundles.bundle_for(entry, library.slots_up, worker_id, state.tunables)
             _place_bundle(state, chosen, instance)
             taken += len(chosen)
         if instance.calls >= RUN_CALLS or instance.bytes >= RUN_BYTES:
@@ -260,7 +266,7 @@ def _put_back(state: ManagerState, entry: TaskEntry) -> None:
 def _has_room_elsewhere(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
     """True where it was lost here for lack of room, and there is a worker to run it where it was not."""
     avoided = entry.no_room_at or set()
-    if instance.worker.worker_id not in avoided:
+    if instance.worker_id not in avoided:
         return False
     shape = entry.kind.shape
     for worker in state.workers.values():
@@ -281,7 +287,7 @@ def _steal(library: LibraryEntry, instance: Instance) -> TaskEntry | None:
     if instance.outstanding:
         return None
     for worker_id, other in list(islice(library.stocked.items(), TAKE_OVER_LOOKS)):
-        if not len(other.local):
+        if not other.local:
             del library.stocked[worker_id]
         elif other is not instance and other.outstanding >= other.slots:
             entry = other.local.pop()
@@ -301,7 +307,7 @@ def _fits(state: ManagerState, instance: Instance, entry: TaskEntry) -> bool:
         return False
     # One shape alone, of which every slot can run one at once: whatever waits there never runs beside too many others.
     return (
-        len(worker.running) == instance.outstanding
+        worker.placed_count() == instance.outstanding
         and instance.alike is entry.kind.shape
         and not amount.times(instance.slots).missing_in(worker.total)
     )
@@ -372,7 +378,7 @@ def _fetch_to(state: ManagerState, file: FileEntry, instance: Instance) -> None:
 def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, inside: set[TaskEntry] | None) -> list[int | str]:
     """How the slot finds each input: a value id, or the name of an object in the worker's store."""
     refs: list[int | str] = []
-    worker_id = instance.worker.worker_id
+    worker_id = instance.worker_id
     for file in entry.inputs:
         if inside is not None and file.producer in inside:
             refs.append(file.value_id)
@@ -413,7 +419,7 @@ def _know_code(state: ManagerState, code: CodeEntry, instance: Instance) -> None
             code.is_piece,
             name,
         )
-    state.orders.append(orders.SendTo(instance.worker.worker_id, code.message))
+    state.orders.append(orders.SendTo(instance.worker_id, code.message))
 
 
 def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
@@ -421,7 +427,12 @@ def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> N
     entry.dequeued = True
     entry.attempt += 1
     entry.instance = instance
-    instance.worker.running[entry.task_id] = entry
+    first = instance.behind
+    entry.before = instance
+    entry.behind = first
+    if first is not None:
+        first.before = entry
+    instance.behind = entry
     instance.outstanding += 1
     instance.calls += 1
     code = entry.code
@@ -450,9 +461,9 @@ def even_out(state: ManagerState) -> float | None:
             extra = instance.groups_out - instance.slots
             if extra <= 0:
                 instance.is_piled = False
-                del library.piled[instance.worker.worker_id]
+                del library.piled[instance.worker_id]
                 continue
-            library.piled.move_to_end(instance.worker.worker_id)
+            library.piled.move_to_end(instance.worker_id)
             if not instance.worker.takes_work():
                 continue
             due = max(instance.progress_at + STUCK_S, instance.asked_at + ASK_AGAIN_S)
@@ -465,7 +476,7 @@ def even_out(state: ManagerState) -> float | None:
             instance.asked_at = state.now
             asked = min(extra, room)
             room -= asked
-            state.orders.append(orders.SendTo(instance.worker.worker_id, messages.HandBack(asked, library.library_id)))
+            state.orders.append(orders.SendTo(instance.worker_id, messages.HandBack(asked, library.library_id)))
             again = state.now + ASK_AGAIN_S if again is None else min(again, state.now + ASK_AGAIN_S)
     return again
 
@@ -474,7 +485,7 @@ def _free_slots(library: LibraryEntry) -> int:
     """Slots that nothing runs in, counted until there are enough of them."""
     room = 0
     for instance in library.idle.values():
-        if instance.state is t.UP and instance.worker.takes_work():
+        if instance.is_open:
             room += max(0, instance.slots - instance.groups_out)
             if room >= EVEN_OUT_LOOKS:
                 break
@@ -491,7 +502,7 @@ def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
     instance.groups_out += 1
     if instance.groups_out > instance.slots and not instance.is_piled:
         instance.is_piled = True
-        instance.library.piled[instance.worker.worker_id] = instance
+        instance.library.piled[instance.worker_id] = instance
     if shape.constrained:
         worker = instance.worker
         worker.committed = worker.committed.plus(worker.amount_of(shape))
@@ -574,13 +585,18 @@ def send_run(state: ManagerState, instance: Instance) -> None:
         instance.values = None
     state.counters.dispatched += instance.calls
     instance.calls = instance.bytes = 0
-    state.orders.append(orders.SendTo(instance.worker.worker_id, messages.Run(instance.library.library_id, groups, values)))
+    state.orders.append(orders.SendTo(instance.worker_id, messages.Run(instance.library.library_id, groups, values)))
 
 
 def unplace(entry: TaskEntry) -> Instance:
     """Undo the bookkeeping of a placement whose answer came (or never will); the caller moves the entry's state."""
-    instance = entry.instance
-    assert instance is not None
+    instance, before, behind = entry.instance, entry.before, entry.behind
+    assert instance is not None and before is not None
+    before.behind = behind
+    if behind is not None:
+        behind.before = before
+        entry.behind = None
+    entry.before = None
     instance.outstanding -= 1
     bundle = entry.bundle
     if bundle is not None:
@@ -597,10 +613,10 @@ def unplace(entry: TaskEntry) -> Instance:
 
 def abandon_local(state: ManagerState, instance: Instance) -> None:
     """An instance ended: entries that waited for it are as good elsewhere."""
-    worker_id = instance.worker.worker_id
+    worker_id = instance.worker_id
     instance.library.stocked.pop(worker_id, None)
     instance.library.near.pop(worker_id, None)
-    for entry in instance.local.drain():
+    for entry in instance.local.drain() if instance.local is not None else ():
         _put_back(state, entry)
 
 

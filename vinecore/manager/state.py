@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Protocol
 
 from vinecore.manager import transitions as t
@@ -21,6 +23,7 @@ from vinecore.wire import messages
 from vinecore.wire.messages import Call
 
 NO_REQUEST = Resources()
+NOTHING: Mapping[int, float] = MappingProxyType({})
 
 
 class Handle(Protocol):
@@ -246,15 +249,15 @@ class LibraryEntry:
         if self.latest is not instance:
             self.line_up()
             self.latest = instance
-        if self.stocked and instance.worker.worker_id in self.stocked:
-            self.near[instance.worker.worker_id] = instance
+        if self.stocked and instance.worker_id in self.stocked:
+            self.near[instance.worker_id] = instance
 
     def line_up(self) -> None:
         """The one offered last takes its place behind the others."""
         instance = self.latest
         if instance is not None:
             self.latest = None
-            worker_id = instance.worker.worker_id
+            worker_id = instance.worker_id
             self.hungry[worker_id] = instance
             if instance.groups_out < instance.slots:
                 self.idle[worker_id] = instance
@@ -275,6 +278,7 @@ class Instance:
     __slots__ = (
         "alike",
         "asked_at",
+        "behind",
         "bytes",
         "calls",
         "code_life",
@@ -283,6 +287,7 @@ class Instance:
         "failed_at",
         "groups",
         "groups_out",
+        "is_open",
         "is_piled",
         "known_code",
         "library",
@@ -294,15 +299,20 @@ class Instance:
         "state",
         "values",
         "worker",
+        "worker_id",
     )
 
     def __init__(self, library: LibraryEntry, worker: WorkerEntry, slots: int) -> None:
         self.library = library
         self.worker = worker
+        self.worker_id = worker.worker_id  # here too: usual events are handled without touching the worker's entry
         self.slots = slots
         self.state = t.STARTING
-        # Calls placed here and not answered.
+        # It is up, and its worker takes work.
+        self.is_open = False
+        # Calls placed here and not answered: how many, and the one placed last, behind which the others are (TaskEntry.behind).
         self.outstanding = 0
+        self.behind: TaskEntry | None = None
         # Groups placed here whose last call has not been answered.
         self.groups_out = 0
         # The shape of all that is placed here; None: nothing is, or several that ask for something.
@@ -313,10 +323,10 @@ class Instance:
         self.known_code: CodeEntry | None = None
         # Is in LibraryEntry.piled.
         self.is_piled = False
-        # Ready entries whose large inputs are here.
-        self.local: ReadyQueue[TaskEntry] = ReadyQueue()
-        # The Run message being gathered. Tables that are empty most of the time are None then: of thousands of instances none is
-        # in the processor's caches when it is its turn.
+        # Ready entries whose large inputs are here. Tables that are empty most of the time are None then: of thousands of
+        # instances none is in the processor's caches when it is its turn.
+        self.local: ReadyQueue[TaskEntry] | None = None
+        # The Run message being gathered.
         self.groups: list[list[Call]] | None = None
         self.values: dict[int, bytes] | None = None
         self.calls = 0
@@ -337,31 +347,45 @@ class Instance:
         if state is t.UP:
             self.library.slots_up += self.slots
         elif state is t.GONE:
-            self.library.withdraw(self.worker.worker_id)
+            self.library.withdraw(self.worker_id)
+        self.look()
+
+    def look(self) -> None:
+        """Its state, or what its worker takes, has changed."""
+        self.is_open = self.state is t.UP and self.worker.takes_work()
+
+    def placed(self) -> list[TaskEntry]:
+        """What is placed here, the first one first."""
+        found = []
+        entry = self.behind
+        while entry is not None:
+            found.append(entry)
+            entry = entry.behind
+        found.reverse()
+        return found
 
     def __repr__(self) -> str:
-        return f"<Instance of {self.library.name} on worker {self.worker.worker_id} {self.state} {self.outstanding} outstanding>"
+        return f"<Instance of {self.library.name} on worker {self.worker_id} {self.state} {self.outstanding} outstanding>"
 
 
 class WorkerEntry:
     """A connected worker."""
 
     __slots__ = (
+        "address",
         "amounts",
         "asked_at",
         "blocked",
         "committed",
         "copies_from",
         "draining",
+        "former",
         "held",
         "held_bytes",
         "hello",
-        "host",
         "instances",
-        "last_heard",
         "outgoing",
         "pinged_at",
-        "running",
         "spare_bytes",
         "spares",
         "total",
@@ -371,37 +395,58 @@ class WorkerEntry:
 
     def __init__(self, worker_id: int, hello: messages.Hello, now: float, host: str = "") -> None:
         self.worker_id = worker_id
-        # Where peers reach it, as the manager saw it; empty: the manager's own host.
-        self.host = host
+        # Where peers reach it: the host as the manager saw it (empty: the manager's own), and the port (0: they cannot).
+        self.address = (host, hello.peer_port)
         # Transfers to peers that it was named for and that have not ended.
         self.outgoing = 0
         # Workers from which it could not fetch, with the time until which their objects come through the manager.
-        self.unreachable: dict[int, float] = {}
+        self.unreachable: Mapping[int, float] = NOTHING
         self.hello = hello
         self.total = Resources(hello.cores, hello.memory_mb, hello.disk_mb, hello.gpus)
         # Resources of placed entries that asked for some.
         self.committed = Resources(0, 0, 0, 0)
         self.instances: dict[int, Instance] = {}
-        # What one task of a shape takes of this worker.
-        self.amounts: dict[Shape, Resources] = {}
-        # Placed entries by task id, all libraries.
-        self.running: dict[int, TaskEntry] = {}
+        # Instances of libraries that were removed while something was placed there.
+        self.former: tuple[Instance, ...] = ()
+        # What one task of a shape takes of this worker; None: not asked for yet.
+        self.amounts: dict[Shape, Resources] | None = None
         # Files that are here or were told to come, by cache name: the part of ManagerState.held that names this worker.
         self.held: dict[str, FileEntry] = {}
         self.held_bytes = 0
         # When it may be given copies of temps again.
         self.copies_from = 0.0
         # Those of them that only a rerun of another worker's task would read, oldest first, and their size together.
-        self.spares: dict[str, FileEntry] = {}
+        self.spares: dict[str, FileEntry] | None = None
         self.spare_bytes = 0
-        self.last_heard = self.pinged_at = now
-        # When it was asked first since it last said something; not later than last_heard: it owes no answer.
+        self.pinged_at = now
+        # When it was asked first since it last said something; not later than ManagerState.heard: it owes no answer.
         self.asked_at = now
         self.draining = False
         self.blocked = False  # its host is on the list of blocked ones
 
     def takes_work(self) -> bool:
         return not self.draining and not self.blocked
+
+    def close(self, draining: bool | None = None, blocked: bool | None = None) -> None:
+        """Change whether it takes work."""
+        if draining is not None:
+            self.draining = draining
+        if blocked is not None:
+            self.blocked = blocked
+        for instance in self.instances.values():
+            instance.look()
+
+    def drop(self, instance: Instance) -> None:
+        """A library is removed: what is placed there is still answered, or lost with this worker."""
+        self.instances.pop(instance.library.library_id, None)
+        self.former = tuple(i for i in (*self.former, instance) if i.outstanding)
+
+    def placed(self) -> list[TaskEntry]:
+        """What is placed here, of all libraries."""
+        return [entry for instance in (*self.instances.values(), *self.former) for entry in instance.placed()]
+
+    def placed_count(self) -> int:
+        return sum([instance.outstanding for instance in (*self.instances.values(), *self.former)])
 
     def hold(self, file: FileEntry) -> None:
         """It is here, or was told to come."""
@@ -417,11 +462,13 @@ class WorkerEntry:
         """It is not here any more, nor told to come."""
         if self.held.pop(file.name, None) is not None:
             self.held_bytes -= file.size_bytes
-        if self.spares.pop(file.name, None) is not None:
+        if self.spares and self.spares.pop(file.name, None) is not None:
             self.spare_bytes -= file.size_bytes
 
     def amount_of(self, shape: Shape) -> Resources:
         """Resources that one task of this shape takes here."""
+        if self.amounts is None:
+            self.amounts = {}
         amount = self.amounts.get(shape)
         if amount is None:
             amount = allocate(shape.request, self.total) if shape.allocates else shape.request
@@ -429,7 +476,7 @@ class WorkerEntry:
         return amount
 
     def __repr__(self) -> str:
-        return f"<WorkerEntry {self.worker_id} {self.hello.hostname} {len(self.running)} placed>"
+        return f"<WorkerEntry {self.worker_id} {self.hello.hostname} {self.placed_count()} placed>"
 
 
 class Bundle:
@@ -463,6 +510,8 @@ class TaskEntry:
 
     __slots__ = (
         "attempt",
+        "before",
+        "behind",
         "bundle",
         "code",
         "dequeued",
@@ -521,6 +570,10 @@ class TaskEntry:
         self.dequeued = False  # taken from its ready queue
         self.is_final = False  # let go of its inputs for good: it cannot run again
         self.instance: Instance | None = None
+        # While it is placed: its neighbours among what is placed at its instance, which stands before the one placed last.
+        # A chain, and no table of the worker: a table's parts are in no cache when one of thousands of workers answers.
+        self.before: TaskEntry | Instance | None = None
+        self.behind: TaskEntry | None = None
         self.bundle: Bundle | None = None
         self.graph: GraphEntry | None = None
         self.order = -1  # position in graph.vertices
@@ -614,6 +667,8 @@ class ManagerState:
     # Unfinished entries by id.
     tasks: dict[int, TaskEntry] = field(default_factory=dict)
     workers: dict[int, WorkerEntry] = field(default_factory=dict)
+    # When each of them said something last. A table of its own, which stays in the processor's caches.
+    heard: dict[int, float] = field(default_factory=dict)
     # Grows when a worker comes that may lack libraries, or takes work again.
     fleet: int = 0
     # When the silence of workers is looked at next, and the interval for which that was computed.

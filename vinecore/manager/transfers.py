@@ -32,12 +32,13 @@ def peers_with(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> lis
     unused = 0
     for worker_id in file.on_workers:
         peer = state.workers.get(worker_id)
-        if peer is not None and peer is not worker and peer.hello.peer_port and not is_indirect(state, worker, worker_id):
+        if peer is not None and peer is not worker and peer.address[1] and not is_indirect(state, worker, worker_id):
             found.append(peer)
             unused += peer.outgoing == 0
             if unused == NAMED_PEERS:
                 break  # of a file that thousands have, the rest is no better
-    found.sort(key=lambda peer: (peer.outgoing, peer.worker_id))
+    if len(found) > 1:
+        found.sort(key=lambda peer: (peer.outgoing, peer.worker_id))
     return found
 
 
@@ -67,7 +68,7 @@ def fetch(state: ManagerState, file: FileEntry, worker: WorkerEntry, peers: list
     state.peer_fetches[file.name, worker.worker_id] = tuple([peer.worker_id for peer in named])
     expires = int(state.now + state.epoch_offset_s) + LIFETIME_S
     ticket = make_ticket(state.transfer_key, file.name, worker.worker_id, expires)
-    sources = [(peer.host, peer.hello.peer_port) for peer in named]
+    sources = [peer.address for peer in named]
     state.orders.append(orders.SendTo(worker.worker_id, messages.Fetch(file.name, file.size_bytes, sources, ticket, expires)))
 
 
@@ -114,6 +115,6 @@ def worker_left(state: ManagerState, worker: WorkerEntry) -> None:
         ended(state, name, destination)
     for (name, destination), named in state.peer_fetches.items():
         if worker_id in named and destination in state.workers:
-            stop = messages.StopFetch(name, worker.host, worker.hello.peer_port)
+            stop = messages.StopFetch(name, *worker.address)
             state.orders.append(orders.SendTo(destination, stop))
     look_again(state, worker_id, None)
