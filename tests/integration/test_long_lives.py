@@ -16,7 +16,7 @@ from daskvine import DaskVine, FuturesExecutor
 from tests.kit.calls import codes_told
 from vinecore import Manager, PythonTask
 from vinecore.api.engine import CODES_LIMIT_COUNT
-from vinecore.manager.state import NO_REQUEST
+from vinecore.manager.entries import NO_REQUEST
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 30.0

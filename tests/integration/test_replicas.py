@@ -17,7 +17,7 @@ from tests.kit.counted import Log, leaf
 from tests.kit.fleet import check_idle, fleet
 from tests.kit.processes import Worker
 from vinecore import Manager, PythonTask
-from vinecore.manager.state import FileEntry
+from vinecore.manager.entries import FileEntry
 
 # This process and its workers look for secrets and settings below the test's directory only.
 pytestmark = pytest.mark.usefixtures("home")

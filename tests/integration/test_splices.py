@@ -26,7 +26,8 @@ import xxhash
 from daskvine import DaskVine, FuturesExecutor
 from tests.kit.rogue import LIMIT_S, Rogue, rest_of
 from vinecore.errors import FileLost, PeerError
-from vinecore.manager.state import FileEntry, Splice
+from vinecore.manager.entries import FileEntry
+from vinecore.manager.state import Splice
 from vinecore.shell import transfer
 from vinecore.shell.splice import BUFFER_BYTES, Splices
 from vinecore.shell.store import Store

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, Shape, TaskEntry
+from vinecore.manager.entries import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, Shape, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 

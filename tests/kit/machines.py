@@ -21,8 +21,8 @@ from tests.kit.splices import FakeSplices
 from tests.kit.workers import FakeWorker
 from vinecore.manager import events as to_manager
 from vinecore.manager import orders as from_manager
+from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.manager.machine import ManagerMachine
-from vinecore.manager.state import FileEntry, TaskEntry
 
 # Looking at n tasks costs as much as handling that many events: after so many tasks for each event that was not looked at.
 CHECK_SHARE = 16

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 from tests.kit.builders import RUN, Builder, hello
 from vinecore.manager import events, orders
+from vinecore.manager.entries import GraphEntry, TaskEntry
 from vinecore.manager.machine import ManagerMachine
-from vinecore.manager.state import GraphEntry, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 from vinecore.wire.messages import Result

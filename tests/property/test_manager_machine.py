@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.kit.builders import RUN, Builder, declared, hello
 from vinecore.manager import events, orders
 from vinecore.manager import transitions as t
+from vinecore.manager.entries import TaskEntry
 from vinecore.manager.machine import ManagerMachine
-from vinecore.manager.state import TaskEntry
 from vinecore.wire import messages
 from vinecore.wire.messages import Result
 

@@ -10,7 +10,7 @@ from tests.kit.network import Spec, digest, product_value
 from tests.sim.truth import ALWAYS
 from tests.sim.user import DURATIONS_S, User
 from vinecore.manager import events
-from vinecore.manager.state import CodeEntry, FileEntry, Kind, LibraryEntry, LibrarySetup, Shape, TaskEntry
+from vinecore.manager.entries import CodeEntry, FileEntry, Kind, LibraryEntry, LibrarySetup, Shape, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 

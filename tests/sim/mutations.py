@@ -160,7 +160,19 @@ MUTATIONS = [
     # Workers that leave on purpose.
     Mutation("sole copies are not handed over", "manager.on_drain", "settle", "if not sole:", "if True:"),
     Mutation(
-        "a draining worker gets work", "manager.state", "WorkerEntry.takes_work", "not self.draining and not self.blocked", "True"
+        "a draining worker gets work",
+        "manager.entries",
+        "WorkerEntry.takes_work",
+        "not self.draining and not self.blocked",
+        "True",
+    ),
+    Mutation("instances do not hear of a drain", "manager.entries", "WorkerEntry.close", "instance.look()", "pass"),
+    Mutation(
+        "placed entries are lost from the chain",
+        "manager.placement",
+        "_mark_placed",
+        "first.before = entry",
+        "first.before = None",
     ),
     Mutation(
         "work of a leaving worker is forgotten", "manager.on_drain", "goodbye", "on_tasks.taken_back(state, placed)", "pass"

@@ -25,8 +25,8 @@ from time import perf_counter, thread_time
 from tests.kit.builders import RUN, declared, hello
 from tests.sim.plot import Line, plot
 from vinecore.manager import events, orders
+from vinecore.manager.entries import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, Shape, TaskEntry
 from vinecore.manager.machine import ManagerMachine
-from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, Shape, TaskEntry
 from vinecore.model.config import Tunables
 from vinecore.model.ticket import check_ticket
 from vinecore.wire import messages

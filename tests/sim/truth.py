@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.kit.machines import ManagerShell
 from tests.kit.network import Network, Violation
 from vinecore.errors import FileLost, LibraryFailed
-from vinecore.manager.state import CANCELLED, RAISED, FileEntry, GraphEntry, LibraryEntry, TaskEntry, outputs_of
+from vinecore.manager.entries import CANCELLED, RAISED, FileEntry, GraphEntry, LibraryEntry, TaskEntry, outputs_of
 
 ALWAYS = 10**9
 

@@ -9,7 +9,7 @@ from tests.kit.machines import ManagerShell
 from tests.kit.network import Network, Spec, Violation, digest
 from tests.sim.truth import ALWAYS, Truth
 from vinecore.manager import events
-from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, TaskEntry
+from vinecore.manager.entries import CodeEntry, FileEntry, GraphEntry, Kind, TaskEntry
 from vinecore.model.resources import Resources
 
 DURATIONS_S = (0.0, 1e-5, 1e-4, 1e-3, 5e-3, 0.02, 0.1, 0.3)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.kit.builders import Builder, hello
 from vinecore.manager import bundles, events
+from vinecore.manager.entries import Kind, TaskEntry
 from vinecore.manager.machine import ManagerMachine
-from vinecore.manager.state import Kind, TaskEntry
 from vinecore.model.config import Tunables
 from vinecore.wire import messages
 

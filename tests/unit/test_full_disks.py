@@ -7,7 +7,7 @@ from tests.unit.test_replication import NO_ROOM, Fleet
 from vinecore.errors import SlotLost
 from vinecore.manager import events
 from vinecore.manager import transitions as t
-from vinecore.manager.state import TaskEntry
+from vinecore.manager.entries import TaskEntry
 from vinecore.wire import messages
 from vinecore.wire.messages import Result
 

@@ -6,7 +6,7 @@ from tests.kit.builders import declared
 from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, on_libraries
 from vinecore.manager import transitions as t
-from vinecore.manager.state import CodeEntry, GraphEntry, TaskEntry
+from vinecore.manager.entries import CodeEntry, GraphEntry, TaskEntry
 from vinecore.wire import messages
 
 

@@ -11,8 +11,9 @@ import pytest
 from tests.kit.builders import Builder
 from vinecore.api import homecoming, waiting
 from vinecore.errors import FileLost
+from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.manager.events import FileWanted, WorkerSaid
-from vinecore.manager.state import FileEntry, Relay, TaskEntry
+from vinecore.manager.state import Relay
 from vinecore.model.config import Tunables
 from vinecore.wire.messages import UploadFailed
 

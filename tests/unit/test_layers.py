@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "vinecore.shell",
         "vinecore.runtime",
         "vinecore.manager.events",
+        "vinecore.manager.entries",
         "vinecore.manager.state",
         *SIDE_ROOMS,
         *WIRE_FLOOR,
@@ -61,6 +62,7 @@ ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
     "vinecore.manager": (
         ("transitions",),
         ("ready",),
+        ("entries",),
         ("state",),
         ("events", "orders", "invariants"),
         ("replicas", "transfers", "splices", "lineage"),

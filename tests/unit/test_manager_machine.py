@@ -9,8 +9,8 @@ from tests.kit.manager_world import ManagerWorld, graph_in
 from vinecore.errors import FileLost, ProtocolError, SlotLost, TaskFailed, WorkerLost
 from vinecore.manager import events, orders
 from vinecore.manager import transitions as t
+from vinecore.manager.entries import CANCELLED, RAISED, TaskEntry
 from vinecore.manager.ready import ReadyQueue
-from vinecore.manager.state import CANCELLED, RAISED, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 from vinecore.wire.messages import Result

@@ -9,7 +9,7 @@ from tests.kit.manager_world import ManagerWorld
 from vinecore.errors import FileLost
 from vinecore.manager import events, orders, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.state import RAISED, FileEntry, Kind, Shape, TaskEntry
+from vinecore.manager.entries import RAISED, FileEntry, Kind, Shape, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 from vinecore.wire.messages import Mount, Product, Report, Result, Sandbox

@@ -9,7 +9,7 @@ from tests.kit.manager_world import ManagerWorld
 from vinecore.errors import UsageError
 from vinecore.manager import events, orders
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, Kind, Shape, TaskEntry
+from vinecore.manager.entries import FileEntry, Kind, Shape, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 

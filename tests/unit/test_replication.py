@@ -7,8 +7,8 @@ import pytest
 from tests.kit.builders import hello
 from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, orders, replication
+from vinecore.manager.entries import TaskEntry
 from vinecore.manager.replication import PAUSE_S, SPLICES_AT_ONCE, TRIES
-from vinecore.manager.state import TaskEntry
 from vinecore.manager.transfers import INDIRECT_S
 from vinecore.wire import messages
 

@@ -7,7 +7,7 @@ import pytest
 from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, lineage
 from vinecore.manager import transitions as t
-from vinecore.manager.state import TaskEntry
+from vinecore.manager.entries import TaskEntry
 from vinecore.wire import messages
 
 SIZE = 100_000

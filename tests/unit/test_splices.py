@@ -7,7 +7,7 @@ import pytest
 from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, orders, splices
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, TaskEntry
+from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.wire import messages
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from vinecore.wire.messages import INLINE_LIMIT_BYTES
 
 if TYPE_CHECKING:
-    from vinecore.manager.state import CodeEntry, FileEntry, Kind, LibraryEntry, Shape
+    from vinecore.manager.entries import CodeEntry, FileEntry, Kind, LibraryEntry, Shape
     from vinecore.model.resources import Resources
     from vinecore.runtime.functions import FunctionCache, FunctionPickle
     from vinecore.shell.manager_loop import ManagerLoop
@@ -30,7 +30,7 @@ class CodeMethods:
     loop: ManagerLoop
     functions: FunctionCache
     # The room of the core's tables, which is imported late.
-    _state: Any
+    _entries: Any
     _code_ids: Iterator[int]
     _library_ids: Iterator[int]
     _file_ids: Iterator[int]
@@ -53,7 +53,7 @@ class CodeMethods:
 
     def new_library(self, name: str, **options: Any) -> LibraryEntry:
         """A library entry with a fresh id; not installed."""
-        library: LibraryEntry = self._state.LibraryEntry(next(self._library_ids), name, **options)
+        library: LibraryEntry = self._entries.LibraryEntry(next(self._library_ids), name, **options)
         return library
 
     def install(self, library: LibraryEntry) -> None:
@@ -70,7 +70,7 @@ class CodeMethods:
         shape = self._shapes.get(key)
         if shape is None:
             with self._lock:
-                shape = self._shapes.get(key) or self._state.Shape(library, request, allocates)
+                shape = self._shapes.get(key) or self._entries.Shape(library, request, allocates)
                 self._shapes[key] = shape
         return shape
 
@@ -79,7 +79,7 @@ class CodeMethods:
         key = (name, shape)
         kind = self.kinds.get(key)
         if kind is None:
-            kind = self.kinds.setdefault(key, self._state.Kind(name, shape))
+            kind = self.kinds.setdefault(key, self._entries.Kind(name, shape))
         return kind
 
     def code_of(self, function: object) -> tuple[CodeEntry, Kind]:
@@ -140,13 +140,13 @@ class CodeMethods:
             file = self.new_file([payload], len(payload))
             payload = b""
         number = next(self._code_ids)
-        code: CodeEntry = self._state.CodeEntry(number, library.library_id, payload, modules, requires, is_piece, file)
+        code: CodeEntry = self._entries.CodeEntry(number, library.library_id, payload, modules, requires, is_piece, file)
         return code
 
     def new_file(self, parts: Sequence[bytes | memoryview], size_bytes: int) -> FileEntry:
         """An object held by the manager, released with its last use."""
         number = next(self._file_ids)
-        file: FileEntry = self._state.FileEntry(-number, f"{self.loop.machine.state.run}-b{number}", size_bytes)
+        file: FileEntry = self._entries.FileEntry(-number, f"{self.loop.machine.state.run}-b{number}", size_bytes)
         file.at_manager = True
         self.loop.objects[file.name] = parts
         return file
@@ -155,7 +155,7 @@ class CodeMethods:
         """A file on the manager's disk, as an object under a name that says which version of it this is."""
         from vinecore.shell.transfer import LocalPath
 
-        file: FileEntry = self._state.FileEntry(-next(self._file_ids), f"{self.loop.machine.state.run}-{name}", size_bytes)
+        file: FileEntry = self._entries.FileEntry(-next(self._file_ids), f"{self.loop.machine.state.run}-{name}", size_bytes)
         file.at_manager = True
         self.loop.objects[file.name] = LocalPath(path)
         return file
@@ -202,5 +202,5 @@ class CodeMethods:
 
     def new_temp(self) -> FileEntry:
         """A file that some task will make."""
-        file: FileEntry = self._state.FileEntry(-next(self._file_ids))
+        file: FileEntry = self._entries.FileEntry(-next(self._file_ids))
         return file

@@ -19,7 +19,7 @@ from vinecore.wire import messages
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.manager.state import CodeEntry, FileEntry, Kind, TaskEntry
+    from vinecore.manager.entries import CodeEntry, FileEntry, Kind, TaskEntry
 
 # What describes a task travels in one message with others, whose size is limited. Linux takes less of a command anyway.
 DESCRIPTION_LIMIT_BYTES = 8 << 20

@@ -25,7 +25,7 @@ from vinecore.errors import LoopDied, UsageError, WorkerLost
 
 if TYPE_CHECKING:
     from vinecore.api.embedded import EmbeddedWorker
-    from vinecore.manager.state import CodeEntry, FileEntry, Handle, Kind, LibraryEntry, Shape, TaskEntry
+    from vinecore.manager.entries import CodeEntry, FileEntry, Handle, Kind, LibraryEntry, Shape, TaskEntry
     from vinecore.model.resources import Resources
     from vinecore.runtime.functions import FunctionPickle
     from vinecore.shell.manager_loop import ManagerLoop
@@ -103,7 +103,7 @@ class Engine(CodeMethods):
         max_calls: int,
     ) -> None:
         # Imported late: the embedded worker boots on another core meanwhile.
-        from vinecore.manager import state
+        from vinecore.manager import entries
         from vinecore.model.config import Tunables
         from vinecore.runtime.functions import FunctionCache
         from vinecore.shell.machine_id import machine_id
@@ -118,8 +118,8 @@ class Engine(CodeMethods):
         # Empty where nobody else can join: no command is told then.
         self.machine.state.address = "" if self._only_embedded else f"{socket.gethostname()} {self.port}{self._worker_flags}"
         self.functions = FunctionCache()
-        self._task_entry = state.TaskEntry
-        self._state = state
+        self._task_entry = entries.TaskEntry
+        self._entries = entries
         self._code_ids = itertools.count(1)
         self._library_ids = itertools.count(1)
         self._file_ids = itertools.count(1)
@@ -132,10 +132,10 @@ class Engine(CodeMethods):
         self._process_codes: dict[FunctionPickle | None, CodeEntry] = {}
         self.loop.worker_left = self._worker_left
         self.loop.start()
-        setup = state.LibrarySetup(max_calls=max_calls, is_stateless=True)
+        setup = entries.LibrarySetup(max_calls=max_calls, is_stateless=True)
         self.python = self.new_library("python", slots=slots, setup=setup)
         self.python.eager = True
-        self.default_shape = state.Shape(self.python)
+        self.default_shape = entries.Shape(self.python)
         self._shapes: dict[tuple[int, Resources], Shape] = {}
         self.install(self.python)
 

@@ -16,7 +16,7 @@ from vinecore.wire.messages import INLINE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.manager.state import FileEntry
+    from vinecore.manager.entries import FileEntry
 
 # Numbers of kinds, as TaskVine's clients compare them.
 FILE = 1

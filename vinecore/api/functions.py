@@ -15,7 +15,7 @@ from vinecore.runtime.functions import name_of
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.manager.state import CodeEntry, Kind, TaskEntry
+    from vinecore.manager.entries import CodeEntry, Kind, TaskEntry
 
 
 class FunctionCall(SandboxedTask, TempOutput):

@@ -16,8 +16,8 @@ from vinecore.api.engine import Engine
 from vinecore.api.files import File, check_owner, checked_name
 from vinecore.api.outcome import failure_of, rebuilt
 from vinecore.errors import LoopDied, VineError
+from vinecore.manager.entries import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, TaskEntry
 from vinecore.manager.events import GraphCancelled, GraphEnded, VerticesSubmitted
-from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, TaskEntry
 from vinecore.wire import messages
 
 # What a vertex that runs apart prints is kept up to here, for the error that it may end with.

@@ -21,7 +21,7 @@ from vinecore.wire.messages import UploadFailed
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.manager.state import FileEntry, TaskEntry
+    from vinecore.manager.entries import FileEntry, TaskEntry
 
 # Values under way at once. Higher: fewer round trips to workers elsewhere are waited for; lower: less is asked for in vain.
 AHEAD_COUNT = 32

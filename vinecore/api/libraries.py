@@ -14,7 +14,7 @@ from vinecore.api.numbers import CORES_LIMIT, WHOLE_LIMIT, checked_number, check
 from vinecore.api.tasks import InstalledLibrary
 from vinecore.api.texts import checked_text
 from vinecore.errors import UnpicklableError, UsageError
-from vinecore.manager.state import NO_REQUEST, LibrarySetup
+from vinecore.manager.entries import NO_REQUEST, LibrarySetup
 from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.functions import name_of
@@ -23,7 +23,7 @@ from vinecore.wire.messages import EXECUTABLE, INLINE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.manager.state import CodeEntry, FileEntry, Kind
+    from vinecore.manager.entries import CodeEntry, FileEntry, Kind
 
 EXEC_MODES = ("fork", "direct")
 # Of create_library_from_functions; the last two take only what asks for nothing.

@@ -6,7 +6,7 @@ from concurrent.futures import CancelledError
 from typing import Any
 
 from vinecore.errors import LibraryFailed, ProtocolError, TaskFailed, UnpicklableError
-from vinecore.manager.state import CANCELLED, RAISED, TaskEntry
+from vinecore.manager.entries import CANCELLED, RAISED, TaskEntry
 from vinecore.runtime.payload import decode, decode_error, describe
 
 

@@ -17,7 +17,7 @@ from vinecore.errors import LibraryFailed, LoopDied, UsageError, VineError
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
-    from vinecore.manager.state import CodeEntry, Kind, LibraryEntry, TaskEntry
+    from vinecore.manager.entries import CodeEntry, Kind, LibraryEntry, TaskEntry
 
 _UNSET: Any = object()
 

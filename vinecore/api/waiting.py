@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from vinecore.api.outcome import rebuilt
 from vinecore.errors import FileLost, LoopDied
+from vinecore.manager.entries import FileEntry
 from vinecore.manager.events import FileWanted
-from vinecore.manager.state import FileEntry
 from vinecore.runtime.payload import load_file
 from vinecore.shell.manager_loop import ManagerLoop
 from vinecore.shell.transfer import LocalPath

@@ -9,7 +9,7 @@ with what else they need: a value whose consumers are all in the bundle is never
 from __future__ import annotations
 
 from vinecore.manager import transitions as t
-from vinecore.manager.state import Shape, TaskEntry
+from vinecore.manager.entries import Shape, TaskEntry
 from vinecore.model.config import Tunables
 
 # Vertices looked at for each one that may join; higher: fuller bundles in graphs with many shared inputs, more work.

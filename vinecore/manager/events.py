@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vinecore.manager.state import CodeEntry, FileEntry, GraphEntry, LibraryEntry, TaskEntry
+from vinecore.manager.entries import CodeEntry, FileEntry, GraphEntry, LibraryEntry, TaskEntry
 from vinecore.wire import messages
 from vinecore.wire.messages import Record
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vinecore.errors import InvariantError
 from vinecore.manager import transitions as t
-from vinecore.manager.state import MANAGER, FileEntry, LibraryEntry, ManagerState, WorkerEntry
+from vinecore.manager.entries import FileEntry, LibraryEntry, WorkerEntry
+from vinecore.manager.state import MANAGER, ManagerState
 from vinecore.model.resources import Resources
 
 
@@ -85,8 +86,8 @@ def _check_library(library: LibraryEntry) -> None:
         raise InvariantError(f"library {library.name!r} counts {library.slots_up} slots")
     for instance in up:
         worker_id = instance.worker_id
-        if not instance.is_open and instance.worker.takes_work():
-            raise InvariantError(f"{instance} is up, and gets no work")
+        if instance.is_open is not instance.worker.takes_work():
+            raise InvariantError(f"{instance} does not know whether its worker takes work")
         if instance.is_open and instance.groups_out < instance.slots:
             if worker_id in library.idle or instance is library.latest:
                 continue

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from vinecore.manager import orders
 from vinecore.manager import transitions as t
+from vinecore.manager.entries import FileEntry, Instance, TaskEntry, WorkerEntry, outputs_of
 from vinecore.manager.ready import ReadyQueue
-from vinecore.manager.state import FileEntry, Instance, ManagerState, TaskEntry, WorkerEntry, outputs_of
+from vinecore.manager.state import ManagerState
 
 # An input with more copies than this draws nobody: it can be had from many workers, and looking at each would cost more.
 NEAR_COPIES = 8

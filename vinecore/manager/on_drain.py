@@ -7,7 +7,8 @@ time). What only it holds and somebody needs goes to another worker that takes w
 from __future__ import annotations
 
 from vinecore.manager import on_tasks, orders, placement, splices, transfers
-from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
+from vinecore.manager.entries import FileEntry, WorkerEntry
+from vinecore.manager.state import ManagerState
 from vinecore.wire import messages
 
 # Asking for more than a worker can hold gives back all that has not started.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vinecore.manager import lineage, on_tasks, orders, placement, replication, splices, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, ManagerState, Relay, WorkerEntry
+from vinecore.manager.entries import FileEntry, WorkerEntry
+from vinecore.manager.state import ManagerState, Relay
 from vinecore.wire import messages
 
 # How a worker's reason begins when the source does not have the object, or has damaged bytes.

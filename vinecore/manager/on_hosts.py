@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from vinecore.manager import on_drain
+from vinecore.manager.entries import WorkerEntry
 from vinecore.manager.events import HostsChanged
-from vinecore.manager.state import ManagerState, WorkerEntry
+from vinecore.manager.state import ManagerState
 
 
 def changed(state: ManagerState, event: HostsChanged) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from vinecore.errors import LibraryFailed
 from vinecore.manager import lineage, on_tasks, orders, placement
 from vinecore.manager import transitions as t
-from vinecore.manager.state import CodeEntry, GraphEntry, Instance, LibraryEntry, ManagerState, TaskEntry, WorkerEntry
+from vinecore.manager.entries import CodeEntry, GraphEntry, Instance, LibraryEntry, TaskEntry, WorkerEntry
+from vinecore.manager.state import ManagerState
 from vinecore.model.notes import LibraryMoved
 from vinecore.wire import messages
 

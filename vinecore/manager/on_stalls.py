@@ -11,7 +11,8 @@ from itertools import islice
 from vinecore.errors import UsageError
 from vinecore.manager import on_tasks, orders
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, ManagerState, Stall, TaskEntry, WorkerEntry
+from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry
+from vinecore.manager.state import ManagerState, Stall
 from vinecore.model.resources import Resources
 
 # Tasks looked at for the reason of a stall; bounds a tick.

@@ -5,18 +5,18 @@ from __future__ import annotations
 from vinecore.errors import FileLost, LibraryFailed, LostError, SlotLost, TaskFailed, VineError, WorkerLost
 from vinecore.manager import lineage, orders, placement, replication
 from vinecore.manager import transitions as t
-from vinecore.manager.state import (
+from vinecore.manager.entries import (
     CANCELLED,
     RAISED,
     Bundle,
     FileEntry,
     GraphEntry,
     Instance,
-    ManagerState,
     TaskEntry,
     WorkerEntry,
     outputs_of,
 )
+from vinecore.manager.state import ManagerState
 from vinecore.model.notes import TaskMoved
 from vinecore.wire import messages
 from vinecore.wire.messages import Result

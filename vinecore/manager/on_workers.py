@@ -17,7 +17,8 @@ from vinecore.manager import (
     transfers,
 )
 from vinecore.manager import transitions as t
-from vinecore.manager.state import ManagerState, WorkerEntry
+from vinecore.manager.entries import WorkerEntry
+from vinecore.manager.state import ManagerState
 from vinecore.model.notes import WorkerJoined, WorkerRemoved
 from vinecore.wire import messages
 

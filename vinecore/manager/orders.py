@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vinecore.manager.state import FileEntry, TaskEntry
+from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.model.notes import Note
 from vinecore.wire.messages import Record
 

@@ -13,18 +13,8 @@ from itertools import islice
 
 from vinecore.manager import bundles, orders, splices, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.state import (
-    Bundle,
-    CodeEntry,
-    FileEntry,
-    Instance,
-    LibraryEntry,
-    ManagerState,
-    Relay,
-    Shape,
-    TaskEntry,
-    WorkerEntry,
-)
+from vinecore.manager.entries import Bundle, CodeEntry, FileEntry, Instance, LibraryEntry, Shape, TaskEntry, WorkerEntry
+from vinecore.manager.state import ManagerState, Relay
 from vinecore.wire import messages
 from vinecore.wire.messages import Call
 

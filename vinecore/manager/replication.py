@@ -11,7 +11,8 @@ from __future__ import annotations
 from itertools import islice
 
 from vinecore.manager import splices, transfers
-from vinecore.manager.state import FileEntry, ManagerState, WorkerEntry
+from vinecore.manager.entries import FileEntry, WorkerEntry
+from vinecore.manager.state import ManagerState
 
 # Workers looked at for one copy; higher: a more even use of disks, more work for each copy.
 CANDIDATES = 16

@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections import deque
 
 from vinecore.manager import orders, transfers
-from vinecore.manager.state import MANAGER, FileEntry, ManagerState, Splice, TaskEntry, WorkerEntry
+from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry
+from vinecore.manager.state import MANAGER, ManagerState, Splice
 from vinecore.wire import messages
 
 # Splices under way at one time. Higher: more links, threads and buffers in the user's process, each of them slower.

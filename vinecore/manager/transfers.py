@@ -11,7 +11,8 @@ from collections import deque
 
 from vinecore.manager import orders
 from vinecore.manager import transitions as t
-from vinecore.manager.state import FileEntry, ManagerState, TaskEntry, WorkerEntry
+from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry
+from vinecore.manager.state import ManagerState
 from vinecore.model.ticket import LIFETIME_S, make_ticket
 from vinecore.wire import messages
 

@@ -25,8 +25,8 @@ from typing import Protocol
 
 from vinecore.errors import FileLost, LoopDied, PeerError, VineError
 from vinecore.manager import events, orders
+from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.manager.machine import ManagerMachine
-from vinecore.manager.state import FileEntry, TaskEntry
 from vinecore.model.config import Tunables
 from vinecore.shell import transfer
 from vinecore.shell.splice import Splices
