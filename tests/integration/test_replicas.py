@@ -30,7 +30,7 @@ def copies(manager: Manager) -> list[int]:
 
     def count() -> list[int]:
         files: list[FileEntry] = [f for f in manager.engine.machine.state.held.values() if f.producer is not None]
-        return [len(file.on_workers or ()) for file in files]
+        return [len(file.on_workers) for file in files]
 
     found: list[int] = manager.engine.call_in_loop(count)
     return found

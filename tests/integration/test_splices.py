@@ -154,7 +154,7 @@ class Run:
             assert value.exception(LIMIT_S) is None
 
     def holders(self) -> list[set[int]]:
-        return [set(file.on_workers or ()) for file in list(self.state.held.values()) if file.size_bytes > self.size]
+        return [set(file.on_workers) for file in list(self.state.held.values()) if file.size_bytes > self.size]
 
     def check(self, answer: list[str]) -> None:
         """The answer is right, an object has passed through, and nothing of that is left."""

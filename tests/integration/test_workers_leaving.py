@@ -81,7 +81,7 @@ def connected(engine: Any) -> int:
 
 def holders(engine: Any) -> list[set[int]]:
     def look() -> list[set[int]]:
-        return [set(file.on_workers or ()) for file in engine.machine.state.held.values()]
+        return [set(file.on_workers) for file in engine.machine.state.held.values()]
 
     return list(engine.call_in_loop(look))
 

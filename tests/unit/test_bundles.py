@@ -71,7 +71,7 @@ def test_inputs_on_another_worker_keep_a_vertex_out() -> None:
     entries = submitted(builder, [[], [], [0]] + [[] for _ in range(20)])
     output = entries[0].output
     assert output is not None
-    output.on_workers = {7}
+    output.on_workers = (7,)
     assert entries[2] not in bundles.bundle_for(entries[1], 1, 1, Tunables())
     assert entries[2] in bundles.bundle_for(entries[1], 1, 7, Tunables())
 

@@ -42,7 +42,7 @@ def test_kept_values_stay_without_their_lineage() -> None:
     end(world, graph, entries[1:], keep=True)
     first, last = entries[0].output, entries[1].output
     assert first is not None and last is not None
-    assert last.is_available() and last.producer is None and last.consumers == []
+    assert last.is_available() and last.producer is None and not last.consumers
     assert entries[1].inputs == () and entries[1].is_final and first.remakes == 0 and not first.is_available()
     assert world.sent(messages.Unlink) == []
     world.do(events.FileReleased(0.0, [last]))

@@ -11,7 +11,7 @@ import pytest
 from tests.kit.builders import Builder
 from vinecore.api import homecoming, waiting
 from vinecore.errors import FileLost
-from vinecore.manager.entries import FileEntry, TaskEntry
+from vinecore.manager.entries import FileEntry, TaskEntry, without_worker
 from vinecore.manager.events import FileWanted, WorkerSaid
 from vinecore.manager.state import Relay
 from vinecore.model.config import Tunables
@@ -64,7 +64,7 @@ class World:
 
     def ask(self, event: FileWanted) -> None:
         """One worker, that of the lowest number, as the manager does."""
-        worker_id = min(event.file.on_workers or ())
+        worker_id = min(event.file.on_workers)
         if worker_id == SOUND:
             self.arrive(event)
             return
@@ -79,8 +79,8 @@ class World:
         failed = event.message
         assert isinstance(failed, UploadFailed)
         relay = self.relays.pop(failed.transfer_id)
-        assert relay.worker_id == event.worker_id and relay.file.on_workers is not None
-        relay.file.on_workers.discard(relay.worker_id)
+        assert relay.worker_id == event.worker_id
+        relay.file.on_workers = without_worker(relay.file.on_workers, relay.worker_id)
         self.ask(self.handles[failed.transfer_id])
 
     def arrive(self, event: FileWanted) -> None:
@@ -98,7 +98,7 @@ class Holder:
         self._home: Any = None
         self.entry = builder.call()
         self.entry.output = FileEntry(self.entry.task_id)
-        self.entry.output.on_workers = set(worker_ids)
+        self.entry.output.on_workers = tuple(worker_ids)
 
     def _unread(self) -> TaskEntry:
         return self.entry
@@ -137,7 +137,7 @@ def test_a_worker_that_sends_nothing_is_given_up(world: World) -> None:
 def test_it_costs_the_values_of_no_other_worker_and_is_waited_for_once(world: World) -> None:
     many = 3 * homecoming.AHEAD_COUNT
     assert brought(world, *[(FROZEN,)] * many, *[(SOUND,)] * many) == [LOST] * many + [""] * many
-    assert sum(file.on_workers == {FROZEN} for file in world.asked) == homecoming.AHEAD_COUNT
+    assert sum(file.on_workers == (FROZEN,) for file in world.asked) == homecoming.AHEAD_COUNT
 
 
 def test_a_value_that_is_here_says_nothing_about_its_worker(world: World) -> None:

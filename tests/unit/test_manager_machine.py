@@ -339,7 +339,7 @@ def test_a_late_upload_of_an_older_attempt_is_dropped() -> None:
     assert call.output is not None
     world.do(events.FileWanted(0.0, call.output, "me"))
     old = world.sent(messages.Upload)[0]
-    world.say(min(call.output.on_workers or ()), messages.Removed([old.name]))
+    world.say(min(call.output.on_workers), messages.Removed([old.name]))
     world.stored(call)
     world.do(events.UploadArrived(0.0, old.transfer_id, 100_000))
     assert world.of(orders.ForgetObjects)[0].names == [old.name]
@@ -358,7 +358,7 @@ def test_a_failed_upload_of_an_older_attempt_leaves_the_new_copy() -> None:
     world.say(1, messages.Removed([old.name]))
     world.stored(call)
     world.say(1, messages.UploadFailed(old.transfer_id, old.name, "not here"))
-    assert call.output.on_workers == {1} and call.attempt == 2
+    assert call.output.on_workers == (1,) and call.attempt == 2
     assert [m.name for m in world.sent(messages.Upload)] == [call.output.name]
 
 

@@ -9,7 +9,7 @@ from tests.kit.manager_world import ManagerWorld
 from vinecore.errors import FileLost
 from vinecore.manager import events, orders, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import RAISED, FileEntry, Kind, Shape, TaskEntry
+from vinecore.manager.entries import RAISED, FileEntry, Kind, Shape, TaskEntry, with_worker
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 from vinecore.wire.messages import Mount, Product, Report, Result, Sandbox
@@ -107,14 +107,14 @@ def test_sources_are_judged_one_by_one() -> None:
     file = made.output
     assert file is not None
     for worker_id in (1, 2):
-        file.on_workers = (file.on_workers or set()) | {worker_id}
+        file.on_workers = with_worker(file.on_workers, worker_id)
         state.workers[worker_id].hold(file)
     for host in ("h1", "h2"):
         world.do(events.HostsChanged(0.0, block=host, until=1e9))
     world.submit(world.builder.call(made))
     first, second = state.peer_fetches[file.name, 3]
     world.say(3, messages.FetchFailed(file.name, "it failed", [1], [0]))
-    assert file.on_workers == {first} and set(state.workers[3].unreachable) == {first}
+    assert file.on_workers == (first,) and set(state.workers[3].unreachable) == {first}
     assert [o.worker_id for o in world.of(orders.SendTo) if isinstance(o.message, messages.Unlink)] == [second]
 
 
@@ -129,7 +129,7 @@ def test_a_fetch_that_is_ordered_again_takes_one_place_at_its_source() -> None:
     file = declared(1)
     file.holds = 1
     for _ in range(2):
-        file.on_workers, file.coming = {1}, {2}
+        file.on_workers, file.coming = (1,), (2,)
         transfers.fetch(state, file, state.workers[2], [state.workers[1]])
     assert state.workers[1].outgoing == 1
     transfers.ended(state, file.name, 2)
@@ -142,7 +142,7 @@ def test_a_payload_that_a_worker_fetched_once_more_is_a_copy() -> None:
     file.holds = 1
     world.builder.library.file = file
     world.say(1, messages.Fetched(file.name, 100))
-    assert file.on_workers == {1}
+    assert file.on_workers == (1,)
     world.say(1, messages.Fetched("r0-nobody", 100))
     assert [m.names for m in world.sent(messages.Unlink)] == [["r0-nobody"]]
 

@@ -49,7 +49,7 @@ class Fleet(ManagerWorld):
 
     def copies_of(self, call: TaskEntry) -> set[int]:
         assert call.output is not None
-        return call.output.on_workers or set()
+        return set(call.output.on_workers)
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3])

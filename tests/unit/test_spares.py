@@ -27,7 +27,7 @@ class Two(ManagerWorld):
 
     def on(self, entry: TaskEntry) -> set[int]:
         assert entry.output is not None
-        return entry.output.on_workers or set()
+        return set(entry.output.on_workers)
 
     def unlinked(self) -> list[str]:
         return [name for message in self.sent(messages.Unlink) for name in message.names]

@@ -7,7 +7,7 @@ import pytest
 from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, orders, splices
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, TaskEntry
+from vinecore.manager.entries import FileEntry, TaskEntry, with_worker
 from vinecore.wire import messages
 
 
@@ -50,7 +50,7 @@ def test_the_destination_dials_first_and_says_how_it_ended() -> None:
     assert [(m.transfer_id, m.name) for m in world.open()] == [(world.fetch.transfer_id, world.fetch.name)]
     assert world.machine.state.workers[world.source].outgoing == 1
     world.say(world.destination, messages.Fetched(world.fetch.name, 100_000))
-    assert world.file.on_workers == {world.source, world.destination} and not world.file.at_manager
+    assert set(world.file.on_workers) == {world.source, world.destination} and not world.file.at_manager
     assert world.is_clean()
     world.answer(world.reader, messages.OK_INLINE, b"")
     assert world.delivered() == [world.reader]
@@ -61,8 +61,7 @@ def test_another_source_is_asked_before_the_first_byte() -> None:
     third = next(i for i in (1, 2, 3) if i not in (world.source, world.destination))
     # A third worker has it too by now.
     entry = world.machine.state.workers[third]
-    assert world.file.on_workers is not None
-    world.file.on_workers.add(third)
+    world.file.on_workers = with_worker(world.file.on_workers, third)
     entry.hold(world.file)
     first = world.open()
     chosen, other = (world.source, third) if world.machine.state.workers[world.source].outgoing else (third, world.source)
@@ -117,7 +116,7 @@ def test_a_destination_that_leaves_ends_it() -> None:
     # It runs where the value is now, or fetches what it lacks anew; nothing refers to the old splice.
     assert world.fetch.transfer_id not in world.machine.state.splices
     world.say(world.source, messages.UploadFailed(world.fetch.transfer_id, world.fetch.name, "ConnectionResetError: cut"))
-    assert world.file.on_workers == {world.source}
+    assert world.file.on_workers == (world.source,)
 
 
 def test_who_dials_too_late_is_sent_away() -> None:

@@ -290,7 +290,7 @@ class FileMethods:
         self._own(file)
 
         def count() -> int:
-            return len(set().union(*(entry.on_workers or () for entry in file.held())))
+            return len(set().union(*(entry.on_workers for entry in file.held())))
 
         return int(self.engine.call_in_loop(count))
 

@@ -172,7 +172,7 @@ class _Patience:
         if waiter.is_asked and self._left_s(waiter, now) <= 0 and self.engine.call_in_loop(lambda: self._give_up(waiter)):
             self.moved_at = now
         # A copy made at one go: the loop's thread may change what it is a copy of.
-        holders = set(waiter.file.on_workers or ())
+        holders = set(waiter.file.on_workers)
         return f"no worker that has it sent anything for {self._limit_s():g} s" if holders and holders <= self.silent else ""
 
     def _give_up(self, waiter: FileWaiter) -> bool:
@@ -181,7 +181,7 @@ class _Patience:
             return False
         file = waiter.file
         asked = {relay.worker_id for relay in self.engine.machine.state.relays.values() if relay.file is file}
-        self.silent |= asked or file.on_workers or set()
+        self.silent |= asked or set(file.on_workers)
         return self._ask_others()
 
     def _ask_others(self) -> bool:
@@ -202,4 +202,4 @@ class _Patience:
         return has_asked
 
     def _is_elsewhere(self, file: FileEntry) -> bool:
-        return bool(file.on_workers and file.on_workers - self.silent)
+        return not self.silent.issuperset(file.on_workers)

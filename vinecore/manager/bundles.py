@@ -75,7 +75,7 @@ class _Bundle:
         for file in entry.inputs:
             if file.data is not None or file.at_manager or file.producer in inside:
                 continue
-            if not file.on_workers or worker_id not in file.on_workers:
+            if worker_id not in file.on_workers:
                 return False
         return True
 

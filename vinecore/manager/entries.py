@@ -30,6 +30,30 @@ class Handle(Protocol):
     def settled(self, entry: TaskEntry) -> object: ...
 
 
+# Workers, by id. Nearly all values are on one or two of them and have one or two consumers: a tuple of these is a quarter of a
+# set's memory, and of what has to come into the processor's caches. Beyond FEW it becomes a set.
+Workers = set[int] | tuple[int, ...]
+FEW = 8
+
+
+def with_worker(ids: Workers, worker_id: int) -> Workers:
+    """These and one more; a set is changed in place."""
+    if type(ids) is set:
+        ids.add(worker_id)
+        return ids
+    if worker_id in ids:
+        return ids
+    return (*ids, worker_id) if len(ids) < FEW else {*ids, worker_id}
+
+
+def without_worker(ids: Workers, worker_id: int) -> Workers:
+    """These without one; a set is changed in place."""
+    if type(ids) is set:
+        ids.discard(worker_id)
+        return ids
+    return tuple([other for other in ids if other != worker_id])
+
+
 class FileEntry:
     """One immutable file or value: the output of a task, or something declared by the user.
 
@@ -62,15 +86,15 @@ class FileEntry:
         self.size_bytes = size_bytes
         self.data: bytes | None = None  # the encoded value, when it travelled inline
         self.at_manager = False  # the shell holds its bytes under its name
-        self.on_workers: set[int] | None = None  # workers that hold it; None like empty
-        self.coming: set[int] | None = None  # workers that were told to fetch it
+        self.on_workers: Workers = ()  # those that hold it
+        self.coming: Workers = ()  # those that were told to fetch it
         self.maker = 0  # the worker whose task made it; 0 when none did
         self.kept = False  # unwritten in a slot, for the rest of its bundle
         self.producer: TaskEntry | None = None
         self.promised = False  # declared before the task that makes it was submitted: readers wait for that
         self.never_made = False  # its producer ended well without it: another run would be no better
-        # Every entry that has it as input and was submitted; finished ones are skipped, not removed.
-        self.consumers: list[TaskEntry] = []
+        # Every entry that has it as input and was submitted; finished ones are skipped, not removed. A list when they are many.
+        self.consumers: list[TaskEntry] | tuple[TaskEntry, ...] = ()
         # Unfinished consumers, and references from outside (futures, requested keys, declarations).
         self.uses = 0
         self.holds = 0
@@ -79,6 +103,16 @@ class FileEntry:
         # Finished consumers that would read it again if their own output were lost.
         self.remakes = 0
 
+    def read_by(self, entry: TaskEntry) -> None:
+        """Note a consumer."""
+        consumers = self.consumers
+        if type(consumers) is list:
+            consumers.append(entry)
+        elif len(consumers) < FEW:
+            self.consumers = (*consumers, entry)
+        else:
+            self.consumers = [*consumers, entry]
+
     def is_needed(self) -> bool:
         return self.uses > 0 or self.holds > 0 or self.to_come > 0
 
@@ -86,7 +120,7 @@ class FileEntry:
         return self.data is not None or self.at_manager or bool(self.on_workers)
 
     def __repr__(self) -> str:
-        where = f"workers {sorted(self.on_workers or ())}"
+        where = f"workers {sorted(self.on_workers)}"
         if self.data is not None or self.at_manager:
             where = "inline" if self.data is not None else "manager"
         return f"<FileEntry {self.name or self.value_id} {where} uses {self.uses} holds {self.holds} remakes {self.remakes}>"

@@ -44,12 +44,12 @@ def check(state: ManagerState) -> None:
     for file in [*uses, *state.held.values()]:
         if not (file.on_workers or file.coming) and state.held.get(file.name) is file:
             raise InvariantError(f"{file} is said to have copies")
-        for worker_id in file.on_workers or ():
+        for worker_id in file.on_workers:
             if state.held.get(file.name) is not file:
                 raise InvariantError(f"{file} is on a worker and not in the table of copies")
             if worker_id not in state.workers:
                 raise InvariantError(f"{file} is said to be on worker {worker_id}, which is gone")
-        for worker_id in (file.on_workers or set()) | (file.coming or set()):
+        for worker_id in {*file.on_workers, *file.coming}:
             if worker_id in state.workers and state.workers[worker_id].held.get(file.name) is not file:
                 raise InvariantError(f"{file} is not in the table of worker {worker_id}, which has it")
     _check_splices(state)
@@ -100,14 +100,14 @@ def _check_library(library: LibraryEntry) -> None:
 
 def _check_worker(worker: WorkerEntry) -> None:
     for file in worker.held.values():
-        if worker.worker_id not in (file.on_workers or ()) and worker.worker_id not in (file.coming or ()):
+        if worker.worker_id not in file.on_workers and worker.worker_id not in file.coming:
             raise InvariantError(f"{file} is in the table of {worker}, which does not have it")
     if worker.held_bytes != sum(file.size_bytes for file in worker.held.values()):
         raise InvariantError(f"{worker} is said to hold {worker.held_bytes} bytes")
     if worker.spare_bytes != sum(file.size_bytes for file in (worker.spares or {}).values()):
         raise InvariantError(f"{worker} is said to have {worker.spare_bytes} bytes of spares")
     for name, file in (worker.spares or {}).items():
-        if worker.held.get(name) is not file or worker.worker_id not in (file.on_workers or ()):
+        if worker.held.get(name) is not file or worker.worker_id not in file.on_workers:
             raise InvariantError(f"{file} is a spare of {worker}, which does not have it")
     counted: dict[int, int] = {}
     running = worker.placed()

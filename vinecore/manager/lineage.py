@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from vinecore.manager import orders
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, Instance, TaskEntry, WorkerEntry, outputs_of
+from vinecore.manager.entries import FileEntry, Instance, TaskEntry, WorkerEntry, Workers, outputs_of
 from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.state import ManagerState
 
@@ -28,7 +28,7 @@ def attach(state: ManagerState, entry: TaskEntry) -> None:
         file.uses += 1
         if file.to_come:
             file.to_come -= 1
-        file.consumers.append(entry)
+        file.read_by(entry)
         if not file.is_available():
             missing += 1
             make_again(state, file)
@@ -246,7 +246,7 @@ def _keep_spare(state: ManagerState, file: FileEntry) -> bool:
     maker = state.workers.get(file.maker)
     if maker is None or not file.on_workers or file.maker not in file.on_workers or file.data is not None:
         return False
-    others = (file.on_workers | (file.coming or set())) - {file.maker}
+    others = {*file.on_workers, *file.coming} - {file.maker}
     if maker.spares is None:
         maker.spares = {}
     if file.name not in maker.spares:
@@ -255,7 +255,7 @@ def _keep_spare(state: ManagerState, file: FileEntry) -> bool:
         maker.spares[file.name] = file
         maker.spare_bytes += file.size_bytes
     _drop_at(state, file, others)
-    file.on_workers, file.coming = {file.maker}, None
+    file.on_workers, file.coming = (file.maker,), ()
     _limit_spares(state, maker)
     return True
 
@@ -278,13 +278,13 @@ def _forget_object(state: ManagerState, file: FileEntry) -> None:
 
 def drop_copies(state: ManagerState, file: FileEntry) -> None:
     """Unlink a file on every worker that has it or was told to fetch it."""
-    _drop_at(state, file, (file.on_workers or set()) | (file.coming or set()))
-    file.on_workers = None
-    file.coming = None
+    on_workers, coming = file.on_workers, file.coming
+    _drop_at(state, file, {*on_workers, *coming} if coming else on_workers)
+    file.on_workers = file.coming = ()
     state.held.pop(file.name, None)
 
 
-def _drop_at(state: ManagerState, file: FileEntry, worker_ids: set[int]) -> None:
+def _drop_at(state: ManagerState, file: FileEntry, worker_ids: Workers) -> None:
     for worker_id in worker_ids:
         worker = state.workers.get(worker_id)
         if worker is not None:

@@ -77,7 +77,7 @@ def _hand_over(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> Non
     for other in others:
         peers = transfers.peers_with(state, file, other)
         if transfers.has_room(state, peers):
-            file.coming = {other.worker_id}
+            file.coming = (other.worker_id,)
             other.hold(file)
             transfers.fetch(state, file, other, peers)
             return
@@ -86,6 +86,6 @@ def _hand_over(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> Non
     if not others:
         placement.bring_here(state, file)
     elif splices.has_room(state):
-        file.coming = {others[0].worker_id}
+        file.coming = (others[0].worker_id,)
         others[0].hold(file)
         splices.begin(state, file, others[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vinecore.manager import lineage, on_tasks, orders, placement, replication, splices, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, WorkerEntry
+from vinecore.manager.entries import FileEntry, WorkerEntry, with_worker, without_worker
 from vinecore.manager.state import ManagerState, Relay
 from vinecore.wire import messages
 
@@ -128,12 +128,10 @@ def fetched(state: ManagerState, worker: WorkerEntry, message: messages.Fetched)
     transfers.ended(state, message.name, worker.worker_id)
     splices.ended(state, message.name, worker.worker_id)
     file = worker.held.get(message.name) or _needed_by_library(state, worker, message.name)
-    if file is not None and file.coming is not None and worker.worker_id in file.coming:
-        file.coming.discard(worker.worker_id)
+    if file is not None and worker.worker_id in file.coming:
+        file.coming = without_worker(file.coming, worker.worker_id)
         was_lost = not file.is_available()
-        if file.on_workers is None:
-            file.on_workers = set()
-        file.on_workers.add(worker.worker_id)
+        file.on_workers = with_worker(file.on_workers, worker.worker_id)
         replication.look_at(state, file)
         if was_lost:
             lineage.became_available(state, file)
@@ -145,7 +143,7 @@ def _needed_by_library(state: ManagerState, worker: WorkerEntry, name: str) -> F
         library = instance.library
         for file in (library.file, *(file for file, _, _ in library.setup.mounts)):
             if file is not None and file.name == name and file.is_needed():
-                file.coming = (file.coming or set()) | {worker.worker_id}
+                file.coming = with_worker(file.coming, worker.worker_id)
                 state.held[name] = file
                 worker.hold(file)
                 return file
@@ -172,12 +170,11 @@ def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.Fet
             on_tasks.lose_copy(state, file, source_id)
     if file is None:
         return
-    if file.coming is not None:
-        file.coming.discard(worker.worker_id)
+    file.coming = without_worker(file.coming, worker.worker_id)
     if not message.unreached and not lacking:
         worker.copies_from = state.now + replication.PAUSE_S
     replication.look_at(state, file)
-    if not file.on_workers or worker.worker_id not in file.on_workers:
+    if worker.worker_id not in file.on_workers:
         worker.forget_file(file)
     if not file.on_workers and not file.coming:
         state.held.pop(file.name, None)

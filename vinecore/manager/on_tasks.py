@@ -15,6 +15,7 @@ from vinecore.manager.entries import (
     TaskEntry,
     WorkerEntry,
     outputs_of,
+    without_worker,
 )
 from vinecore.manager.state import ManagerState
 from vinecore.model.notes import TaskMoved
@@ -147,7 +148,7 @@ def _is_placed(entry: TaskEntry, worker_id: int) -> bool:
 def _drop_late(state: ManagerState, worker_id: int, name: str) -> None:
     """Nobody waits for this result or product any more: its object must not stay in the store."""
     file = state.held.get(name)
-    if file is None or not file.on_workers or worker_id not in file.on_workers:
+    if file is None or worker_id not in file.on_workers:
         state.unlinks.setdefault(worker_id, []).append(name)
 
 
@@ -207,7 +208,7 @@ def _stored(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, output: 
         lineage.drop_copies(state, output)
     output.name = f"{state.run}-{entry.task_id}.{entry.attempt}"
     output.size_bytes = size_bytes
-    output.on_workers = {worker.worker_id}
+    output.on_workers = (worker.worker_id,)
     output.maker = worker.worker_id
     state.held[output.name] = output
     worker.hold(output)
@@ -259,7 +260,7 @@ def _reported(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, report
             if file.coming:
                 lineage.drop_copies(state, file)
             file.name = name
-            file.on_workers = {worker.worker_id}
+            file.on_workers = (worker.worker_id,)
             file.maker = worker.worker_id
             state.held[name] = file
             worker.hold(file)
@@ -391,10 +392,9 @@ def lose_copy(state: ManagerState, file: FileEntry, worker_id: int) -> None:
     worker = state.workers.get(worker_id)
     if worker is not None:
         worker.forget_file(file)
-    if file.coming is not None:
-        file.coming.discard(worker_id)
-    if file.on_workers and worker_id in file.on_workers:
-        file.on_workers.discard(worker_id)
+    file.coming = without_worker(file.coming, worker_id)
+    if worker_id in file.on_workers:
+        file.on_workers = without_worker(file.on_workers, worker_id)
         replication.look_at(state, file)
         if not file.is_available():
             lineage.became_unavailable(state, file)

@@ -13,7 +13,17 @@ from itertools import islice
 
 from vinecore.manager import bundles, orders, splices, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import Bundle, CodeEntry, FileEntry, Instance, LibraryEntry, Shape, TaskEntry, WorkerEntry
+from vinecore.manager.entries import (
+    Bundle,
+    CodeEntry,
+    FileEntry,
+    Instance,
+    LibraryEntry,
+    Shape,
+    TaskEntry,
+    WorkerEntry,
+    with_worker,
+)
 from vinecore.manager.state import ManagerState, Relay
 from vinecore.wire import messages
 from vinecore.wire.messages import Call
@@ -312,9 +322,9 @@ def _reachable(state: ManagerState, entry: TaskEntry, instance: Instance) -> boo
     worker = instance.worker
     worker_id = worker.worker_id
     for file in entry.inputs:
-        if file.data is not None or file.at_manager or (file.on_workers and worker_id in file.on_workers):
+        if file.data is not None or file.at_manager or worker_id in file.on_workers:
             continue
-        if file.coming and worker_id in file.coming:
+        if worker_id in file.coming:
             continue
         peers = transfers.peers_with(state, file, worker)
         if transfers.has_room(state, peers):
@@ -339,7 +349,7 @@ def bring_here(state: ManagerState, file: FileEntry) -> None:
     if file.name in state.wanted_here:
         return
     state.wanted_here[file.name] = []
-    worker_id = min(file.on_workers or ())
+    worker_id = min(file.on_workers)
     transfer_id = state.next_transfer_id
     state.next_transfer_id += 1
     state.relays[transfer_id] = Relay(transfer_id, file, worker_id, file.name)
@@ -350,10 +360,8 @@ def _fetch_to(state: ManagerState, file: FileEntry, instance: Instance) -> None:
     """Tell a worker to fetch an object, once: from a peer that has time, else from the manager, or through it."""
     worker = instance.worker
     worker_id = worker.worker_id
-    if file.coming is None:
-        file.coming = set()
-    if worker_id not in file.coming and not (file.on_workers and worker_id in file.on_workers):
-        file.coming.add(worker_id)
+    if worker_id not in file.coming and worker_id not in file.on_workers:
+        file.coming = with_worker(file.coming, worker_id)
         state.held[file.name] = file
         worker.hold(file)
         peers = state.found_peers.pop(file, None) or transfers.peers_with(state, file, worker)
@@ -379,7 +387,7 @@ def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, insid
             if file.value_id not in instance.values:
                 instance.values[file.value_id] = file.data
                 instance.bytes += len(file.data)
-        elif file.on_workers and worker_id in file.on_workers:
+        elif worker_id in file.on_workers:
             refs.append(file.name)
         else:
             _fetch_to(state, file, instance)

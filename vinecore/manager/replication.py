@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import islice
 
 from vinecore.manager import splices, transfers
-from vinecore.manager.entries import FileEntry, WorkerEntry
+from vinecore.manager.entries import FileEntry, WorkerEntry, with_worker
 from vinecore.manager.state import ManagerState
 
 # Workers looked at for one copy; higher: a more even use of disks, more work for each copy.
@@ -65,9 +65,9 @@ def settle(state: ManagerState) -> None:
 
 def _is_scarce(state: ManagerState, name: str, file: FileEntry, count: int) -> bool:
     """Whether it still is what it was noted for; if its copies changed, it was noted again."""
-    if state.held.get(name) is not file or not file.is_needed() or file.on_workers is None or len(file.on_workers) != count:
+    if state.held.get(name) is not file or not file.is_needed() or len(file.on_workers) != count:
         return False
-    return count + len(file.coming or ()) < state.tunables.temp_replica_count
+    return count + len(file.coming) < state.tunables.temp_replica_count
 
 
 def _copy(state: ManagerState, file: FileEntry) -> bool:
@@ -92,9 +92,7 @@ def _copy(state: ManagerState, file: FileEntry) -> bool:
         return False
     if not peers and len(state.splices) >= SPLICES_AT_ONCE:
         return False
-    if file.coming is None:
-        file.coming = set()
-    file.coming.add(destination.worker_id)
+    file.coming = with_worker(file.coming, destination.worker_id)
     destination.hold(file)
     if peers:
         transfers.fetch(state, file, destination, peers)
@@ -104,5 +102,5 @@ def _copy(state: ManagerState, file: FileEntry) -> bool:
 
 
 def _can_take(state: ManagerState, file: FileEntry, worker: WorkerEntry) -> bool:
-    has = worker.worker_id in (file.on_workers or ()) or worker.worker_id in (file.coming or ())
+    has = worker.worker_id in file.on_workers or worker.worker_id in file.coming
     return not has and state.now >= worker.copies_from and worker.takes_work() and worker.free_bytes() > file.size_bytes

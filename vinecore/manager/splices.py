@@ -87,7 +87,7 @@ def worker_left(state: ManagerState, worker_id: int) -> None:
 def _ask(state: ManagerState, splice: Splice) -> None:
     if not splice.is_open:
         return
-    holders = splice.file.on_workers if splice.file.name == splice.name else None
+    holders = splice.file.on_workers if splice.file.name == splice.name else ()
     found = [
         worker
         for worker_id in holders or ()
