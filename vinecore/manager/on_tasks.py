@@ -105,7 +105,8 @@ def answered(state: ManagerState, worker_id: int, results: list[Result]) -> None
             _written_later(state, state.workers[worker_id], kept.get(result.task_id), result)
             continue
         entry = tasks.get(result.task_id)
-        if entry is None or entry.attempt != result.attempt or not _is_placed(entry, worker_id):
+        at = None if entry is None or entry.before is None else entry.instance
+        if entry is None or at is None or entry.attempt != result.attempt or at.worker_id != worker_id:
             if result.status == messages.OK_STORED:
                 _drop_late(state, worker_id, f"{state.run}-{result.task_id}.{result.attempt}")
             if result.report is not None:
@@ -139,10 +140,6 @@ def answered(state: ManagerState, worker_id: int, results: list[Result]) -> None
         library.offer(instance)
         if library.near:
             state.activate(library.shapes[0])  # any of them: instances take what is near them whatever its shape
-
-
-def _is_placed(entry: TaskEntry, worker_id: int) -> bool:
-    return entry.before is not None and entry.instance is not None and entry.instance.worker_id == worker_id
 
 
 def _drop_late(state: ManagerState, worker_id: int, name: str) -> None:
