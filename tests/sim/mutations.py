@@ -60,9 +60,7 @@ def _modules() -> list[ModuleType]:
 
 
 MUTATIONS = [
-    Mutation(
-        "late answers count", "manager.on_tasks", "answered", "entry is None or entry.attempt != result.attempt", "entry is None"
-    ),
+    Mutation("late answers count", "manager.on_tasks", "answered", "at is None or entry.attempt != result.attempt", "at is None"),
     Mutation("a reference is forgotten", "manager.lineage", "attach", "file.uses += 1", "pass"),
     Mutation("a reference is given back twice", "manager.on_files", "released", "file.holds -= 1", "file.holds -= 2"),
     Mutation("kept values are not made again", "manager.on_tasks", "_bundle_ended", "lineage.make_again(state, output)", "pass"),
@@ -175,7 +173,7 @@ MUTATIONS = [
         "first.before = None",
     ),
     Mutation(
-        "work of a leaving worker is forgotten", "manager.on_drain", "goodbye", "on_tasks.taken_back(state, placed)", "pass"
+        "work of a leaving worker is forgotten", "manager.on_tasks", "taken_back", "if entry.state is t.PLACED:", "if False:"
     ),
     # Libraries.
     Mutation("retiring slots are not replaced", "worker.on_calls", "retire", "open_slots(state, library, 1)", "pass"),
