@@ -6,11 +6,13 @@ long anything takes.
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +115,51 @@ def test_a_task_taken_by_tag_or_id_can_be_submitted_again(
     assert m.stats.tasks_with_results == 0 and call.result == "unknown" and not m.empty()
     (tmp_path / "gate").touch()
     assert m.wait(LIMIT_S) is call and call.output > 0 and m.empty()
+
+
+@pytest.mark.parametrize("taken_by", ["wait", "tag", "id"])
+def test_a_task_that_was_taken_is_let_go_of(m: Manager, install: Callable[..., str], taken_by: str) -> None:
+    library = install(add)
+    numbers, left = [], []
+    for number in range(20):
+        call = FunctionCall(library, "add", number, y=1)
+        call.set_tag("mine")
+        numbers.append(m.submit(call))
+        left.append(weakref.ref(call))
+    del call
+    for number in numbers:
+        if taken_by == "id":
+            taken = m.wait_for_task_id(number, LIMIT_S)
+        else:
+            taken = m.wait_for_tag("mine", LIMIT_S) if taken_by == "tag" else m.wait(LIMIT_S)
+        assert taken.successful()
+    del taken
+    # The batch of outcomes that woke this thread may be held by the loop's thread for a moment.
+    assert eventually(lambda: gc.collect() >= 0 and not any(reference() for reference in left))
+    assert m.stats.tasks_with_results == 0
+
+
+def test_threads_that_take_by_id_tag_and_turn_get_each_task_once(m: Manager, install: Callable[..., str]) -> None:
+    library = install(add)
+    calls = [FunctionCall(library, "add", number, y=1) for number in range(600)]
+    for call in calls:
+        call.set_tag("mine")
+        m.submit(call)
+    taken: list[Any] = []
+    numbers = [call.id or 0 for call in calls]
+    takers: list[Callable[[], Any]] = [
+        lambda: [m.wait_for_task_id(number, LIMIT_S) for number in reversed(numbers)],  # at once where another took it
+        lambda: [m.wait_for_tag("mine", None) for _ in numbers],
+        lambda: [m.wait(None) for _ in numbers],
+    ]
+    threads = [threading.Thread(target=lambda take=take: taken.extend(take()), daemon=True) for take in takers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_S)
+        assert not thread.is_alive()
+    found = [task for task in taken if task is not None]
+    assert len(found) == len(calls) and set(found) == set(calls)
 
 
 def test_it_can_be_submitted_to_another_manager() -> None:

@@ -104,6 +104,22 @@ def test_a_lost_copy_is_replaced_and_nothing_runs_again() -> None:
     assert world.machine.state.counters.rerun == 0
 
 
+def test_a_value_that_is_small_the_second_time_leaves_no_copy_of_the_first_on_its_way() -> None:
+    world = Fleet(2, 1000, 1000)
+    call, maker = world.make()
+    assert call.output is not None
+    ((second, name),) = world.fetches()
+    world.submit(world.builder.call(call))
+    world.say(maker, messages.Removed([name]))
+    assert call.attempt == 2 and call.output.coming == (second,)
+    world.answer(call, messages.OK_INLINE, b"small")
+    assert call.output.data == b"small" and not call.output.coming
+    assert name in [name for message in world.sent(messages.Unlink) for name in message.names]
+    world.say(second, messages.Fetched(name, SIZE))
+    assert not call.output.on_workers and not world.machine.state.held
+    assert name in [name for message in world.sent(messages.Unlink) for name in message.names]
+
+
 def test_a_failed_copy_is_tried_elsewhere() -> None:
     world = Fleet(2, 1000, 1000, 1000)
     _, maker = world.make()

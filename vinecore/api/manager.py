@@ -6,7 +6,7 @@ import math
 import threading
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -53,7 +53,7 @@ class WorkerMethods:
     """The part of a manager that deals with workers and settings."""
 
     engine: Engine
-    _done: deque[SubmittableTask]
+    _done: OrderedDict[int, SubmittableTask]
 
     @property
     def port(self) -> int:
@@ -85,7 +85,7 @@ class WorkerMethods:
             tasks_waiting=len(state.tasks) - running,
             tasks_running=running,
             tasks_on_workers=running,
-            tasks_with_results=sum(not task._returned for task in list(self._done)),
+            tasks_with_results=len(self._done),
             tasks_submitted=count.submitted,
             tasks_dispatched=count.dispatched,
             tasks_done=count.done,
@@ -294,7 +294,7 @@ class Manager(TaskMethods, FileMethods, LibraryMethods, WorkerMethods):
         password_file: str | None = None,
         ssl: bool | tuple[str, str] | None = None,
     ) -> None:
-        self._done: deque[SubmittableTask] = deque()
+        self._done: OrderedDict[int, SubmittableTask] = OrderedDict()
         self._tasks: dict[int, SubmittableTask] = {}
         self._arrived = threading.Condition()
         self._large: set[weakref.ref[SubmittableTask]] = set()

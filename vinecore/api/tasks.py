@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 import weakref
-from collections import deque
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import check_owner
@@ -38,8 +37,6 @@ class SubmittableTask:
     _result_file: Any = None
     _finished = False
     _returned = False
-    # It was taken by tag or id, and so is still among the finished ones of its manager.
-    _is_left_there = False
     # It has files, limits, a request or the like: for most calls, which have none, these need not be looked at one by one.
     _asks = False
     # The bytes of a large value, or the reason why there are none, since the manager was closed.
@@ -206,7 +203,7 @@ class SubmittableTask:
         self._finished = True
         manager = self._manager
         if manager is not None:
-            manager._done.append(self)
+            manager._done[entry.task_id] = self
         return manager
 
     def __del__(self) -> None:
@@ -273,8 +270,9 @@ class TaskMethods:
 
     engine: Engine
     _libraries: dict[str, InstalledLibrary]
-    # Finished tasks in order of completion; those taken by tag or id stay until met, marked as returned.
-    _done: deque[SubmittableTask]
+    # Finished and not returned, by id, in order of completion. Who takes one out is who hands it out: that is one step, so that
+    # no two threads do, and the loop's thread may add others meanwhile.
+    _done: OrderedDict[int, SubmittableTask]
     # Submitted and not returned, by id.
     _tasks: dict[int, SubmittableTask]
     _arrived: threading.Condition
@@ -334,11 +332,6 @@ class TaskMethods:
 
     def _forget_last(self, task: SubmittableTask, last: TaskEntry, kept: bool) -> None:
         """A task of ours is submitted again, perhaps to another manager: its last end and value go."""
-        if task._is_left_there:
-            # Wait must not meet it there as the end of the next run. None is there where wait has met it already.
-            task._is_left_there = False
-            with contextlib.suppress(ValueError):
-                self._done.remove(task)
         if last.output is not None and not kept:
             self.engine.release([last.output])
             # At our end we would look for the value of the next run, which may be another's.
@@ -364,31 +357,38 @@ class TaskMethods:
         Raises:
             UsageError: the timeout is none of these. LoopDied: the manager ended.
         """
-        done = self._done
-        while done:
-            task = done.popleft()
-            if not task._returned:
-                return self._hand_out(task)
-        return self._wait_for(self._first_done, timeout)
+        task = self._first_done()
+        return self._wait_for(self._first_done, timeout) if task is None else self._hand_out(task)
 
     def _first_done(self) -> SubmittableTask | None:
         done = self._done
-        while done:
-            task = done.popleft()
-            if not task._returned:
-                return task
-        return None
+        try:
+            return done.popitem(last=False)[1] if done else None
+        except KeyError:
+            return None  # another thread took it
+
+    def _first_with(self, tag: str) -> SubmittableTask | None:
+        done = self._done
+        copied = False
+        while True:
+            try:
+                entries = list(done.items()) if copied else done.items()
+                found = next((task_id for task_id, task in entries if task.tag == tag), None)
+            except RuntimeError:
+                # Another one came in between; with many in front of the right one, one always would.
+                copied = True
+                continue
+            taken = None if found is None else done.pop(found, None)
+            if taken is not None or found is None:
+                return taken
 
     def wait_for_tag(self, tag: str | None, timeout: float | str | None = "wait_forever") -> Any:
         """The next finished task with this tag (None: any), or None."""
         if tag is None:
             return self.wait(timeout)
-        task = self._wait_for(
-            lambda: next((t for t in list(self._done) if t.tag == tag and not t._returned), None),
-            timeout,
-            lambda: any(t.tag == tag for t in list(self._tasks.values())),
+        return self._wait_for(
+            lambda: self._first_with(tag), timeout, lambda: any(t.tag == tag for t in list(self._tasks.values()))
         )
-        return _left_there(task)
 
     def wait_for_task_id(self, task_id: int, timeout: float | str | None = "wait_forever") -> Any:
         """The task with this id when it has finished (-1: any), or None: at once when there is none of that id under way."""
@@ -396,14 +396,10 @@ class TaskMethods:
             return self.wait(timeout)
         if task_id not in self._tasks:
             return None
+        return self._wait_for(lambda: self._done.pop(task_id, None), timeout, lambda: task_id in self._tasks, True)
 
-        def find() -> SubmittableTask | None:
-            task = self._tasks.get(task_id)
-            return task if task is not None and task._finished else None
-
-        return _left_there(self._wait_for(find, timeout, lambda: task_id in self._tasks))
-
-    def _wait_for(self, find: Any, timeout: float | str | None, possible: Any = None) -> Any:
+    def _wait_for(self, find: Any, timeout: float | str | None, possible: Any = None, only_one: bool = False) -> Any:
+        """Wait until there is one. ``only_one``: once it is not possible any more no other can come, whatever the timeout."""
         limit = _seconds(timeout)
         task = find()
         if task is None and limit != 0:
@@ -414,7 +410,8 @@ class TaskMethods:
             with self._arrived:
                 while (task := find()) is None:
                     left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
-                    if left <= 0 or (deadline is None and not (possible() if possible is not None else self._tasks)):
+                    may_end = deadline is None or only_one
+                    if left <= 0 or (may_end and not (possible() if possible is not None else self._tasks)):
                         break
                     if thread is None or not thread.is_alive():
                         died = self.engine.loop.died
@@ -451,8 +448,8 @@ class TaskMethods:
         candidates: list[weakref.ref[SubmittableTask]] = []
         # Not more than are there now: the loop's thread appends others.
         for _ in range(len(done)):
-            task = done.popleft()
-            if task._returned or task._keeps_output() or task._unread() is None:
+            _, task = done.popitem(last=False)
+            if task._keeps_output() or task._unread() is None:
                 finished.append(task)
             else:
                 del self._tasks[task.id or 0]
@@ -464,7 +461,9 @@ class TaskMethods:
                 finished.append(held)
                 self._tasks[held.id or 0] = held
                 large.add(weakref.ref(held, large.discard))
-        done.extendleft(reversed(finished))
+        for task in reversed(finished):
+            done[task.id or 0] = task
+            done.move_to_end(task.id or 0, last=False)
 
     def empty(self) -> bool:
         """True when every submitted task has been returned."""
@@ -520,13 +519,6 @@ class TaskMethods:
                 task._cancelled = True
             self.engine.cancel([task._entry for task in open_tasks if task._entry is not None])
         return len(open_tasks)
-
-
-def _left_there(task: SubmittableTask | None) -> SubmittableTask | None:
-    """Mark one that was taken out of its turn: looking for it among the finished ones would cost each of those that are taken."""
-    if task is not None:
-        task._is_left_there = True
-    return task
 
 
 def _seconds(timeout: float | str | None) -> float | None:

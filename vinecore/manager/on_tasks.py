@@ -177,8 +177,7 @@ def _succeeded(state: ManagerState, instance: Instance, entry: TaskEntry, result
     if status == messages.OK_INLINE:
         entry.value = result.value
         if output is not None:
-            output.data = result.value
-            output.size_bytes = len(result.value)
+            _inline(state, output, result.value)
     elif status == messages.OK_STORED and was_here:
         state.unlinks.setdefault(instance.worker_id, []).append(f"{state.run}-{entry.task_id}.{entry.attempt}")
     elif status == messages.OK_STORED:
@@ -195,6 +194,14 @@ def _succeeded(state: ManagerState, instance: Instance, entry: TaskEntry, result
             lineage.became_available(state, output)
         if not output.is_needed():
             lineage.release(state, output)
+
+
+def _inline(state: ManagerState, output: FileEntry, value: bytes) -> None:
+    """The value of this attempt came in its answer."""
+    if output.coming:
+        lineage.drop_copies(state, output)  # of the attempt before, whose size may have been another
+    output.data = value
+    output.size_bytes = len(value)
 
 
 def _stored(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, output: FileEntry, size_bytes: int) -> None:
@@ -235,7 +242,7 @@ def _written_later(state: ManagerState, worker: WorkerEntry, entry: TaskEntry | 
     if result.size_bytes:
         _stored(state, worker, entry, output, result.size_bytes)
     else:
-        output.data, output.size_bytes = result.value, len(result.value)
+        _inline(state, output, result.value)
     lineage.became_available(state, output)
     if not output.is_needed():
         lineage.release(state, output)
