@@ -61,6 +61,19 @@ def test_a_library_that_fails_everywhere_fails_its_calls_with_the_remote_error()
     assert isinstance(late.error, LibraryFailed) and late.value == b"tb"
 
 
+def test_calls_of_an_instance_that_ended_without_a_word_run_elsewhere() -> None:
+    world = ManagerWorld(2)
+    call = world.builder.call()
+    world.submit(call)
+    assert call.instance is not None
+    first = call.instance.worker.worker_id
+    world.say(first, messages.LibraryGone(1, ""))
+    assert call.instance.worker.worker_id == 3 - first and call.attempt == 2
+    assert not world.machine.state.workers[first].placed()
+    world.answer(call, messages.OK_INLINE, b"42")
+    assert world.delivered() == [call] and call.value == b"42"
+
+
 def test_a_new_worker_gets_a_library_that_failed_elsewhere() -> None:
     world = ManagerWorld()
     world.say(1, messages.LibraryGone(1, "bad", b""))

@@ -411,7 +411,6 @@ class WorkerEntry:
         "committed",
         "copies_from",
         "draining",
-        "former",
         "held",
         "held_bytes",
         "hello",
@@ -438,8 +437,6 @@ class WorkerEntry:
         # Resources of placed entries that asked for some.
         self.committed = Resources(0, 0, 0, 0)
         self.instances: dict[int, Instance] = {}
-        # Instances of libraries that were removed while something was placed there.
-        self.former: tuple[Instance, ...] = ()
         # What one task of a shape takes of this worker; None: not asked for yet.
         self.amounts: dict[Shape, Resources] | None = None
         # Files that are here or were told to come, by cache name: the part of ManagerState.held that names this worker.
@@ -468,17 +465,12 @@ class WorkerEntry:
         for instance in self.instances.values():
             instance.look()
 
-    def drop(self, instance: Instance) -> None:
-        """A library is removed: what is placed there is still answered, or lost with this worker."""
-        self.instances.pop(instance.library.library_id, None)
-        self.former = tuple(i for i in (*self.former, instance) if i.outstanding)
-
     def placed(self) -> list[TaskEntry]:
         """What is placed here, of all libraries."""
-        return [entry for instance in (*self.instances.values(), *self.former) for entry in instance.placed()]
+        return [entry for instance in self.instances.values() for entry in instance.placed()]
 
     def placed_count(self) -> int:
-        return sum([instance.outstanding for instance in (*self.instances.values(), *self.former)])
+        return sum([instance.outstanding for instance in self.instances.values()])
 
     def hold(self, file: FileEntry) -> None:
         """It is here, or was told to come."""

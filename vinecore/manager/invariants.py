@@ -22,7 +22,7 @@ def check(state: ManagerState) -> None:
                 raise InvariantError(f"{entry} has {missing} inputs missing")
         if entry.state is t.PLACED:
             instance = entry.instance
-            if instance is None or entry.before is None:
+            if instance is None or entry.before is None or instance not in instance.worker.instances.values():
                 raise InvariantError(f"{entry} is placed, but no worker runs it")
             if state.workers.get(instance.worker_id) is not instance.worker:
                 raise InvariantError(f"{entry} is placed on a worker that is gone")

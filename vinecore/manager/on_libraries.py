@@ -130,7 +130,7 @@ def slow(state: ManagerState, worker: WorkerEntry, message: messages.LibrarySlow
 
 
 def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone) -> None:
-    """An instance ended. With an error it counts as failed on this worker for a while; failed everywhere, its calls fail."""
+    """An instance ended: its calls run elsewhere. With an error it failed on this worker for a while; everywhere, its calls fail."""
     instance = worker.instances.get(message.library_id)
     if instance is None or instance.state is t.GONE:
         return
@@ -138,13 +138,12 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
     instance.move(t.GONE)
     placement.abandon_local(state, instance)
     _note(state, library, worker, instance.state, message.error)
-    if not message.error:
-        return
-    instance.error, instance.error_data = message.error, message.traceback
-    instance.failed_at = state.now
-    library.retry_at = min(library.retry_at, state.now + state.tunables.library_restart_window)
+    if message.error:
+        instance.error, instance.error_data = message.error, message.traceback
+        instance.failed_at = state.now
+        library.retry_at = min(library.retry_at, state.now + state.tunables.library_restart_window)
     on_tasks.worker_lost(state, worker, instance.placed())
-    if _is_gone_everywhere(state, library):
+    if message.error and _is_gone_everywhere(state, library):
         _fail_calls(state, library, message.error, message.traceback)
 
 
@@ -191,7 +190,7 @@ def removed(state: ManagerState, library: LibraryEntry) -> None:
     state.libraries.pop(library.library_id, None)
     _fail_removed(state, library)
     for worker_id, instance in library.instances.items():
-        instance.worker.drop(instance)
+        instance.worker.instances.pop(library.library_id, None)
         if instance.state is not t.GONE:
             instance.move(t.GONE)
             state.orders.append(orders.SendTo(worker_id, messages.StopLibrary(library.library_id)))

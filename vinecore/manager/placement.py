@@ -147,8 +147,7 @@ def _forget_failures(state: ManagerState, library: LibraryEntry) -> None:
     for worker_id, instance in list(library.instances.items()):
         if instance.state is t.GONE:
             if instance.failed_at + window <= state.now:
-                del library.instances[worker_id]
-                instance.worker.drop(instance)
+                del library.instances[worker_id], instance.worker.instances[library.library_id]
             else:
                 library.retry_at = min(library.retry_at, instance.failed_at + window)
 
