@@ -130,7 +130,7 @@ def slow(state: ManagerState, worker: WorkerEntry, message: messages.LibrarySlow
 
 
 def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone) -> None:
-    """An instance ended: its calls run elsewhere. With an error it failed on this worker for a while; everywhere, its calls fail."""
+    """An instance ended: its calls run elsewhere. With an error it failed here for a while; failed everywhere, its calls fail."""
     instance = worker.instances.get(message.library_id)
     if instance is None or instance.state is t.GONE:
         return
