@@ -485,10 +485,15 @@ class FuturesExecutor(Executor):
         return "an interrupt left no time to make it again" if self._is_hurried else ""
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """Wait for pending calls; after Ctrl-C give them up, those that run included."""
+        """Wait for pending calls; after Ctrl-C, in the block or in this wait, give them up, those that run included."""
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             self._interrupt()
-        self.shutdown(wait=True)
+        try:
+            self.shutdown(wait=True)
+        except KeyboardInterrupt:
+            self._interrupt()
+            self.shutdown(wait=True)
+            raise
 
     def _interrupt(self) -> None:
         """Cancel everything of this executor, also what runs; nothing is made again."""

@@ -409,6 +409,32 @@ def test_interrupt_ends_a_program_that_does_not_catch_it(script: Callable[[str],
     assert run.left_after(5.0) == []
 
 
+def test_interrupt_while_the_end_of_a_block_waits_cancels_what_runs(script: Callable[[str], Script]) -> None:
+    run = script(
+        """
+        import time
+        from daskvine import FuturesExecutor
+
+        def last(i):
+            print("started", flush=True)
+            time.sleep(600)
+
+        if __name__ == "__main__":
+            try:
+                with FuturesExecutor(max_workers=2) as executor:
+                    futures = [executor.submit(last, i) for i in range(4)]
+            except KeyboardInterrupt:
+                print("interrupted", all(future.cancelled() for future in futures), flush=True)
+        """
+    )
+    assert [run.line(), run.line()] == ["started"] * 2
+    os.killpg(run.process.pid, signal.SIGINT)
+    assert run.line() == "interrupted True"
+    out, err, code = run.end()
+    assert (out, err, code) == ("", "", 0)
+    assert run.left_after(2.0) == []
+
+
 def test_program_that_forks_leaves_nothing(script: Callable[[str], Script]) -> None:
     """A child that the user forked must not keep the worker alive by holding its lifeline."""
     run = script(

@@ -234,6 +234,15 @@ def loaded(*names: str) -> list[bool]:
     return [name in sys.modules for name in names]
 
 
+@pytest.mark.parametrize("exec_mode", ["direct", "fork"])
+def test_functions_find_hoisted_modules_by_name(m: Manager, install: Callable[..., str], exec_mode: str) -> None:
+    scope: dict[str, Any] = {"wave": 7}
+    exec("def uses():\n    return colorsys.__name__, xml.dom.pulldom.__name__, wave", scope)
+    library = install(scope["uses"], hoisting_modules=["colorsys", "xml.dom.pulldom", "wave"], exec_mode=exec_mode)
+    m.submit(FunctionCall(library, "uses"))
+    assert m.wait(LIMIT_S).output == ("colorsys", "xml.dom.pulldom", 7), "its own names are left alone"
+
+
 def test_hoisting_modules_are_imported_before_calls(m: Manager, install: Callable[..., str]) -> None:
     import wave
 

@@ -47,7 +47,9 @@ class Resources:
         known = {f.name for f in fields(cls)}
         for name in mapping:
             if name not in known:
-                raise UsageError(f"unknown resource {name!r}: use one of {', '.join(sorted(known))}")
+                hint = "wall_time is an option of get with task_mode='tasks', or set_time_max of a task"
+                more = f" ({hint})" if "time" in str(name) else ""
+                raise UsageError(f"unknown resource {name!r}: use one of {', '.join(sorted(known))}{more}")
         amounts = {name: None if amount is None else checked_amount(name, amount) for name, amount in mapping.items()}
         return cls(**amounts)
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FunctionType
 
 from vinecore.runtime import context
 from vinecore.wire.messages import CONTEXT, FOUND, NAMED, UNPICKLE, Begin
@@ -64,11 +65,21 @@ def load_functions(begin: Begin, tell: Callable[[int, str], None] | None = None)
     if tell is not None:
         tell(UNPICKLE, "")
     functions, make_context, args, kwargs = pickle.loads(body)
+    _bind(required, [*functions.values(), make_context])
     if make_context is not None:
         if tell is not None:
             tell(CONTEXT, str(getattr(make_context, "__name__", type(make_context).__name__)))
         context.fill(make_context(*args, **kwargs), begin.name)
     return dict(functions)
+
+
+def _bind(names: Iterable[str], functions: Iterable[object]) -> None:
+    """Functions see the modules that the user named as those of a script do that begins with these import statements."""
+    scopes = {id(function.__globals__): function.__globals__ for function in functions if isinstance(function, FunctionType)}
+    for name in names:
+        top = name.partition(".")[0]
+        for scope in scopes.values():
+            scope.setdefault(top, sys.modules.get(top))
 
 
 def threads_beside() -> list[str]:
