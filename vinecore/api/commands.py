@@ -122,8 +122,8 @@ class SandboxedTask(SubmittableTask):
         """Take a file out of the task's directory when it ends.
 
         Raises:
-            TypeError, ValueError: no file that can be an output, a temp that is an output already, or a name that is no relative
-                name.
+            TypeError, ValueError: no file that can be an output, a temp that is an output of this task, or a name that is no
+                relative name. A temp that another task makes is refused by ``submit``.
         """
         if watch:
             raise UsageError("watch is not supported in this version: outputs come when the task ends")

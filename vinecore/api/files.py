@@ -199,10 +199,11 @@ class FileMethods:
         """A file on the manager's disk: an input if it exists, an output if a task makes it.
 
         Parameters:
+            unlink_when_done: True is refused; remove the file yourself.
             options: cache, peer_transfer: accepted as in TaskVine.
 
         Raises:
-            TypeError: no path.
+            TypeError: no path. UsageError (a ValueError): ``unlink_when_done``.
         """
         _known_options("declare_file", options)
         if not isinstance(path, str | os.PathLike):
