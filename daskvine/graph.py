@@ -229,6 +229,12 @@ class Plan:
         """Keys of all vertices in order, those inside fused chains too."""
         return self._inner_order
 
+    def keys_before(self, number: int) -> list[Hashable]:
+        """Keys of a fused chain before its last one, which run as one with it."""
+        if self._ends is None:
+            return []
+        return self._inner_order[self._ends[number - 1] + 1 if number else 0 : self._ends[number]]
+
     def vertex(self, number: int) -> Vertex:
         """Convert one vertex, on demand; the plan does not keep it.
 

@@ -41,6 +41,8 @@ AT_ONCE_COUNT = 2000
 # Pieces converted before the core is waited for. Higher: more of the graph comes at its end, all at once; lower: both threads of
 # one interpreter take turns more often.
 LEAD_PIECES = 4
+# Keys of a chain that failed that are named besides its last one; more say nothing more.
+KEYS_SHOWN = 5
 
 
 class DaskVine(Manager):
@@ -148,7 +150,9 @@ def _run(graph: GraphSubmission, plan: Plan, pieces: Iterator[Piece], planner: _
     failed = graph.failure()
     if failed is not None:
         error, number = failed
-        error.add_note(f"while computing the key {plan.order[number]!r} of the graph")
+        with_it = ", ".join([repr(key) for key in plan.keys_before(number)[-KEYS_SHOWN:]])
+        more = f", or one of its chain before it: {with_it}" if with_it else ""
+        error.add_note(f"while computing the key {plan.order[number]!r} of the graph{more}")
         raise error
     return {number: graph.value(number) for number in plan.requested}
 

@@ -293,6 +293,15 @@ def test_uncaught_error_of_a_vertex_ends_the_program_with_its_traceback(script: 
     assert run.left_after(2.0) == []
 
 
+def test_an_error_names_the_chain_of_vertices_that_ran_as_one(m: DaskVine) -> None:
+    graph: Graph = {"a": (inc, -1), "bad": (operator.truediv, 1, "a"), "last": (inc, "bad")}
+    with pytest.raises(ZeroDivisionError) as caught:
+        m.get(graph, "last")
+    assert caught.value.__notes__[-1] == (
+        "while computing the key 'last' of the graph, or one of its chain before it: 'a', 'bad'"
+    )
+
+
 def test_script_without_a_main_guard(script: Callable[[str], Script]) -> None:
     """Slots are forks of a process that never ran the user's program: no guard is needed."""
     out, err, code = script(
