@@ -340,7 +340,7 @@ class FuturesExecutor(Executor):
         for name in others:
             raise TypeError(f"FuturesExecutor has no option {name!r}{_INSTEAD.get(name, '')}")
         if max_workers is not None and (isinstance(max_workers, bool) or not isinstance(max_workers, int)):
-            raise UsageError(f"max_workers must be a number, not {max_workers!r}")
+            raise UsageError(f"max_workers must be a whole number, not {max_workers!r}")
         if max_workers is not None and max_workers <= 0:
             raise ValueError("max_workers must be greater than 0")
         if max_workers is not None:

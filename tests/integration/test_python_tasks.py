@@ -367,9 +367,9 @@ def test_every_failure_has_a_reason_in_words(m: Manager, tmp_path: Path) -> None
     unstored.add_output(m.declare_file("/proc/nope/x"), "made.txt")
     slow = Task("sleep 30", time_max=1)
     fine, exits = Task("true"), Task("exit 3")
-    raises = PythonTask(int, "x")
+    raises, wordless = PythonTask(int, "x"), PythonTask(next, iter(()))
     never = Task("true")
-    tasks: list[Any] = [missing, forgets, unstored, slow, fine, exits, raises]
+    tasks: list[Any] = [missing, forgets, unstored, slow, fine, exits, raises, wordless]
     assert never.reason == ""
     for task in tasks:
         m.submit(task)
@@ -381,3 +381,4 @@ def test_every_failure_has_a_reason_in_words(m: Manager, tmp_path: Path) -> None
     assert slow.reason == "it was ended by its limit 'max wall time' of 1 s"
     assert (fine.reason, exits.reason) == ("", "it ended with exit code 3")
     assert raises.reason == "it raised ValueError: invalid literal for int() with base 10: 'x'"
+    assert wordless.reason == "it raised StopIteration"

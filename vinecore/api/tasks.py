@@ -186,7 +186,8 @@ class SubmittableTask:
             return str(entry.error)
         failure = failure_of(entry)
         if entry.error == "raised":
-            return f"it raised {type(failure).__name__}: {text_of(failure)}"
+            text = text_of(failure)
+            return f"it raised {type(failure).__name__}{': ' if text else ''}{text}"
         return text_of(failure) or str(entry.error)
 
     def _failure(self) -> BaseException:
