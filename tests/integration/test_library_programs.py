@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -100,6 +101,54 @@ def test_what_is_no_length_ends_the_program_and_loses_that_call(m: Manager, prog
     failure, *values = finish(m, call, *others)
     assert isinstance(failure, SlotLost) and "where the length of a message is expected" in str(failure)
     assert values == [4, 6]
+
+
+@pytest.fixture
+def no_losses(m: Manager) -> Iterator[None]:
+    """The first loss of a call fails it."""
+    m.tune("max-losses", 0)
+    yield
+    m.tune("max-losses", 5)
+
+
+@pytest.mark.usefixtures("no_losses")
+@pytest.mark.parametrize("more", [b"X", b"\n", b"3\n1 0", b"9" * 5000])
+def test_a_program_that_says_too_much_costs_no_call(m: Manager, program: Callable[..., str], more: bytes) -> None:
+    """The next call took it for its answer, and was lost."""
+    library = program("talks")
+    before = finish(m, FunctionCall(library, "who"))[0][1]
+    assert finish(m, FunctionCall(library, "say_more", more), FunctionCall(library, "double", 2)) == [None, 4]
+    assert finish(m, FunctionCall(library, "who"))[0][1] != before
+
+
+@pytest.mark.usefixtures("no_losses")
+def test_what_a_program_says_between_calls_costs_none(m: Manager, program: Callable[..., str], tmp_path: Path) -> None:
+    library, gate = program("later"), tmp_path / "gate"
+    finish(m, FunctionCall(library, "say_later", b"X", str(gate)))
+    before = finish(m, FunctionCall(library, "who"))[0][1]
+    gate.touch()
+    assert eventually(lambda: not gate.exists())
+    calls = [FunctionCall(library, "double", number) for number in range(3)]
+    assert finish(m, *calls, FunctionCall(library, "who"))[:3] == [0, 2, 4]
+    assert finish(m, FunctionCall(library, "who"))[0][1] != before
+
+
+@pytest.mark.usefixtures("no_losses")
+def test_a_program_that_dies_between_calls_costs_none(m: Manager, program: Callable[..., str]) -> None:
+    library = program("idle")
+    pid = finish(m, FunctionCall(library, "who"))[0][1]
+    os.kill(pid, signal.SIGKILL)
+    # Whoever looks at it by then knows.
+    assert eventually(lambda: "State:\tZ" in Path(f"/proc/{pid}/status").read_text())
+    assert finish(m, FunctionCall(library, "double", 4)) == [8]
+
+
+@pytest.mark.usefixtures("no_losses")
+def test_a_call_that_removes_the_directory_of_its_slot_harms_itself_only(m: Manager, program: Callable[..., str]) -> None:
+    library = program("removes")
+    failure, *values = finish(m, FunctionCall(library, "remove_around"), *[FunctionCall(library, "double", i) for i in range(3)])
+    assert isinstance(failure, TaskFailed) and "left no result" in str(failure)
+    assert values == [0, 2, 4]
 
 
 def test_a_length_may_have_leading_zeros(m: Manager, program: Callable[..., str]) -> None:
@@ -230,6 +279,7 @@ def test_a_program_of_another_name_is_refused_in_words(m: Manager, program: Call
         ("exit", "the program ended with exit code 3: no licence: ask your administrator"),
         ("leave", "the program ended with exit code 4: left early"),
         ("chatter", "where the length of a message is expected"),
+        ("talk on", "the program wrote b'and more' without being asked"),
     ],
 )
 def test_a_program_that_does_not_start(
@@ -238,6 +288,7 @@ def test_a_program_that_does_not_start(
     monkeypatch.setenv("TEST_PROGRAM_START", manner)
     with Manager(local_cores=1) as manager:
         task = manager.create_library_from_command(PROGRAM, "bad")
+        task.add_input(manager.declare_buffer("bad"), "name.txt")
         manager.install_library(task)
         (failure,) = finish(manager, FunctionCall("bad", "double", 1))
         assert isinstance(failure, LibraryFailed) and text in str(failure)

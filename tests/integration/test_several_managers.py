@@ -90,3 +90,57 @@ def test_one_that_refuses_is_left_out(start: Callable[..., Worker], tmp_path: Pa
                 f"127.0.0.1:{other.port}",
             ]
     assert list(worker.tmp.iterdir()) == []
+
+
+FULL = "this manager has as many workers as it may"
+
+
+def full_manager() -> Manager:
+    manager = Manager(port=0)
+    manager.tune("max-workers", 0)
+    return manager
+
+
+def address(manager: Manager) -> str:
+    return f"127.0.0.1:{manager.port}"
+
+
+def test_one_that_is_full_is_passed_over(start: Callable[..., Worker]) -> None:
+    """It was asked again and again, and the others never; it had answered, and was said not to."""
+    with full_manager() as full, Manager(port=0) as free:
+        places = f"{address(full)};{address(free)}"
+        # Without a pause: that would be longer than this test waits.
+        worker = start(places, "--cores", 1, "--single-shot", "--min-backoff", 10 * LIMIT_S, "--max-backoff", 10 * LIMIT_S)
+        assert eventually(lambda: free.stats.workers_connected == 1), worker.out
+        assert worker.out.count(f"vine_worker: left the manager: {FULL}\n") == 1
+        assert "no manager" not in worker.out and "trying" not in worker.out
+    assert worker.ended() == 0 and worker.err == ""
+
+
+def test_when_all_are_full_each_is_asked_again_after_a_pause(start: Callable[..., Worker]) -> None:
+    with full_manager() as one, full_manager() as two, socket.create_server(("127.0.0.1", 0)) as closed:
+        gone = place(closed)
+        closed.close()
+        places = f"{address(one)};{gone};{address(two)}"
+        worker = start(places, "--cores", 1, "--min-backoff", 0.3, "--max-backoff", 0.3, "--connect-timeout", 0.1)
+        said = ", ".join((f"{address(one)} ({FULL})", f"{gone} (Connection refused)", f"{address(two)} ({FULL})"))
+        assert eventually(lambda: f"no manager lets this worker in: {said}; trying again\n" in worker.out), worker.out
+        # That is the end of the first round; the second one asks both.
+        assert worker.out.partition("trying again")[0].count("left the manager") == 2
+        assert eventually(lambda: worker.out.count("left the manager") >= 4), worker.out
+        two.tune("max-workers", -1)
+        assert eventually(lambda: two.stats.workers_connected == 1), worker.out
+        assert worker.out.count("trying again") == 1 and "no manager answers" not in worker.out
+        # It serves that one, then begins at the top of its list.
+        one.tune("max-workers", -1)
+        two.close()
+        assert eventually(lambda: one.stats.workers_connected == 1), worker.out
+        worker.process.terminate()
+        assert worker.ended() == 0 and worker.err == ""
+
+
+def test_a_single_shot_ends_when_all_are_full(start: Callable[..., Worker]) -> None:
+    with full_manager() as one, full_manager() as two:
+        worker = start(f"{address(one)};{address(two)}", "--cores", 1, "--single-shot")
+        assert worker.ended() == 0 and worker.err == ""
+        assert worker.out.count(f"left the manager: {FULL}\n") == 2

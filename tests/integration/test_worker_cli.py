@@ -226,6 +226,8 @@ def test_a_full_manager_is_not_asked_without_a_pause(start: Callable[..., Worker
         manager.tune("max-workers", -1)
         assert connected(manager)
         assert worker.out.count("left the manager") <= 3, worker.out
+        said = "this manager has as many workers as it may"
+        assert f"no manager lets this worker in: 127.0.0.1:{manager.port} ({said}); trying again\n" in worker.out
 
 
 def test_single_shot(start: Callable[..., Worker]) -> None:

@@ -77,6 +77,29 @@ def answer_with(data):
     time.sleep(600)
 
 
+def say_more(data):
+    """Have this written together with the answer."""
+    with open("more", "wb") as file:
+        file.write(data)
+
+
+def say_later(data, gate):
+    """Have this written once there is this file; it is removed then."""
+    if os.fork() == 0:
+        wait_for(gate)
+        os.write(int(os.environ["TEST_PROGRAM_ANSWERS"]), data)
+        os.unlink(gate)
+        os._exit(0)
+
+
+def remove_around():
+    """Remove the directory in which the calls of this slot have theirs."""
+    import shutil
+
+    shutil.rmtree(os.path.dirname(os.getcwd()))
+    os._exit(0)
+
+
 def kill_program():
     os.kill(os.getppid(), signal.SIGKILL)
     os._exit(1)
@@ -102,8 +125,8 @@ def read_message(fd):
     return os.read(fd, int(head))
 
 
-def write_message(fd, data, pid):
-    os.write(fd, b"%d\n%s" % (len(data), data))
+def write_message(fd, data, pid, more=b""):
+    os.write(fd, b"%d\n%s%s" % (len(data), data, more))
     os.kill(pid, signal.SIGCHLD)
 
 
@@ -156,14 +179,19 @@ def main():
     with open("name.txt") as file:
         library = file.read().strip()
     about = {"name": library, "taskid": options.task_id, "exec_mode": "fork"}
-    write_message(options.out_pipe_fd, json.dumps(about).encode(), options.worker_pid)
+    more = b"and more" if manner == "talk on" else b""
+    write_message(options.out_pipe_fd, json.dumps(about).encode(), options.worker_pid, more)
     while True:
         number, name, sandbox, output = read_message(options.in_pipe_fd).decode().split()
         pid = os.fork()
         if pid == 0:
             run(name, sandbox, output)
         _, status = os.waitpid(pid, 0)
-        write_message(options.out_pipe_fd, b"%s %d" % (number.encode(), status), options.worker_pid)
+        more = b""
+        if os.path.exists(f"{sandbox}/more"):
+            with open(f"{sandbox}/more", "rb") as file:
+                more = file.read()
+        write_message(options.out_pipe_fd, b"%s %d" % (number.encode(), status), options.worker_pid, more)
 
 
 if __name__ == "__main__":

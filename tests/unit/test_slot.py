@@ -48,24 +48,54 @@ def test_an_oserror_of_the_function_is_its_own(tmp_path: Path) -> None:
     assert slot_in(tmp_path, fails).execute(call()).status == messages.RAISED
 
 
-def test_a_program_is_given_up_whatever_goes_wrong_with_asking_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kept, its answer to this call would be the next one's."""
+class Program:
+    """Stands for one that answers, and leaves no result."""
 
-    class Program:
-        name = "library"
+    name = "library"
+    received = b""
 
-        def __init__(self, begin: messages.Begin) -> None:
-            pass
+    def __init__(self, begin: messages.Begin) -> None:
+        pass
 
-        def call(self, *_: object) -> int:
-            raise OSError(errno.EMFILE, "Too many open files")
+    def why_unfit(self) -> str:
+        return ""
 
-    monkeypatch.setattr(program_slot, "Program", Program)
+    def call(self, *_: object) -> int:
+        return 0
+
+
+def program_slot_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Program]) -> program_slot.ProgramSlot:
+    monkeypatch.setattr(program_slot, "Program", kind)
     monkeypatch.setattr(program_slot, "Guard", lambda path: None)
     (tmp_path / "store").mkdir()
     begin = messages.Begin(1, "library", b"", [], str(tmp_path / "store"), "r", 1000)
     slot = program_slot.ProgramSlot(None, memoryview(bytearray(16)), begin, {})  # type: ignore[arg-type]
     slot.learn(messages.SlotCode(7, b"double", False))
+    return slot
+
+
+def test_a_program_is_given_up_whatever_goes_wrong_with_asking_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept, its answer to this call would be the next one's."""
+
+    class Broken(Program):
+        def call(self, *_: object) -> int:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    slot = program_slot_in(tmp_path, monkeypatch, Broken)
     with pytest.raises(program_slot.ProgramFailed, match=r"talking to the program raised OSError: .*Too many open files"):
         slot.execute(call())
+    assert list(slot.sandboxes.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["mkdtemp", "write_bytes"])
+def test_a_full_disk_is_no_fault_of_a_call_of_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """It was raised as the function's own OSError, and not tried anywhere else."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    slot = program_slot_in(tmp_path, monkeypatch, Program)
+    monkeypatch.setattr(program_slot.tempfile if where == "mkdtemp" else Path, where, full)
+    result = slot.execute(call())
+    assert result.status == messages.LOST and b"No space left" in result.value
     assert list(slot.sandboxes.iterdir()) == []

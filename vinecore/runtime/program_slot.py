@@ -10,7 +10,8 @@ travel as files of the call's sandbox: ``infile``, a pickle of ``{"fn_args": ...
 ``{"Result": ..., "Success": bool, "Reason": text or None}`` (source: the public description of TaskVine's library protocol).
 
 Each slot has a program of its own with one function slot, so that a call that must be ended takes no neighbour along. A program
-that ends takes its slot along, which then says how: the worker opens another.
+that ends takes its slot along, which then says how: the worker opens another. So does one that says more than it was asked: the
+rest would be taken for the answer to the next call.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vinecore.errors import TaskFailed
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.ends import end_text
 from vinecore.runtime.guard import Guard
 from vinecore.runtime.sandbox import read_regular, remove_tree
-from vinecore.runtime.slot import Slot
+from vinecore.runtime.slot import NoRoom, Slot
 from vinecore.wire import messages
 from vinecore.wire.messages import Call
 
@@ -103,7 +104,8 @@ class Program:
 
     def __init__(self, begin: messages.Begin) -> None:
         self.name = begin.name
-        self._received = b""
+        # What it said beyond the last message.
+        self.received = b""
         theirs_in, self._calls = os.pipe()
         self._answers, theirs_out = os.pipe()
         for fd in (theirs_in, theirs_out):
@@ -168,17 +170,27 @@ class Program:
             raise ProgramFailed(f"the program answered for task {number} instead of {task_id}")
         return status
 
+    def why_unfit(self) -> str:
+        """Why it cannot be given a call: it ended, or said what nobody asked for. Empty: it waits for one."""
+        if not self.received:
+            ready = self._poll.poll(0)
+            if not ready:
+                return ""
+            if self._answers in dict(ready):
+                self.received = os.read(self._answers, _MESSAGE_LIMIT_BYTES)
+        return f"the program wrote {self.received[:200]!r} without being asked" if self.received else self._end_text()
+
     def _receive(self, deadline: float | None) -> bytes:
         """The next message: a line with its length, then so many bytes."""
-        head, found, _ = self._received.partition(b"\n")
-        while not found or len(self._received) < len(head) + 1 + self._length(head):
+        head, found, _ = self.received.partition(b"\n")
+        while not found or len(self.received) < len(head) + 1 + self._length(head):
             self._read(deadline)
-            head, found, _ = self._received.partition(b"\n")
+            head, found, _ = self.received.partition(b"\n")
             if not found:
                 # What cannot become a length is refused now: the rest of the line may never come.
                 self._length(head)
         end = len(head) + 1 + self._length(head)
-        message, self._received = self._received[len(head) + 1 : end], self._received[end:]
+        message, self.received = self.received[len(head) + 1 : end], self.received[end:]
         return message
 
     def _length(self, head: bytes) -> int:
@@ -197,7 +209,7 @@ class Program:
         data = os.read(self._answers, _MESSAGE_LIMIT_BYTES)
         if not data:
             raise ProgramFailed(self._end_text())
-        self._received += data
+        self.received += data
 
     def _end_text(self) -> str:
         """How it ended, and its last words; one that only closed its pipes is ended."""
@@ -235,6 +247,8 @@ class ProgramSlot(Slot):
         self.guard = Guard(str(self.sandboxes))
         self.program = Program(begin)
         self.failure: ProgramFailed | None = None
+        # The last call that began.
+        self.begun = claims[0]
 
     def learn(self, message: messages.SlotCode) -> None:
         """The code of a program's function is its name."""
@@ -242,23 +256,41 @@ class ProgramSlot(Slot):
 
     def execute(self, call: Call) -> messages.Result:
         """Run one call; when the program fails, what came before it is told, and this slot ends."""
+        if why := self.program.why_unfit():
+            # No fault of this call, which has not begun: the next slot has it.
+            self.claims[0] = self.begun
+            self._replace(why)
+        self.begun = self.claims[0]
         self.task_id = call.task_id
         result = super().execute(call)
         if self.failure is not None:
             self.flush()
             raise self.failure
+        if self.program.received:
+            self.report(result, False)
+            self._replace(self.program.why_unfit())
         return result
+
+    def _replace(self, why: str) -> NoReturn:
+        """End this slot with its program, for which no call is to blame."""
+        self.flush()
+        _print(f"vine_worker: library {self.program.name!r}: {why}; it is started again\n".encode(), 2)
+        raise ProgramFailed(why)
 
     def answer(self, name: str, /, *args: object, **kwargs: object) -> object:
         """The value that the program's function of this name left for the running call.
 
         Raises:
-            TaskFailed: the program says that the function failed, or left no result.
+            TaskFailed: the program says that the function failed, or left no result. NoRoom: there is no place for its files.
         """
-        sandbox = tempfile.mkdtemp(prefix=f"call.{self.task_id}.", dir=self.sandboxes)
+        infile = payloads.dump({"fn_args": args, "fn_kwargs": kwargs})
+        sandbox = self._make_sandbox()
         try:
             stdout = f"{sandbox}/.vine.stdout"
-            Path(sandbox, "infile").write_bytes(payloads.dump({"fn_args": args, "fn_kwargs": kwargs}))
+            try:
+                Path(sandbox, "infile").write_bytes(infile)
+            except OSError as error:
+                raise NoRoom(f"its arguments could not be written: {error.strerror}") from None
             try:
                 status = self.program.call(self.task_id, name, sandbox, stdout)
             except BaseException as error:
@@ -271,6 +303,18 @@ class ProgramSlot(Slot):
             return self._value(name, Path(sandbox, "outfile"), status, output)
         finally:
             remove_tree(sandbox)
+
+    def _make_sandbox(self) -> str:
+        prefix = f"call.{self.task_id}."
+        try:
+            try:
+                return tempfile.mkdtemp(prefix=prefix, dir=self.sandboxes)
+            except FileNotFoundError:
+                # An earlier call has removed what is around its own.
+                self.sandboxes.mkdir(mode=0o700)
+                return tempfile.mkdtemp(prefix=prefix, dir=self.sandboxes)
+        except OSError as error:
+            raise NoRoom(f"its sandbox could not be made: {error.strerror}") from None
 
     def _value(self, name: str, file: Path, status: int, output: bytes) -> object:
         who = f"function {name!r} of library {self.program.name!r}"
@@ -297,10 +341,10 @@ def _beginning(file: Path) -> bytes:
         return b""
 
 
-def _print(output: bytes) -> None:
-    """Pass on what a call printed. If nobody reads it, or the disk is full, it is dropped: no fault of the call."""
+def _print(output: bytes, fd: int = 1) -> None:
+    """Pass on what a call printed, say. If nobody reads it, or the disk is full, it is dropped: no fault of the call."""
     try:
         while output:
-            output = output[os.write(1, output) :]
+            output = output[os.write(fd, output) :]
     except OSError:
         return

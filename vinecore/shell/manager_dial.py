@@ -1,7 +1,8 @@
 """A worker's way to a manager: it asks every address of its list in turn until one lets it in.
 
 Where there are several, each has its share of the time only: one that drops packets, or accepts and says nothing, must not keep
-the worker from the others. One that refuses it is not asked again.
+the worker from the others. One that refuses it is not asked again. One that lets it in only to send it away, since it is full,
+is asked again when the others have been.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ Place = tuple[str, int]
 # However short --connect-timeout is, one try gets this long; one of several gets at most the other.
 LEAST_TRY_S = 1.0
 MOST_TRY_S = 10.0
+
+
+class SentAway(PeerError):
+    """A manager answered, and has no use for this worker now: it may have one later."""
 
 
 @dataclass
@@ -71,10 +76,29 @@ class ManagerDial:
         self._has_several = len(self.managers) > 1
         # Places of which a line has said that they keep us waiting.
         self._slow: set[Place] = set()
+        # Who was still to be asked when somebody let us in; and whether that one has sent us away.
+        self._waiting: list[Place] = []
+        self._goes_on = False
+
+    def sent_away(self, way: Way, reason: str) -> bool:
+        """The manager there let us in, but has no use for us: ``reach`` goes on behind it. False: all have been asked."""
+        self.failures[way.place] = SentAway(reason)
+        self._goes_on = bool(self._waiting)
+        return self._goes_on
+
+    def is_wanted_later(self) -> bool:
+        """Whether one of those that did not let us in has answered."""
+        return any(isinstance(error, SentAway) for error in self.failures.values())
 
     def failed_at(self) -> str:
         """Who did not let us in and why, for people."""
         return ", ".join(f"{host}:{port} ({_reason(error)})" for (host, port), error in self.failures.items())
+
+    def waits_for(self, left_s: float) -> str:
+        """The same before the next round."""
+        if self.is_wanted_later():
+            return f"no manager lets this worker in: {self.failed_at()}; trying again"
+        return f"no manager answers at {self.failed_at()}; trying again for {left_s:.0f} s"
 
     def failed_within(self, limit_s: float) -> str:
         """The same at the end of all tries."""
@@ -85,9 +109,12 @@ class ManagerDial:
 
     async def reach(self, give_up: float) -> Way | None:
         """Ask each once; None when nobody let us in, or it was told to stop."""
-        self.failures = {}
-        waiting = list(self.managers)
-        is_only = len(waiting) == 1
+        if not self._goes_on:
+            self.failures = {}
+            self._waiting = list(self.managers)
+        self._goes_on = False
+        waiting = self._waiting
+        is_only = len(self.managers) == 1
         while waiting and not self._stop.is_set():
             began = time.monotonic()
             limit_s = _share(give_up - began, 0 if is_only else len(waiting))

@@ -170,6 +170,10 @@ class WorkerLoop:
             await self.peers.start()
         tls = None if self.tls is None else (self.tls, self.config.tls_name)
         dial = ManagerDial(self.config.managers, self.config.secret, tls, self._payloads, self.stop, self._say)
+        await self._serve_managers(dial, give_up)
+
+    async def _serve_managers(self, dial: ManagerDial, give_up: float) -> None:
+        """One after another, until it is told to end or there is nobody to ask any more."""
         backoff = self.config.min_backoff_s
         told = False
         while not self.stop.is_set() and not self._lost_workspace():
@@ -178,20 +182,31 @@ class WorkerLoop:
                 self._join(way)
                 began = time.monotonic()
                 await self._serve()
-                if self.config.single_shot or self.exit_wanted:
-                    break
+                has_joined = self.machine.state.welcome is not None
+                if self.exit_wanted or (has_joined and self.config.single_shot):
+                    return
                 give_up = time.monotonic() + self.config.connect_timeout_s
-                if time.monotonic() - began >= self.config.min_backoff_s:
+                why = self.leave_reason or "the manager closed the connection"
+                if not has_joined:
+                    if dial.sent_away(way, why):
+                        continue
+                elif time.monotonic() - began >= self.config.min_backoff_s:
                     backoff = self.config.min_backoff_s
                     told = False
                     continue
-                # Sent away at once: asking again without a pause would keep both sides busy.
-                dial.failures = {way.place: PeerError(self.leave_reason or "the manager closed the connection")}
+                else:
+                    # It ended at once: asking again without a pause would keep both sides busy.
+                    dial.failures = {way.place: PeerError(why)}
             elif self.stop.is_set():
-                break
+                return
             if dial.refusal:
                 self._fail(dial.refusal)
                 return
+            if dial.is_wanted_later():
+                if self.config.single_shot:
+                    return
+                # Somebody is there, so this is no search that may be in vain.
+                give_up = time.monotonic() + self.config.connect_timeout_s
             left = give_up - time.monotonic()
             if left <= 0:
                 if not self.served:
@@ -199,7 +214,7 @@ class WorkerLoop:
                 return
             if not told:
                 # Once for each manager that is waited for: it may come later, or be somewhere else.
-                self._say(f"no manager answers at {dial.failed_at()}; trying again for {left:.0f} s")
+                self._say(dial.waits_for(left))
                 told = True
             with contextlib.suppress(TimeoutError):
                 # The last try is at the deadline, not a pause before it.
