@@ -151,6 +151,17 @@ def test_a_call_that_removes_the_directory_of_its_slot_harms_itself_only(m: Mana
     assert values == [0, 2, 4]
 
 
+def test_what_a_program_links_in_the_place_of_its_directory_is_left_alone(
+    m: Manager, program: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "precious/below").mkdir(parents=True)
+    (tmp_path / "precious/below/file").touch()
+    library = program("links")
+    finish(m, FunctionCall(library, "link_in_place", str(tmp_path / "precious")))
+    assert finish(m, FunctionCall(library, "double", 4)) == [8]
+    assert (tmp_path / "precious/below/file").exists()
+
+
 def test_a_length_may_have_leading_zeros(m: Manager, program: Callable[..., str]) -> None:
     library = program("zeros")
     call = FunctionCall(library, "answer_with", b"0000000005\n1 2 3")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,23 @@ def test_a_task_that_was_killed_before_it_made_its_outputs(m: Manager) -> None:
 def test_a_limit_is_no_death_by_signal(m: Manager) -> None:
     task = run(m, "sleep 60", time_max=1)
     assert (task.exit_code, task.reason) == (9, "it was ended by its limit 'max wall time' of 1 s")
+
+
+@pytest.mark.parametrize("output", [False, True])
+def test_what_a_task_links_in_the_place_of_its_directory_is_left_alone(m: Manager, tmp_path: Path, output: bool) -> None:
+    precious = tmp_path / "precious"
+    (precious / "below").mkdir(parents=True)
+    for path in (precious / "o", precious / "below/file"):
+        path.write_text("of the user")
+    made = m.declare_temp()
+    swap = 'here=$PWD; cd ..; mv "$here" "$here.aside"; ln -s "$PRECIOUS" "$here"'
+    task = Task(swap, cores=1, memory=10, disk=100, outputs={made: "o"} if output else {}, env={"PRECIOUS": str(precious)})
+    m.submit(task)
+    assert m.wait(LIMIT_S) is task and task.successful(), task.reason
+    assert run(m, "pwd").successful()
+    assert [path.read_text() for path in (precious / "o", precious / "below/file")] == ["of the user"] * 2
+    if output:
+        assert m.fetch_file(made) == "of the user"
 
 
 def test_an_output_that_is_a_directory(m: Manager) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from vinecore.wire.messages import EXECUTABLE, HOME, ON_FAILURE, ON_SUCCESS, SYM
 
 BIG = b"b" * (COPY_BELOW_BYTES + 1)
 LIMIT_BYTES = 65536
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -169,6 +172,62 @@ def test_removal_of_what_has_no_rights_left(store: Path) -> None:
     box.remove()
     assert not box.path.exists() and (store / "object").exists()
     remove_tree(str(box.path))  # a second time is harmless
+
+
+@pytest.mark.parametrize("how", ["remove", "recycle"])
+@pytest.mark.parametrize("rights", [0o700, 0])
+def test_a_link_in_the_place_of_the_directory_is_not_followed(store: Path, tmp_path: Path, how: str, rights: int) -> None:
+    precious = tmp_path / "precious"
+    (precious / "below").mkdir(parents=True)
+    (precious / "below/file").write_bytes(b"of the user")
+    precious.chmod(rights)
+    box = box_of(store)
+    box.build({})
+    box.path.rename(tmp_path / "aside")
+    box.path.symlink_to(precious)
+    getattr(box, how)()
+    assert not box.path.is_symlink() and not box.path.exists()
+    assert stat.S_IMODE(precious.stat().st_mode) == rights
+    precious.chmod(0o700)
+    assert (precious / "below/file").read_bytes() == b"of the user"
+
+
+def test_an_output_behind_a_link_that_leads_out_is_copied(store: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "out").write_bytes(b"kept by the user")
+    box = box_of(store, products=(Product("results/out", "made", 0),))
+    box.build({})
+    (box.path / "results").rmdir()
+    (box.path / "results").symlink_to(elsewhere)
+    assert box.collect(True, 0) == ([("made", 16, b"")], [])
+    assert (store / "made").read_bytes() == (elsewhere / "out").read_bytes() == b"kept by the user"
+
+
+def test_removal_as_a_user_who_has_taken_his_own_rights_away() -> None:
+    """In a child that is nobody: to root nothing is forbidden."""
+    is_root = os.getuid() == 0
+    with tempfile.TemporaryDirectory() as home:
+        os.chmod(home, 0o755)
+        tree = Path(home, "sandboxes/task/a/b")
+        tree.mkdir(parents=True)
+        (tree / "file").touch()
+        for path in (tree / "file", tree, *tree.parents[:3]):
+            if is_root:
+                os.chown(path, NOBODY, NOBODY)
+            path.chmod(0)
+        child = os.fork()
+        if child == 0:
+            try:
+                if is_root:
+                    os.setgroups([])
+                    os.setgid(NOBODY)
+                    os.setuid(NOBODY)
+                remove_tree(f"{home}/sandboxes/task")
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert os.listdir(f"{home}/sandboxes") == []
 
 
 def test_size_counts_what_the_task_wrote(store: Path) -> None:

@@ -189,7 +189,7 @@ class Box:
             return product.name, size, source.read_bytes()
         aside = self.store / f".aside-{product.name}"
         try:
-            if may_move and info.st_nlink == 1 and not source.is_symlink():
+            if may_move and info.st_nlink == 1 and self._is_own(source):
                 _move(source, aside)
             else:
                 copy_file(source, aside)
@@ -200,6 +200,11 @@ class Box:
             aside.unlink(missing_ok=True)
             raise
         return product.name, size, b""
+
+    def _is_own(self, source: Path) -> bool:
+        """Whether a file is in this directory itself, not behind a link that leads out of it: only then it may be taken away."""
+        base = os.path.join(os.path.realpath(self.path.parent), self.path.name)
+        return os.path.realpath(source) == os.path.normpath(f"{base}/{source.relative_to(self.path)}")
 
     def damaged(self) -> list[str]:
         """Objects that the task wrote into through a hard link."""
@@ -293,37 +298,80 @@ def _move(source: Path, target: Path) -> None:
 def remove_tree(directory: str) -> None:
     """Delete a directory with all that is in it; what cannot be deleted stays.
 
-    A task may have taken rights away, even its own: they are given back where they are missed.
+    A link is deleted and never followed, whatever a task puts in the place of its directory or of one below, now or meanwhile:
+    directories are opened without following links, and entries deleted relative to these. A task may have taken rights away, even
+    its own: they are given back where they are missed.
     """
+    parent, name = os.path.split(directory)
     try:
-        entries = list(os.scandir(directory))
-    except PermissionError:
-        try:
-            os.chmod(directory, 0o700)
-            entries = list(os.scandir(directory))
-        except OSError:
-            return
+        place = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(entry.path)
-        else:
-            _delete(os.unlink, entry.path, directory)
-    _delete(os.rmdir, directory, os.path.dirname(directory))
-
-
-def _delete(function: Callable[[str], None], path: str, directory: str) -> None:
     try:
-        function(path)
+        _remove_in(place, name)
+    except RecursionError:
+        pass  # nobody makes directories as deep as that in good faith
+    finally:
+        os.close(place)
+
+
+def _remove_in(place: int, name: str) -> None:
+    try:
+        directory = _open_in(place, name)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            _delete(os.unlink, place, name)
+        return
+    try:
+        with os.scandir(directory) as found:
+            entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+        for entry, is_directory in entries:
+            if is_directory:
+                _remove_in(directory, entry)
+            else:
+                _delete(os.unlink, directory, entry)
+    except OSError:
+        pass
+    finally:
+        os.close(directory)
+    _delete(os.rmdir, place, name)
+
+
+def _open_in(place: int, name: str) -> int:
+    """Open a directory, which is no link, to read it.
+
+    Raises:
+        OSError: with ENOTDIR or ELOOP, it is no directory.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=place)
+    except PermissionError:
+        _give_rights(place)
+        handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+        try:
+            _give_rights(handle)
+        finally:
+            os.close(handle)
+        return os.open(name, flags, dir_fd=place)
+
+
+def _delete(function: Callable[..., None], place: int, name: str) -> None:
+    try:
+        function(name, dir_fd=place)
     except PermissionError:
         try:
-            os.chmod(directory, 0o700)
-            function(path)
+            _give_rights(place)
+            function(name, dir_fd=place)
         except OSError:
             pass
     except OSError:
         pass
+
+
+def _give_rights(handle: int) -> None:
+    """To the owner of an open directory; a handle without rights of its own can be used by its name only."""
+    os.chmod(f"/proc/self/fd/{handle}", 0o700)
 
 
 def _reflink(source: Path, target: Path) -> bool:

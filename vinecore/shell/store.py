@@ -162,10 +162,15 @@ class Store:
 
     def clear(self) -> None:
         """Drop all objects (another manager comes)."""
-        # Somebody else may have removed the directory.
-        with contextlib.suppress(FileNotFoundError):
-            for path in self.objects.iterdir():
-                path.unlink(missing_ok=True)
+        # Somebody else may have removed the directory, or put a link in its place, which must not be followed.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place = os.open(self.objects, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                for name in os.listdir(place):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=place)
+            finally:
+                os.close(place)
 
     def remove(self) -> None:
         """Remove what this worker put there; the last one in a workspace that a worker made removes that too."""
