@@ -148,7 +148,7 @@ def _run(graph: GraphSubmission, plan: Plan, pieces: Iterator[Piece], planner: _
     failed = graph.failure()
     if failed is not None:
         error, number = failed
-        error.add_note(f"while computing the key {plan.order[number]!r} of the graph")
+        payloads.add_note(error, f"while computing the key {plan.order[number]!r} of the graph")
         raise error
     return {number: graph.value(number) for number in plan.requested}
 
