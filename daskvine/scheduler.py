@@ -152,7 +152,7 @@ def _run(graph: GraphSubmission, plan: Plan, pieces: Iterator[Piece], planner: _
         error, number = failed
         with_it = ", ".join([repr(key) for key in plan.keys_before(number)[-KEYS_SHOWN:]])
         more = f", or one of its chain before it: {with_it}" if with_it else ""
-        error.add_note(f"while computing the key {plan.order[number]!r} of the graph{more}")
+        payloads.add_note(error, f"while computing the key {plan.order[number]!r} of the graph{more}")
         raise error
     return {number: graph.value(number) for number in plan.requested}
 

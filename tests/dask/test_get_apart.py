@@ -195,6 +195,30 @@ def test_what_a_vertex_printed_is_told_with_its_error(apart: DaskVine) -> None:
     assert caught.value.__notes__ == ["it printed:\nsome words", "while computing the key 'bad' of the graph"]
 
 
+class Fields(Exception):
+    """Looks up any attribute among its fields, as clients of web services do."""
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__("real reason")
+        self.fields = fields
+
+    def __getattr__(self, name: str) -> object:
+        return self.__dict__["fields"][name]
+
+
+def printed_then_odd() -> None:
+    print("some words")
+    raise Fields(code=3)
+
+
+def test_an_error_that_knows_no_notes_is_told_too(apart: DaskVine) -> None:
+    """Its ``__getattr__`` raises KeyError for them."""
+    with pytest.raises(Fields, match="real reason") as caught:
+        apart.get({"bad": (printed_then_odd,)}, "bad")
+    assert caught.value.code == 3
+    assert caught.value.__notes__ == ["it printed:\nsome words", "while computing the key 'bad' of the graph"]
+
+
 def imported(name: str) -> bool:
     return name in sys.modules
 

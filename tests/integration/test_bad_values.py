@@ -505,3 +505,38 @@ def test_descriptions_that_no_message_carries_are_refused(m: Manager) -> None:
         assert m.wait(LIMIT_S) is not None
     assert {task.result for task in tasks} == {"forsaken"} and "128 KiB" in tasks[0].reason
     run(m)
+
+
+@pytest.mark.parametrize(
+    "port", [10**5000, -(10**5000), (1, 10**5000), (10**5000, 1), ["x" * 10**6, 2]], ids=["long", "below", "high", "low", "text"]
+)
+def test_ports_that_cannot_be_shown(port: Any) -> None:
+    """A number of so many digits is not even shown by Python."""
+    with pytest.raises(UsageError, match=r"(port must be a number|a range of ports is) .{,60}, not .{,70}$"):
+        Manager(port=port)
+
+
+def test_a_port_of_the_environment_that_cannot_be_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VINE_PORT", "9" * 5000)
+    with pytest.raises(UsageError, match=r"VINE_PORT='9{59}\.\.\. is no port number"):
+        Manager()
+    monkeypatch.setenv("VINE_PORT", "9" * 50)
+    with pytest.raises(UsageError, match="port must be a number from 0 to 65535"):
+        Manager()
+
+
+def test_other_options_that_cannot_be_shown(m: Manager) -> None:
+    for options, what in (({"auth": 10**5000}, "auth"), ({"ssl": 10**5000}, "ssl"), ({"auth": "x" * 10**6}, "auth")):
+        with pytest.raises(UsageError, match=f"{what} must be .{{,140}}$"):
+            Manager(port=0, **options)
+    with pytest.raises(UsageError, match="a library needs a name, not an object of type int"):
+        m.create_library_from_functions(10**5000, add)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="init_command must be a str, not an object of type int"):
+        m.create_library_from_functions("long", add, init_command=10**5000)  # type: ignore[arg-type]
+
+
+def test_descriptions_are_measured_in_bytes(m: Manager) -> None:
+    """Characters of four bytes got past the limit, and ended every worker."""
+    with pytest.raises(UsageError, match=r"take 20,000,006 bytes, more than 8,388,608"):
+        m.submit(Task("true #" + "\U0001f600" * 5_000_000))
+    run(m)

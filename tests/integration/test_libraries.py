@@ -185,6 +185,80 @@ def test_failing_context_is_raised_by_each_call(m: Manager, install: Callable[..
     assert finish(m, FunctionCall(install(add), "add", 1)) == [2]
 
 
+class Unshown(Exception):
+    """Takes no notes either."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError(name)
+
+    def add_note(self, note: str) -> None:
+        raise RuntimeError("no note")
+
+
+def raising(kind: str, size: int) -> dict[str, Any]:
+    if kind == "type":
+        raise type("T" * size, (Exception,), {})("x")
+    raise Unshown("seen") if kind == "odd" else ValueError(kind * size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "said"),
+    [
+        ("a", 16_580_231, "raised ValueError: aaa"),
+        ("a", 17_000_000, "raised ValueError: aaa"),
+        ("\udcff", 1, "raised ValueError: \\udcff"),
+        ("type", 17_000_000, "raised TTT"),
+        ("odd", 0, "raised Unshown: <str() of it failed: RuntimeError>"),
+    ],
+)
+def test_context_whose_error_makes_no_message(m: Manager, install: Callable[..., str], kind: str, size: int, said: str) -> None:
+    """One that was too long for a message ended the manager, one that no message takes was lost."""
+    call = FunctionCall(install(add, library_context_info=[raising, [kind, size], {}]), "add", 1)
+    error = finish(m, call)[0]
+    reason = call.reason.replace(f"{__name__}.", "")
+    assert call.result == "missing library" and f"running its context function raising {said}" in reason
+    assert len(call.reason) < 200_000
+    assert isinstance(error, BaseException) and not isinstance(error, LibraryFailed)
+    assert "in raising" in str(error.__cause__) and "raised while library" in str(error.__cause__)
+    assert finish(m, FunctionCall(install(add), "add", 1)) == [2]
+
+
+def threaded(name: str) -> dict[str, Any]:
+    threading.Thread(target=threading.Event().wait, name=name, daemon=True).start()
+    return {}
+
+
+def test_names_in_a_library_that_are_long(m: Manager, install: Callable[..., str]) -> None:
+    """Of a context function and of a thread."""
+
+    def context() -> dict[str, Any]:
+        return threaded("t" * 17_000_000 + "\udcff")
+
+    context.__name__ = context.__qualname__ = "c" * 17_000_000
+    assert finish(m, FunctionCall(install(add, library_context_info=[context]), "add", 1)) == [2]
+    assert finish(m, FunctionCall(install(add, library_context_info=[threaded, ["\udcff"]]), "add", 1)) == [2]
+
+
+def test_a_library_that_no_message_takes(m: Manager, install: Callable[..., str]) -> None:
+    with pytest.raises(UsageError, match=r"a library has at most 1024 characters, unlike 'n{59}\.\.\.$"):
+        m.create_library_from_functions("n" * 17_000_000, add)
+    with pytest.raises(UsageError, match=r"the init_command.* of library .* take 17,000,0.. bytes, more than 8,388,608: put"):
+        install(add, init_command="#" * 17_000_000)
+    with pytest.raises(UsageError, match=r"take 12,000,0.. bytes"):
+        install(add, init_command="\U0001f600" * 3_000_000)
+    with pytest.raises(UsageError, match=r"the name of a module that library .* has at most 1024 characters"):
+        install(add, hoisting_modules=["m" * 17_000_000])
+    error = finish(m, FunctionCall(install(add, init_command=f": {'x' * (2 << 20)} &&"), "add", 1))[0]
+    assert isinstance(error, UsageError) and "the command line is too long" in str(error)
+    assert finish(m, FunctionCall(install(add), "add", 1)) == [2]
+
+
 def list_context() -> Any:
     return [1, 2]
 

@@ -10,6 +10,8 @@ import pytest
 
 from tests.kit.calls import LIMIT_S
 from vinecore import Manager, PythonTask, Task
+from vinecore.runtime.forking_slot import _missing_text
+from vinecore.wire.messages import Report
 
 
 def run(m: Manager, command: str, **options: Any) -> Task:
@@ -64,6 +66,26 @@ def test_an_output_that_is_a_directory(m: Manager) -> None:
     both = run(m, "mkdir o", outputs={m.declare_temp(): "gone", m.declare_temp(): "o"})
     assert both.reason == f"it did not make gone; {said}"
     assert run(m, "true", outputs={m.declare_temp(): "gone"}).reason == "it did not make its output gone"
+
+
+def test_reasons_that_quote_long_names_are_shortened(m: Manager) -> None:
+    """They went into a message twice, or three times, beside the name itself: with some the worker was thrown out."""
+    variable = Task("true", cores=1)
+    variable.set_env_var("V" * 8_000_000, "x")
+    path = Task("true", cores=1, outputs={m.declare_temp(): "d/" * 3_000_000 + "x"})
+    for task, said in ((variable, "is too long"), (path, "File name too long")):
+        m.submit(task)
+        assert m.wait(LIMIT_S) is task
+        assert said in task.reason and "characters left out" in task.reason and len(task.reason) < 100_000
+    assert run(m, "true").result == "success"
+
+
+def test_many_directories_as_outputs_make_no_endless_reason(tmp_path: Path) -> None:
+    name = "n" * 240
+    (tmp_path / name).mkdir()
+    report = Report(0, b"", [], [name] * 30_000, [])
+    text = _missing_text(report, tmp_path)
+    assert text.startswith(f"its output {name} is a directory") and len(text) < 100_000
 
 
 def test_a_function_whose_output_is_a_directory(m: Manager) -> None:

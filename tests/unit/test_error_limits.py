@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from vinecore.errors import RemoteError
 from vinecore.runtime import payload as payloads
-from vinecore.runtime.payload import decode_error, encode_error
+from vinecore.runtime.payload import decode_error, describe, encode_error, line_of
 
 
 @pytest.mark.parametrize("letter", ["x", "\u4e2d", "\U0001f600", "\ud800"])
@@ -49,3 +52,153 @@ def test_notes_that_travel_with_their_error_are_whole() -> None:
     error.args = (lambda: error,)
     notes = decode_error(encode_error(error)).__notes__
     assert notes[:3] == ["0", "1", "2"] and "notes left out" in notes[-1]
+
+
+class Fields(Exception):
+    """Looks up any attribute among its fields, as clients of web services do."""
+
+    def __init__(self, **fields: object) -> None:
+        super().__init__("real reason")
+        self.fields = fields
+
+    def __getattr__(self, name: str) -> object:
+        return self.__dict__["fields"][name]
+
+
+class NotesRaise(Exception):
+    @property
+    def __notes__(self) -> list[str]:
+        raise SystemExit(2)
+
+
+class EverythingRaises(Exception):
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class ClassRaises(Exception):
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        raise SystemExit(3)
+
+
+class NamesRaise(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__name__", "__qualname__", "__module__"):
+            raise SystemExit(4)
+        return super().__getattribute__(name)
+
+
+class Nameless(Exception, metaclass=NamesRaise):
+    pass
+
+
+class Unshown(Exception):
+    def __str__(self) -> str:
+        raise Nameless
+
+    __repr__ = __str__
+
+
+class OddNames(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(text, lambda: self)
+        self.__dict__[5] = threading.Lock()  # type: ignore[index]
+
+
+Homeless = type("Homeless", (Exception,), {"__module__": 5})
+
+
+class Unlisted(list[Any]):
+    def __iter__(self) -> Any:
+        raise RuntimeError("no")
+
+    __len__ = __getitem__ = __iter__
+
+
+def with_notes(notes: object) -> Exception:
+    error = ValueError("real reason")
+    error.__notes__ = notes  # type: ignore[assignment]
+    return error
+
+
+def carried(make: Callable[[], BaseException]) -> tuple[bool, BaseException, str, str]:
+    """Of an error whether it takes a note, what comes of it elsewhere, and its two lines."""
+    try:
+        raise make()
+    except BaseException as caught:
+        try:
+            return payloads.add_note(caught, "below"), decode_error(encode_error(caught)), describe(caught), line_of(caught)
+        except BaseException as failure:
+            broken = type(failure).__name__
+    # Here, and never with such an error as an argument: pytest has no answer to them either.
+    pytest.fail(f"it raised {broken}")
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "notes"),
+    [
+        (lambda: Fields(code=3), Fields, ["below"]),
+        (lambda: NotesRaise("real reason"), NotesRaise, None),
+        (lambda: EverythingRaises("real reason"), RemoteError, ["below"]),
+        (lambda: ClassRaises("real reason"), RemoteError, ["below"]),
+        (lambda: Nameless("real reason"), RemoteError, ["below"]),
+        (lambda: Homeless("real reason"), Homeless, ["below"]),
+        (lambda: OddNames("real reason"), RemoteError, ["below"]),
+        (lambda: with_notes(Unlisted(["a note"])), ValueError, ["a note", "below"]),
+        (lambda: with_notes(("a note",)), ValueError, None),
+        (lambda: Unshown("real reason"), Unshown, ["below"]),
+    ],
+)
+def test_errors_that_raise_when_they_are_asked(make: Callable[[], BaseException], kind: type, notes: list[str] | None) -> None:
+    """One that did so here ended its slot, which looked like a crash, and was called six times."""
+    takes_notes, found, *lines = carried(make)
+    assert takes_notes == (notes is not None)
+    assert type(found) is kind
+    shown = repr(BaseException.__dict__["args"].__get__(found))
+    if kind is not Unshown:
+        assert "real reason" in shown and all("real reason" in line for line in lines)
+        assert "real reason" in str(found.__cause__)
+    assert "in carried" in str(found.__cause__)
+    if notes is not None:
+        assert BaseException.__getattribute__(found, "__notes__") == notes
+
+
+def test_lines_for_messages_are_bounded_and_utf8() -> None:
+    line = line_of(ValueError("\udcff" + "x" * 20_000_000))
+    assert line.startswith("ValueError: \\udcff") and "characters left out" in line
+    assert len(line.encode()) < 2 * payloads.TEXT_LIMIT_CHARACTERS
+    odd = type("T" * 20_000_000, (Exception,), {})("x")
+    assert len(line_of(odd)) < 2 * payloads.TEXT_LIMIT_CHARACTERS and line_of(odd).endswith("x")
+    assert len(line_of(Unshown())) < 2 * payloads.TEXT_LIMIT_CHARACTERS
+
+
+def test_notes_that_make_its_pickle_too_large_do_not_make_a_text_of_an_error() -> None:
+    found = decode_error(encode_error(with_notes(["\U0001f600" * 1_000_000])))
+    assert type(found) is ValueError and "characters left out" in found.__notes__[0]
+
+
+class Counted(str):
+    """Is told when it is looked at as a whole."""
+
+    pickled = 0
+
+    def __reduce__(self) -> Any:
+        Counted.pickled += 1
+        return str, ("",)
+
+
+@pytest.mark.parametrize("notes", [[Counted("\udc80" * 200_000)] * 9 + [Counted("y" * 900_000)], [Counted()] * 600_000])
+def test_notes_that_cannot_all_travel_are_not_looked_through(notes: list[str]) -> None:
+    """Millions were pickled several times, and made part of a traceback of which they were cut."""
+    error = with_notes(notes)
+    Counted.pickled = 0
+    found = decode_error(encode_error(error))
+    assert not Counted.pickled and error.__notes__ is notes
+    assert type(found) is ValueError and found.args == ("real reason",)
+    assert sum(map(len, found.__notes__)) <= payloads.TEXT_LIMIT_CHARACTERS * 2
+    taken = len(found.__notes__) - 1
+    assert found.__notes__[-1] == f"... {len(notes) - taken} notes left out ..."
+    assert found.__notes__[-1] in str(found.__cause__)
+    assert all(type(note) is str for note in found.__notes__)
+    assert pickle.loads(pickle.dumps(found)).__notes__ == found.__notes__

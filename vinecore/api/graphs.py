@@ -18,6 +18,7 @@ from vinecore.api.outcome import failure_of, rebuilt
 from vinecore.errors import LoopDied, VineError
 from vinecore.manager.entries import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, TaskEntry
 from vinecore.manager.events import GraphCancelled, GraphEnded, VerticesSubmitted
+from vinecore.runtime.payload import add_note
 from vinecore.wire import messages
 
 # What a vertex that runs apart prints is kept up to here, for the error that it may end with.
@@ -238,7 +239,7 @@ class GraphSubmission:
         assert failure is not None
         printed = entry.report.stdout if entry.report is not None else b""
         if printed:
-            failure.add_note("it printed:\n" + printed.decode("utf-8", "replace").rstrip())
+            add_note(failure, "it printed:\n" + printed.decode("utf-8", "replace").rstrip())
         return failure, entry.order
 
     def value(self, number: int) -> Any:

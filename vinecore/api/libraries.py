@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from vinecore.api.commands import DESCRIPTION_LIMIT_BYTES
 from vinecore.api.files import FILE, TEMP, File, check_owner, checked_name
-from vinecore.api.numbers import CORES_LIMIT, WHOLE_LIMIT, checked_number, checked_whole
+from vinecore.api.numbers import CORES_LIMIT, WHOLE_LIMIT, checked_number, checked_whole, shown
 from vinecore.api.tasks import InstalledLibrary
 from vinecore.api.texts import checked_text
 from vinecore.errors import UnpicklableError, UsageError
@@ -19,13 +20,15 @@ from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.functions import name_of
 from vinecore.runtime.module_search import modules_of
-from vinecore.wire.messages import EXECUTABLE, INLINE_LIMIT_BYTES
+from vinecore.wire.messages import EXECUTABLE, INLINE_LIMIT_BYTES, SANDBOX_NAME_BYTES, text_bytes
 
 if TYPE_CHECKING:
     from vinecore.api.engine import Engine
     from vinecore.manager.entries import CodeEntry, FileEntry, Kind
 
 EXEC_MODES = ("fork", "direct")
+# Every line and message about a library, or a module that it imports, names it.
+NAME_LIMIT_CHARACTERS = 1024
 # Of create_library_from_functions; the last two take only what asks for nothing.
 LIBRARY_OPTIONS = ("exec_mode", "hoisting_modules", "library_context_info", "init_command", "poncho_env", "add_env")
 
@@ -163,9 +166,7 @@ class LibraryMethods:
         Raises:
             UsageError: no function, two of one name, a bad mode, list or option.
         """
-        if not isinstance(library_name, str) or not library_name:
-            raise UsageError(f"a library needs a name, not {library_name!r}")
-        checked_text(library_name, "the name of a library")
+        _check_name(library_name)
         if not function_list:
             raise UsageError(f"library {library_name!r} needs at least one function")
         functions: dict[str, Callable[..., Any]] = {}
@@ -235,9 +236,7 @@ class LibraryMethods:
         return task
 
     def _program_path(self, path: str | os.PathLike[str], name: str, env: File | None) -> str:
-        if not isinstance(name, str) or not name:
-            raise UsageError(f"a library needs a name, not {name!r}")
-        checked_text(name, "the name of a library")
+        _check_name(name)
         if env is not None:
             raise UsageError("env is not supported in this version: programs run in the worker's environment")
         absolute = os.path.abspath(os.fspath(path))
@@ -250,7 +249,8 @@ class LibraryMethods:
         """Make a library's functions callable; instances start on workers when calls come.
 
         Raises:
-            TypeError: not a LibraryTask. UsageError: one of that name is installed, or an input belongs to another manager.
+            TypeError: not a LibraryTask. UsageError: one of that name is installed, an input belongs to another manager, or what
+                describes it is too long to be sent.
             UnpicklableError: a function cannot be sent.
         """
         if not isinstance(task, LibraryTask):
@@ -258,19 +258,21 @@ class LibraryMethods:
                 f"install_library takes a LibraryTask (from create_library_from_functions), not {type(task).__name__}"
             )
         engine = self.engine
+        _check_name(task.name)
         with self._library_lock:
             if task.name in self._libraries:
                 raise UsageError(f"a library named {task.name!r} is installed: remove it first, or choose another name")
+            modules = dict.fromkeys(task.modules)
+            for function in task.functions.values():
+                modules.update(dict.fromkeys(modules_of(function)))
             setup = LibrarySetup(task.mounts(engine), task.init_command, task.program, task.max_calls)
+            _check_size(task.name, setup, tuple(modules))
             entry = engine.new_library(task.name, slots=task.slot_count(), exec_mode=task.exec_mode, setup=setup)
             shape = engine.shape_for(entry, NO_REQUEST)
             codes = {}
             for name in task.functions:
                 code = engine.new_code(entry, b"")
                 codes[name] = (code, engine.kind_for(name, shape))
-            modules = dict.fromkeys(task.modules)
-            for function in task.functions.values():
-                modules.update(dict.fromkeys(modules_of(function)))
             entry.modules = tuple(modules)
             ids = {name: code.code_id for name, (code, _) in codes.items()}
             body = b"" if task.program else _library_payload(task, ids)
@@ -307,6 +309,30 @@ class LibraryMethods:
         if not isinstance(name, str):
             raise TypeError(f"a library's name is a str, not {type(name).__name__}")
         return name in self._libraries
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name:
+        raise UsageError(f"a library needs a name, not {shown(name)}")
+    if len(name) > NAME_LIMIT_CHARACTERS:
+        raise UsageError(f"the name of a library has at most {NAME_LIMIT_CHARACTERS} characters, unlike {shown(name)}")
+    checked_text(name, "the name of a library")
+
+
+def _check_size(name: str, setup: LibrarySetup, modules: tuple[str, ...]) -> None:
+    """Refuse a library whose description no message takes: one such would end every worker."""
+    for module in modules:
+        checked_text(module, f"the name of a module that library {name!r} imports")
+        if len(module) > NAME_LIMIT_CHARACTERS:
+            limit = f"at most {NAME_LIMIT_CHARACTERS} characters, unlike {shown(module)}"
+            raise UsageError(f"the name of a module that library {name!r} imports has {limit}")
+    size = sum(map(text_bytes, (setup.init_command, setup.program, *modules)))
+    size += sum(text_bytes(path) + SANDBOX_NAME_BYTES for _, path, _ in setup.mounts)
+    if size > DESCRIPTION_LIMIT_BYTES:
+        raise UsageError(
+            f"the init_command, file names and modules of library {name!r} take {size:,} bytes, more than "
+            f"{DESCRIPTION_LIMIT_BYTES:,}: put what is long into a file and give it to the library with add_input"
+        )
 
 
 def code_of_program(engine: Engine, library: InstalledLibrary, function: str) -> tuple[CodeEntry, Kind]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vinecore.errors import RangeError, UsageError
-from vinecore.model.numbers import CORES_LIMIT, checked_whole
+from vinecore.model.numbers import CORES_LIMIT, checked_whole, shown
 
 if TYPE_CHECKING:
     from vinecore.shell.manager_loop import ManagerLoop
 
 DEFAULT_PORT = 9123
+_DIGITS = 100
 
 
 def core_count(local_cores: int | bool | None) -> int:
@@ -30,7 +31,7 @@ def secret_of_start(auth: str | None, password_file: str | None, only_embedded: 
     if auth is None:
         return None
     if auth != "secret":
-        raise UsageError(f"auth must be 'secret' (the default) or None to switch authentication off, not {auth!r}")
+        raise UsageError(f"auth must be 'secret' (the default) or None to switch authentication off, not {shown(auth)}")
     if only_embedded and password_file is None:
         # Nobody else can join: the run has a secret of its own and nothing of HOME is touched.
         return os.urandom(32).hex().encode()
@@ -59,8 +60,9 @@ def listen(port: int | tuple[int, int] | list[int] | None, cores: int) -> tuple[
     """
     given = os.environ.get("VINE_PORT")
     if given:
-        if not (given.isascii() and given.isdigit()):
-            raise UsageError(f"VINE_PORT={given!r} is no port number: set it to a number from 0 to 65535, or unset it")
+        # Python makes no number of more than 4300 digits.
+        if not (given.isascii() and given.isdigit() and len(given) < _DIGITS):
+            raise UsageError(f"VINE_PORT={shown(given)} is no port number: set it to a number from 0 to 65535, or unset it")
         port = int(given)
     if port is None and cores:
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -80,12 +82,12 @@ def listen(port: int | tuple[int, int] | list[int] | None, cores: int) -> tuple[
 def _port_range(port: int | tuple[int, int] | list[int]) -> tuple[int, int]:
     if isinstance(port, tuple | list):
         if len(port) != 2 or not all(type(p) is int and 0 < p < 65536 for p in port):
-            raise UsageError(f"a range of ports is (low, high) with numbers from 1 to 65535, not {port!r}")
+            raise UsageError(f"a range of ports is (low, high) with numbers from 1 to 65535, not {shown(port)}")
         if port[0] > port[1]:
             raise RangeError(f"a range of ports is (low, high): {port[0]} is above {port[1]}")
         return port[0], port[1]
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port < 65536:
-        raise UsageError(f"port must be a number from 0 to 65535 or a range (low, high), not {port!r}")
+        raise UsageError(f"port must be a number from 0 to 65535 or a range (low, high), not {shown(port)}")
     return port, port
 
 
@@ -112,7 +114,7 @@ def encrypt(loop: ManagerLoop, ssl: bool | tuple[str, str]) -> None:
             loop.identity = Identity.of_pem(state.peer_key, state.peer_certificate, Path(directory))
         return
     if not isinstance(ssl, tuple | list) or len(ssl) != 2:
-        raise UsageError(f"ssl must be True, None or (key file, certificate file), not {ssl!r}")
+        raise UsageError(f"ssl must be True, None or (key file, certificate file), not {shown(ssl)}")
     loop.identity = Identity.of_files(str(ssl[0]), str(ssl[1]))
     # A user's own key is not handed to workers; without the package they exchange objects through the manager.
     with contextlib.suppress(UsageError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vinecore.errors import UsageError
+from vinecore.model.numbers import shown
 
 # What Linux takes as one name of a directory, in bytes.
 NAME_LIMIT_BYTES = 255
@@ -20,7 +21,7 @@ def checked_text(text: Any, what: str) -> str:
         UsageError: no str, or it holds a zero byte, or bytes that are no UTF-8 (as ``os.fsdecode`` hides them in a str).
     """
     if not isinstance(text, str):
-        raise UsageError(f"{what} must be a str, not {text!r}")
+        raise UsageError(f"{what} must be a str, not {shown(text)}")
     if "\0" in text:
         raise UsageError(f"{what} holds a zero byte: {text!r}")
     try:

@@ -18,15 +18,18 @@ class Bare:
 
     Parameters:
         travels: whether an attribute can be pickled and unpickled; None: all of them go along.
+        has_notes: whether its notes go along.
     """
 
-    def __init__(self, error: BaseException, travels: Callable[[object], bool] | None = None) -> None:
+    def __init__(self, error: BaseException, travels: Callable[[object], bool] | None = None, has_notes: bool = True) -> None:
         kind = type(error)
         # What its built-in class says of it: arguments, and attributes such as ImportError's name.
         _, args, *more = _builtin_base(kind).__reduce__(error)
         if isinstance(error, BaseExceptionGroup):
             args = args[0], [Bare(one, travels) for one in error.exceptions]
         attributes: dict[str, Any] = (more[0] if more else None) or {}
+        if not has_notes:
+            attributes = {name: value for name, value in attributes.items() if name != "__notes__"}
         self._bad = [] if travels is None else [name for name, value in attributes.items() if not travels(value)]
         self._parts = kind, args, {name: value for name, value in attributes.items() if name not in self._bad}
 
@@ -43,6 +46,10 @@ FORMS: tuple[Callable[[BaseException, Callable[[object], bool]], object], ...] =
     lambda error, travels: error,
     lambda error, travels: Bare(error),
     Bare,
+)
+FORMS_WITHOUT_NOTES: tuple[Callable[[BaseException, Callable[[object], bool]], object], ...] = (
+    lambda error, travels: Bare(error, None, False),
+    lambda error, travels: Bare(error, travels, False),
 )
 
 

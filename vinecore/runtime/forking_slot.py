@@ -223,7 +223,8 @@ class ForkingSlot(Slot):
             # The sandbox could not be built or emptied, the child not forked: no fault of the task. A value would have no owner.
             (Path(self.store) / f"{self.run_name}-{call.task_id}.{call.attempt}").unlink(missing_ok=True)
             what = "sandbox failed" if call.sandbox is not None else "process could not be started"
-            result = Result(call.task_id, call.attempt, messages.LOST, 0, f"its {what}: {error}".encode())
+            why = payloads.sendable(f"its {what}: {error}")
+            result = Result(call.task_id, call.attempt, messages.LOST, 0, why.encode())
         except Exception as error:
             result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
         result.duration_us = int((perf_counter() - started) * 1e6)
@@ -543,12 +544,14 @@ def _children() -> list[int]:
 
 def _refused(call: Call, why: str) -> Result:
     """It cannot run here, nor anywhere else."""
+    # It may quote a name of megabytes.
+    why = payloads.sendable(why)
     report = Report(-1, f"{why}\n".encode(), [], [], [], "forsaken", reason=why)
     return Result(call.task_id, call.attempt, messages.OK_INLINE, 0, report=report)
 
 
 def _missing_text(report: Report, sandbox: Path) -> str:
-    """Why outputs are missing, where that says more than their names; otherwise empty."""
+    """Why outputs are missing, where that says more than their names; otherwise empty. Bounded: they may be many."""
     directories = [name for name in report.missing if os.path.isdir(sandbox / name)]
     if not directories and not report.reason:
         return ""
@@ -558,7 +561,7 @@ def _missing_text(report: Report, sandbox: Path) -> str:
         f"its output {name} is a directory, which cannot be an output: pack it (tar -cf {name}.tar {name}) and take the archive"
         for name in directories
     ]
-    return "; ".join(filter(None, parts))
+    return payloads.sendable("; ".join(filter(None, parts)))
 
 
 def _read_limited(path: Path, limit_bytes: int) -> tuple[bytes, bool]:

@@ -16,12 +16,14 @@ from pathlib import Path
 from types import FunctionType
 
 from vinecore.runtime import context
+from vinecore.runtime import payload as payloads
 from vinecore.wire.messages import CONTEXT, FOUND, NAMED, UNPICKLE, Begin
 
 # jemalloc starts one with pyarrow; it handles forks by itself.
 _SAFE_NAMES = frozenset({"jemalloc_bg_thd"})
 # Names in the text that says why; more say nothing more.
 _NAMES_SHOWN = 5
+_NAME_CHARACTERS = 100
 # Pauses between looks for threads that are ending; longer: libraries with threads that Python does not know start later.
 _PAUSES_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 
@@ -68,7 +70,7 @@ def load_functions(begin: Begin, tell: Callable[[int, str], None] | None = None)
     _bind(required, [*functions.values(), make_context])
     if make_context is not None:
         if tell is not None:
-            tell(CONTEXT, str(getattr(make_context, "__name__", type(make_context).__name__)))
+            tell(CONTEXT, payloads.sendable(_name_of(make_context)))
         context.fill(make_context(*args, **kwargs), begin.name)
     return dict(functions)
 
@@ -80,6 +82,14 @@ def _bind(names: Iterable[str], functions: Iterable[object]) -> None:
         top = name.partition(".")[0]
         for scope in scopes.values():
             scope.setdefault(top, sys.modules.get(top))
+
+
+def _name_of(make_context: object) -> str:
+    try:
+        return str(getattr(make_context, "__name__", None) or payloads.type_name_of(type(make_context)))
+    except BaseException:
+        # It is an object of the user's: the name must not be what the start of its library fails of.
+        return payloads.type_name_of(type(make_context))
 
 
 def threads_beside() -> list[str]:
@@ -109,9 +119,9 @@ def _look_for_threads() -> tuple[list[str], list[str]]:
         if thread_id in python:
             known.append(python[thread_id])
             continue
-        name = _name_of(thread_id)
+        name = _comm_of(thread_id)
         # Threads of those pools carry the name of the process.
-        if name and name not in _SAFE_NAMES and not (name == _name_of(main) and _has_known_pools()):
+        if name and name not in _SAFE_NAMES and not (name == _comm_of(main) and _has_known_pools()):
             others.append(name)
     return known, others
 
@@ -131,13 +141,19 @@ def why_unsafe() -> str:
     names = sorted(known + others)
     if not names:
         return ""
-    shown = ", ".join(names[:_NAMES_SHOWN]) + (" ..." if len(names) > _NAMES_SHOWN else "")
+    # User code names them: a message takes neither 20 MB nor what is no UTF-8.
+    shown = ", ".join(_shown(name) for name in names[:_NAMES_SHOWN]) + (" ..." if len(names) > _NAMES_SHOWN else "")
     return f"its context or a module that it imports started {len(names)} thread{'s' if len(names) > 1 else ''} ({shown})"
 
 
-def _name_of(thread_id: int) -> str:
+def _shown(name: str) -> str:
+    text = name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}..."
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _comm_of(thread_id: int) -> str:
     try:
-        return Path(f"/proc/self/task/{thread_id}/comm").read_text().strip()
+        return Path(f"/proc/self/task/{thread_id}/comm").read_text(errors="replace").strip()
     except OSError:
         return ""  # it has just ended
 

@@ -15,6 +15,7 @@ the interpreter that it has chosen. When what was loaded has started threads, sl
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import mmap
@@ -27,8 +28,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from vinecore.errors import UsageError
 from vinecore.runtime import fork_hooks, spawned_slot
 from vinecore.runtime import payload as payloads
+from vinecore.runtime.exec_limits import too_long_text
 from vinecore.runtime.forking_slot import ForkingSlot
 from vinecore.runtime.library_code import import_quietly, load_functions, why_unsafe
 from vinecore.runtime.lifeline import die_with_parent
@@ -142,9 +145,10 @@ class Host:
                 self.functions = load_functions(message, self.tell)
         except BaseException as error:
             self._end_copies()
-            error.add_note(f"raised while library {message.name!r} was started, {self.doing}")
-            text = f"{self.doing} raised {type(error).__name__}: {error}"
-            self.send(messages.Began(payloads.encode_error(error), text))
+            where = f"raised while library {message.name!r} was started, {self.doing}"
+            # An exception that takes no notes has it in its traceback.
+            encoded = payloads.encode_error(error, "" if payloads.add_note(error, where) else where)
+            self.send(messages.Began(encoded, f"{self.doing} raised {payloads.line_of(error)}"))
             return
         self._end_copies()
         self.listen()
@@ -187,7 +191,13 @@ class Host:
             "PATH": f"{directory}:{os.environ.get('PATH', os.defpath)}",
         }
         descriptors = f"{self.sock.fileno()} {os.getpid()} {begin_fd} {stdout_fd} {stderr_fd}"
-        os.execve("/bin/sh", ["/bin/sh", "-c", f"{message.init_command} {python} -c '{_CODE}' {descriptors}"], environment)
+        command = f"{message.init_command} {python} -c '{_CODE}' {descriptors}"
+        try:
+            os.execve("/bin/sh", ["/bin/sh", "-c", command], environment)
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                raise UsageError(too_long_text(command, environment)) from None
+            raise
 
     def take_over(self, begin_fd: int, streams: tuple[int, int], first_pid: int) -> None:
         """After the init command: go on where ``_initialise`` ended. ``streams``: the standard output and error of then."""
@@ -276,7 +286,7 @@ class Host:
             code = 0
         except BaseException as error:
             if words_fd >= 0:
-                os.write(words_fd, str(error).encode()[:_WORDS_BYTES])
+                os.write(words_fd, payloads.text_of(error).encode()[:_WORDS_BYTES])
             else:
                 sys.excepthook(type(error), error, error.__traceback__)
         finally:

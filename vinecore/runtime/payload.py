@@ -29,7 +29,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, Tra
 from typing import Any, TypeAlias
 
 from vinecore.errors import ProtocolError, RemoteError, RemoteTraceback, UnpicklableError
-from vinecore.runtime.bare import FORMS, Bare, has_own_pickling
+from vinecore.runtime.bare import FORMS, FORMS_WITHOUT_NOTES, Bare, has_own_pickling
 from vinecore.runtime.captures import by_value_modules, cells_of, global_names, is_by_reference
 from vinecore.runtime.reducers import REDUCERS, Reducers
 
@@ -64,6 +64,10 @@ _OUR_FRAMES = "vinecore.runtime."
 _PADDING = bytes(ALIGNMENT_BYTES)
 
 _is_atomic = ATOMIC.issuperset
+# As the interpreter itself finds these, whatever a class says.
+_qualname_of: Callable[[type], str] = type.__dict__["__qualname__"].__get__
+_module_of: Callable[[type], Any] = type.__dict__["__module__"].__get__
+_frames_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
 _dumps = pickle.dumps
 _loads = pickle.loads
 
@@ -441,16 +445,43 @@ def _article(value: object) -> str:
 
 
 def type_name_of(kind: type) -> str:
-    """Return a type's name as tracebacks show it."""
-    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    """Return a type's name as tracebacks show it, bounded. Never raises: what its metaclass makes of it is not asked."""
+    name = _exact(_qualname_of(kind))
+    try:
+        module = _module_of(kind)
+    except AttributeError:
+        return name
+    # Any object may stand there.
+    module = _exact(module) if issubclass(type(module), str) else "builtins"
+    return name if module in ("builtins", "__main__") else _exact(f"{module}.{name}")
 
 
 def describe(error: BaseException) -> str:
     """Return an error as one line; the types that pickling itself raises say nothing and are left out. Never raises."""
     text = _safe_text(str, error)
-    if isinstance(error, pickle.PicklingError | UnpicklableError) or (type(error) is TypeError and text):
+    # Not isinstance, which asks for an attribute of the object.
+    if issubclass(type(error), pickle.PicklingError | UnpicklableError) or (type(error) is TypeError and text):
         return text
+    return _line_of(error, text)
+
+
+def line_of(error: BaseException) -> str:
+    """Return an error's type and text as a message takes them: bounded, and UTF-8. Never raises."""
+    return sendable(_line_of(error, _safe_text(str, error)))
+
+
+def text_of(error: BaseException) -> str:
+    """The same of its text alone."""
+    return sendable(_safe_text(str, error))
+
+
+def _line_of(error: BaseException, text: str) -> str:
     return f"{type_name_of(type(error))}: {text}" if text else type_name_of(type(error))
+
+
+def sendable(text: str) -> str:
+    """Return a text that user code made as a message takes it: bounded, and UTF-8."""
+    return _exact(text).encode(errors="backslashreplace").decode()
 
 
 # ---------------------------------------------------------------- errors
@@ -495,8 +526,14 @@ def decode_error(data: bytes | memoryview) -> BaseException:
     # Past the class's own __setattr__: exceptions may be frozen dataclasses.
     BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
     if notes and _notes_of(error) != notes:
-        BaseException.__setattr__(error, "__notes__", notes)
+        _set_notes(error, notes)
     return error
+
+
+def add_note(error: BaseException, note: str) -> bool:
+    """Add a note to an exception that may be of any class; False when it takes none. Never raises."""
+    notes = _own_notes(error)
+    return notes is not None and _set_notes(error, [*notes, note])
 
 
 def _rebuild_error(pickled: bytes) -> BaseException:
@@ -512,20 +549,26 @@ def _pickle_error(error: BaseException) -> tuple[bytes | None, str]:
     The trial costs microseconds, and only on errors.
     """
     reason = ""
-    for form in FORMS:
+    forms = FORMS
+    if _own_notes(error):
+        # Some of them travel beside it anyway.
+        forms = FORMS_WITHOUT_NOTES if _has_long_notes(error) else FORMS + FORMS_WITHOUT_NOTES
+    for form in forms:
         try:
             dressed = form(error, _travels)
             pickled = dump(dressed)
             again = _rebuild_error(pickled)
+            if len(pickled) > ERROR_LIMIT_BYTES:
+                reason = f"its pickle of {len(pickled)} bytes is above the limit of {ERROR_LIMIT_BYTES}"
+            elif dressed is not error:
+                assert type(dressed) is Bare
+                return pickled, dressed.left_out()
+            elif has_own_pickling(type(error)) or _safe_text(str, again) == _safe_text(str, error):
+                # Else its __init__ takes something else than what it hands on, and the text would not be the one that it had.
+                return pickled, ""
         except BaseException as failure:
             # Whatever the user's class does here, the call's own error must get out.
             reason = reason or describe(failure)
-            continue
-        if len(pickled) > ERROR_LIMIT_BYTES:
-            reason = f"its pickle of {len(pickled)} bytes is above the limit of {ERROR_LIMIT_BYTES}"
-        elif dressed is not error or has_own_pickling(type(error)) or _safe_text(str, again) == _safe_text(str, error):
-            # Else its __init__ takes something else than what it hands on, and the text would not be the one that it had.
-            return pickled, dressed.left_out() if isinstance(dressed, Bare) else ""
     return None, reason
 
 
@@ -538,21 +581,65 @@ def _travels(value: object) -> bool:
     return True
 
 
+def _own_notes(error: BaseException) -> list[Any] | None:
+    """The list of its notes, empty when it has none; None: something else is there, or cannot be read. Never raises."""
+    try:
+        # Past the class's own __getattr__, which may raise anything for a name that it does not know.
+        notes = BaseException.__getattribute__(error, "__notes__")
+    except AttributeError:
+        return []
+    except BaseException:
+        return None
+    # A plain copy, past the methods of a subclass.
+    return list.__getitem__(notes, slice(None)) if issubclass(type(notes), list) else None
+
+
+def _set_notes(error: BaseException, notes: list[Any]) -> bool:
+    try:
+        BaseException.__setattr__(error, "__notes__", notes)
+    except BaseException:
+        return False  # its class has a property of that name
+    return True
+
+
 def _notes_of(error: BaseException) -> list[str]:
     """Its notes, as many as are together no longer than one text may be, and a line that says how many were left out."""
-    notes = getattr(error, "__notes__", None)
+    return _first_notes(_own_notes(error) or [], None)
+
+
+def _first_notes(notes: list[Any], show: Callable[[object], str] | None) -> list[str]:
+    """As above; ``show``: makes a text of those that are none, which are left out without it."""
     taken: list[str] = []
     room = TEXT_LIMIT_CHARACTERS
-    texts = [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
-    for position, note in enumerate(texts):
-        text = _exact(note)
+    for position, note in enumerate(notes):
+        if issubclass(type(note), str):
+            text = _exact(note)
+        elif show is not None:
+            text = _safe_text(show, note)
+        else:
+            continue
         # A list item costs some bytes too.
         room -= len(text) + 8
         if room < 0 and taken:
-            taken.append(f"... {len(texts) - position} notes left out ...")
+            taken.append(f"... {len(notes) - position} notes left out ...")
             break
         taken.append(text)
     return taken
+
+
+def _has_long_notes(error: BaseException) -> bool:
+    """Whether a pickle of its notes would be above the limit of that of the whole error."""
+    least_bytes = 0
+    seen: set[int] = set()
+    for note in _own_notes(error) or ():
+        # A second time the same object is a reference only.
+        if issubclass(type(note), str) and id(note) not in seen:
+            seen.add(id(note))
+            least_bytes += str.__len__(note)
+        least_bytes += 2
+        if least_bytes > ERROR_LIMIT_BYTES:
+            return True
+    return False
 
 
 def _exact(text: str) -> str:
@@ -564,20 +651,41 @@ def _exact(text: str) -> str:
     return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
 
 
-def _safe_text(show: Callable[[object], str], value: object) -> str:
+def _safe_text(show: Callable[[Any], str], value: object) -> str:
     try:
         return _exact(show(value))
     except BaseException as failure:
-        return f"<{show.__name__}() of it failed: {type(failure).__name__}>"
+        return f"<{show.__name__}() of it failed: {type_name_of(type(failure))}>"
 
 
 def _traceback_text(error: BaseException) -> str:
     import traceback
 
-    def traceback_of(error: Any) -> str:
-        return "".join(traceback.format_exception(type(error), error, _user_frames(error.__traceback__)))
+    def traceback_of(error: BaseException) -> str:
+        found = traceback.TracebackException(type(error), error, _user_frames(_frames_of(error)), compact=True)
+        rest = [found]
+        while rest:
+            one = rest.pop()
+            _shorten_notes(one)
+            rest += filter(None, (one.__cause__, one.__context__, *(one.exceptions or ())))
+        return "".join(found.format())
 
-    return _safe_text(traceback_of, error)
+    def frames_of(error: BaseException) -> str:
+        return "".join(traceback.format_tb(_user_frames(_frames_of(error))))
+
+    try:
+        return _exact(traceback_of(error))
+    except BaseException:
+        # Its class has no answer to what tracebacks ask for: without causes, then.
+        lines = [_line_of(error, _safe_text(str, error)), *_notes_of(error)]
+        return _exact("Traceback (most recent call last):\n" + _safe_text(frames_of, error) + "\n".join(lines) + "\n")
+
+
+def _shorten_notes(shown: Any) -> None:
+    """Of a traceback that is not yet text: long lists of long notes take seconds, and all but the ends would be cut."""
+    notes = shown.__notes__
+    if issubclass(type(notes), list):
+        shown.__notes__ = _first_notes(list.__getitem__(notes, slice(None)), str)
 
 
 def _user_frames(trace: TracebackType | None) -> TracebackType | None:

@@ -95,14 +95,19 @@ class Sandbox(Struct, array_like=True):
     plain_pickle: bool = False
 
 
+def text_bytes(text: str) -> int:
+    """What a text takes in a message."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def sandbox_bytes(box: Sandbox) -> int:
     """About what a sandbox takes in a message."""
-    size = len(box.command)
+    size = text_bytes(box.command)
     for name, value in box.environment:
-        size += len(name) + len(value or "")
+        size += text_bytes(name) + text_bytes(value or "")
     for parts in (box.mounts, box.products):
         for part in parts:
-            size += len(part.path) + SANDBOX_NAME_BYTES
+            size += text_bytes(part.path) + SANDBOX_NAME_BYTES
     return size
 
 
