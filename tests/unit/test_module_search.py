@@ -103,3 +103,11 @@ def test_local_modules_are_left_out_but_what_they_use_counts(local_module: Calla
     found = FunctionCache().get(helper.run).modules
     assert "numpy" in found and "numpy.linalg" in found
     assert not [name for name in found if name.startswith("vc_local")]
+
+
+@pytest.mark.parametrize("name", ["m" * 20_000_000, "odd\udcff"], ids=["long", "no UTF-8"])
+def test_names_that_no_message_takes_are_left_out(name: str) -> None:
+    """They ended the worker that they were sent to, or the manager."""
+    odd, usual = ModuleType(name), ModuleType("usual_name")
+    found = modules_of(lambda: (odd, usual))
+    assert "usual_name" in found and name not in found

@@ -19,7 +19,7 @@ from vinecore.manager.entries import NO_REQUEST, LibrarySetup
 from vinecore.runtime import captures
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.functions import name_of
-from vinecore.runtime.module_search import modules_of
+from vinecore.runtime.module_search import NAME_LIMIT_CHARACTERS, modules_of
 from vinecore.wire.messages import EXECUTABLE, INLINE_LIMIT_BYTES, SANDBOX_NAME_BYTES, text_bytes
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from vinecore.manager.entries import CodeEntry, FileEntry, Kind
 
 EXEC_MODES = ("fork", "direct")
-# Every line and message about a library, or a module that it imports, names it.
-NAME_LIMIT_CHARACTERS = 1024
 # Of create_library_from_functions; the last two take only what asks for nothing.
 LIBRARY_OPTIONS = ("exec_mode", "hoisting_modules", "library_context_info", "init_command", "poncho_env", "add_env")
 

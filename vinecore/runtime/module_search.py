@@ -19,7 +19,8 @@ from vinecore.runtime import payload as payloads
 # How far into a captured container, and how deep, the search for modules looks.
 SEARCH_LIMIT_COUNT = 64
 SEARCH_DEPTH = 6
-
+# No file has such a name, and a message has no room for many of 20 MB: what needs that module fails in its call.
+NAME_LIMIT_CHARACTERS = 1024
 
 _MISSING = object()
 
@@ -111,6 +112,8 @@ class _Modules:
         top = name.partition(".")[0]
         is_everywhere = top in ("", "vinecore") or top in sys.stdlib_module_names or name in captures.MAIN_NAMES
         if is_everywhere or captures.is_within(name, self._by_value):
+            return False
+        if len(name) > NAME_LIMIT_CHARACTERS or name.encode(errors="replace").decode() != name:
             return False
         self.names.add(name)
         return True
