@@ -30,7 +30,7 @@ LEAST_TRY_S = 1.0
 MOST_TRY_S = 10.0
 
 
-class SentAway(PeerError):
+class SentAway(Exception):
     """A manager answered, and has no use for this worker now: it may have one later."""
 
 
