@@ -295,7 +295,7 @@ class ProgramSlot(Slot):
                 status = self.program.call(self.task_id, name, sandbox, stdout)
             except BaseException as error:
                 # Whatever it was, the program goes: it may have more to say, which the next call would take for its answer.
-                what = f"talking to the program raised {type(error).__name__}: {error}"
+                what = f"talking to the program raised {payloads.line_of(error)}"
                 self.failure = error if isinstance(error, ProgramFailed) else ProgramFailed(what)
                 raise
             output = _beginning(Path(stdout))
