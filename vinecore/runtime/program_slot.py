@@ -325,7 +325,7 @@ class ProgramSlot(Slot):
             raise TaskFailed(f"{who} ended with status {status} and left no result{printed}") from None
         except BaseException as error:
             # Unpickling may raise anything, also SystemExit.
-            why = f"{type(error).__name__}: {error}"
+            why = payloads.line_of(error)
             raise TaskFailed(f"{who} ended with status {status} and left a result that cannot be read: {why}{printed}") from None
         if not isinstance(left, dict) or "Success" not in left:
             raise TaskFailed(f"{who} left a result without 'Success', 'Result' and 'Reason'")
