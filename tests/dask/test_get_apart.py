@@ -25,6 +25,7 @@ from daskvine import DaskVine
 from tests.dask.conftest import InTasks, Runs
 from tests.dask.test_get import eventually, inc, mark, stored
 from tests.kit.calls import LIMIT_S, block, started
+from tests.kit.odd_errors import Fields
 from vinecore.errors import SlotLost, TaskFailed, UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -193,17 +194,6 @@ def test_what_a_vertex_printed_is_told_with_its_error(apart: DaskVine) -> None:
     with pytest.raises(KeyError) as caught:
         apart.get({"bad": (printed_then_raised, "some words")}, "bad")
     assert caught.value.__notes__ == ["it printed:\nsome words", "while computing the key 'bad' of the graph"]
-
-
-class Fields(Exception):
-    """Looks up any attribute among its fields, as clients of web services do."""
-
-    def __init__(self, **fields: object) -> None:
-        super().__init__("real reason")
-        self.fields = fields
-
-    def __getattr__(self, name: str) -> object:
-        return self.__dict__["fields"][name]
 
 
 def printed_then_odd() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.kit.odd_errors import Fields
 from vinecore.errors import RemoteError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.payload import decode_error, describe, encode_error, line_of
@@ -52,17 +53,6 @@ def test_notes_that_travel_with_their_error_are_whole() -> None:
     error.args = (lambda: error,)
     notes = decode_error(encode_error(error)).__notes__
     assert notes[:3] == ["0", "1", "2"] and "notes left out" in notes[-1]
-
-
-class Fields(Exception):
-    """Looks up any attribute among its fields, as clients of web services do."""
-
-    def __init__(self, **fields: object) -> None:
-        super().__init__("real reason")
-        self.fields = fields
-
-    def __getattr__(self, name: str) -> object:
-        return self.__dict__["fields"][name]
 
 
 class NotesRaise(Exception):

@@ -449,7 +449,9 @@ class TaskMethods:
         candidates: list[weakref.ref[SubmittableTask]] = []
         # Not more than are there now: the loop's thread appends others.
         for _ in range(len(done)):
-            _, task = done.popitem(last=False)
+            task = self._first_done()
+            if task is None:
+                break
             if task._keeps_output() or task._unread() is None:
                 finished.append(task)
             else:

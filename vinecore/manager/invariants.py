@@ -109,23 +109,16 @@ def _check_worker(worker: WorkerEntry) -> None:
     for name, file in (worker.spares or {}).items():
         if worker.held.get(name) is not file or worker.worker_id not in file.on_workers:
             raise InvariantError(f"{file} is a spare of {worker}, which does not have it")
-    counted: dict[int, int] = {}
-    running = worker.placed()
-    for entry in running:
-        if entry.state is not t.PLACED or entry.instance is None or entry.instance.worker is not worker:
-            raise InvariantError(f"{worker} is said to run {entry}")
-        library_id = entry.instance.library.library_id
-        counted[library_id] = counted.get(library_id, 0) + 1
-    for library_id, instance in worker.instances.items():
-        if instance.outstanding != counted.get(library_id, 0):
-            raise InvariantError(f"{instance}: {counted.get(library_id, 0)} entries are placed there")
+    for instance in worker.instances.values():
         placed = instance.placed()
-        if any(entry.instance is not instance for entry in placed):
+        if any(entry.state is not t.PLACED or entry.instance is not instance for entry in placed):
             raise InvariantError(f"{instance} is said to run {placed}")
+        if instance.outstanding != len(placed):
+            raise InvariantError(f"{instance}: {len(placed)} entries are placed there")
         groups = {entry.bundle or entry for entry in placed}
         if instance.groups_out != len(groups):
             raise InvariantError(f"{instance}: {len(groups)} groups are placed there, {instance.groups_out} counted")
-    asking = {entry.bundle or entry: entry for entry in running if entry.kind.shape.constrained}
+    asking = {entry.bundle or entry: entry for entry in worker.placed() if entry.kind.shape.constrained}
     committed = Resources(0, 0, 0, 0)
     for entry in asking.values():
         committed = committed.plus(worker.amount_of(entry.kind.shape))

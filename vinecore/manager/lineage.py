@@ -244,14 +244,14 @@ def _keep_spare(state: ManagerState, file: FileEntry) -> bool:
     The loss of one worker then costs what that worker did: what it made from the files of others is made from their spares.
     """
     maker = state.workers.get(file.maker)
-    if maker is None or not file.on_workers or file.maker not in file.on_workers or file.data is not None:
+    if maker is None or file.maker not in file.on_workers or file.data is not None:
         return False
     others = {*file.on_workers, *file.coming} - {file.maker}
-    if maker.spares is None:
-        maker.spares = {}
-    if file.name not in maker.spares:
+    if not maker.spares or file.name not in maker.spares:
         if not others:
             return False  # read where it was made: both would be lost together
+        if maker.spares is None:
+            maker.spares = {}
         maker.spares[file.name] = file
         maker.spare_bytes += file.size_bytes
     _drop_at(state, file, others)

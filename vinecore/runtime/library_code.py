@@ -148,7 +148,7 @@ def why_unsafe() -> str:
 
 def _shown(name: str) -> str:
     text = name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}..."
-    return text.encode(errors="backslashreplace").decode()
+    return payloads.sendable(text)
 
 
 def _comm_of(thread_id: int) -> str:
