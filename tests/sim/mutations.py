@@ -67,7 +67,10 @@ MUTATIONS = [
     Mutation("what a rerun needs is dropped", "manager.lineage", "release", "if file.remakes > 0:", "if False:"),
     Mutation("an outcome is told again", "manager.lineage", "_tell_once", "task.handle = None", "pass"),
     Mutation("errors do not spread", "manager.on_tasks", "fail", "pending.extend(c for c", "list(c for c"),
-    Mutation("parked entries stay parked", "manager.placement", "unpark", "_put_back(state, entry)", "pass"),
+    Mutation("who is kept for a worker is forgotten", "manager.near", "keep_together", "instance.local.push(sibling)", "pass"),
+    Mutation("what a busy worker keeps is lost", "manager.near", "steal", "return entry", "return None"),
+    Mutation("a line counts too little", "manager.ready", "ReadyQueue.remove", "self._gone += 1", "self._gone += 2"),
+    Mutation("parked entries stay parked", "manager.placement", "unpark", "near.put_back(state, entry)", "pass"),
     Mutation("a splice never ends", "manager.splices", "ended", "_let_source_go(state, splice)", "pass"),
     Mutation("a lost source is waited for", "manager.splices", "worker_left", "source_failed(state, splice)", "pass"),
     Mutation(
@@ -114,7 +117,12 @@ MUTATIONS = [
     Mutation("a ticket is for anything", "model.ticket", "make_ticket", " {name}", ""),
     Mutation("a transfer's place is not given back", "manager.transfers", "ended", "source.outgoing -= 1", "pass"),
     Mutation(
-        "who waits for a source is forgotten", "manager.transfers", "look_again", "entry.dequeued = False", "continue", rare=True
+        "who waits for a source is forgotten",
+        "manager.transfers",
+        "look_again",
+        "entry.kind.shape.ready.push(entry)",
+        "continue",
+        rare=True,
     ),
     Mutation(
         "an object that a peer lacks stays there", "manager.on_files", "fetch_failed", ".append(message.name)", "", rare=True

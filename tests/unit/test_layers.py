@@ -65,6 +65,7 @@ ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("entries",),
         ("state",),
         ("events", "orders", "invariants"),
+        ("near",),
         ("replicas", "transfers", "splices", "lineage"),
         ("bundles", "policy", "replication"),
         ("placement",),

@@ -538,7 +538,6 @@ class TaskEntry:
         "behind",
         "bundle",
         "code",
-        "dequeued",
         "error",
         "graph",
         "handle",
@@ -556,6 +555,7 @@ class TaskEntry:
         "payload_file",
         "priority",
         "products",
+        "queue",
         "report",
         "retries",
         "sandbox",
@@ -591,7 +591,7 @@ class TaskEntry:
         self.losses = 0
         # Workers whose disk had no room for its result or an input: it goes there again only if no other can run it.
         self.no_room_at: set[int] | None = None
-        self.dequeued = False  # taken from its ready queue
+        self.queue: ReadyQueue[TaskEntry] | None = None  # where it is in line; of READY: None when it was taken out
         self.is_final = False  # let go of its inputs for good: it cannot run again
         self.instance: Instance | None = None
         # While it is placed: its neighbours among what is placed at its instance, which stands before the one placed last.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vinecore.errors import InvariantError
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, LibraryEntry, WorkerEntry
+from vinecore.manager.entries import FileEntry, LibraryEntry, TaskEntry, WorkerEntry
+from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.state import MANAGER, ManagerState
 from vinecore.model.resources import Resources
 
@@ -61,6 +62,7 @@ def check(state: ManagerState) -> None:
             raise InvariantError(f"entries wait for a transfer of worker {source_id}, which has none under way")
     for library in state.libraries.values():
         _check_library(library)
+    _check_lines(state)
 
 
 def _check_splices(state: ManagerState) -> None:
@@ -78,6 +80,24 @@ def _check_splices(state: ManagerState) -> None:
         count = sending.get(source.worker_id, 0)
         if source.outgoing != count:
             raise InvariantError(f"{source} has {count} transfers to other workers, {source.outgoing} counted")
+
+
+def _check_lines(state: ManagerState) -> None:
+    """What is ready is in a line that somebody serves, or waits for something that ends."""
+    elsewhere = {entry for entries in (*state.crowded.values(), *state.parked.values()) for entry in entries}
+    counts: dict[ReadyQueue[TaskEntry], int] = {}
+    for entry in state.tasks.values():
+        if entry.state is t.READY and entry.queue is None and entry not in elsewhere:
+            raise InvariantError(f"{entry} is ready and in no line")
+        if entry.state is t.READY and entry.queue is not None:
+            counts[entry.queue] = counts.get(entry.queue, 0) + 1
+    lines = {shape.ready for library in state.libraries.values() for shape in library.shapes}
+    lines |= {instance.local for library in state.libraries.values() for instance in library.stocked.values() if instance.local}
+    for line, count in counts.items():
+        if line not in lines:
+            raise InvariantError(f"{count} entries are in a line that nobody looks at")
+        if len(line) < count:
+            raise InvariantError(f"{count} entries are in a line that counts {len(line)}")
 
 
 def _check_library(library: LibraryEntry) -> None:

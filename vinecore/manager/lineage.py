@@ -9,14 +9,11 @@ it: when that reader's worker is lost, only what was done there is done again.
 
 from __future__ import annotations
 
-from vinecore.manager import orders
+from vinecore.manager import near, orders
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, Instance, TaskEntry, WorkerEntry, Workers, outputs_of
-from vinecore.manager.ready import ReadyQueue
+from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry, Workers, outputs_of
 from vinecore.manager.state import ManagerState
 
-# An input with more copies than this draws nobody: it can be had from many workers, and looking at each would cost more.
-NEAR_COPIES = 8
 # Spares take at most this share of a worker's disk; higher: less is computed again after a loss, less room for values.
 SPARE_SHARE = 0.25
 
@@ -47,41 +44,12 @@ def became_available(state: ManagerState, file: FileEntry) -> None:
 def make_ready(state: ManagerState, entry: TaskEntry) -> None:
     """Queue an entry whose inputs are all available, near its large inputs if it has any."""
     entry.state = t.TASK[entry.state, "inputs available"]
-    entry.dequeued = False
-    shape = entry.kind.shape
     if entry.inputs:
-        instance = _nearest(entry)
+        instance = near.nearest(entry)
         if instance is not None:
-            if instance.local is None:
-                instance.local = ReadyQueue()
-            instance.local.push(entry)
-            shape.library.stocked[instance.worker_id] = instance
-            shape.library.offer(instance)
-            state.activate(shape)
+            near.line_up(state, entry, instance)
             return
-    shape.ready.push(entry)
-    state.activate(shape)
-
-
-def _nearest(entry: TaskEntry) -> Instance | None:
-    """The instance on the worker that holds most bytes of the inputs; None when no input is on a worker only."""
-    best: Instance | None = None
-    most = 0
-    instances = entry.kind.shape.library.instances
-    if len(instances) < 2:
-        return None
-    held: dict[int, int] = {}
-    for file in entry.inputs:
-        if file.data is None and file.on_workers and len(file.on_workers) <= NEAR_COPIES:
-            for worker_id in file.on_workers:
-                held[worker_id] = held.get(worker_id, 0) + file.size_bytes
-    for worker_id, size in held.items():
-        if entry.no_room_at and worker_id in entry.no_room_at:
-            continue
-        instance = instances.get(worker_id)
-        if instance is not None and instance.is_open and size > most:
-            best, most = instance, size
-    return best
+    near.put_back(state, entry)
 
 
 def became_unavailable(state: ManagerState, file: FileEntry) -> None:

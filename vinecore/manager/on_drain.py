@@ -6,7 +6,7 @@ time). What only it holds and somebody needs goes to another worker that takes w
 
 from __future__ import annotations
 
-from vinecore.manager import on_tasks, orders, placement, splices, transfers
+from vinecore.manager import near, on_tasks, orders, placement, splices, transfers
 from vinecore.manager.entries import FileEntry, WorkerEntry
 from vinecore.manager.state import ManagerState
 from vinecore.wire import messages
@@ -29,7 +29,7 @@ def drain(state: ManagerState, worker: WorkerEntry, on: bool) -> None:
         return
     state.drains[worker.worker_id] = worker
     for library_id, instance in worker.instances.items():
-        placement.abandon_local(state, instance)
+        near.abandon(state, instance)
         if instance.groups_out > instance.slots:
             state.orders.append(orders.SendTo(worker.worker_id, messages.HandBack(EVERYTHING, library_id)))
 
@@ -39,7 +39,7 @@ def goodbye(state: ManagerState, worker: WorkerEntry) -> None:
     worker.close(draining=True)
     state.drains[worker.worker_id] = worker
     for instance in worker.instances.values():
-        placement.abandon_local(state, instance)
+        near.abandon(state, instance)
     on_tasks.taken_back(state, worker.placed())
 
 

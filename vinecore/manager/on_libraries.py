@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vinecore.errors import LibraryFailed
-from vinecore.manager import lineage, on_tasks, orders, placement
+from vinecore.manager import lineage, near, on_tasks, orders, placement
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import CodeEntry, GraphEntry, Instance, LibraryEntry, TaskEntry, WorkerEntry
 from vinecore.manager.state import ManagerState
@@ -136,7 +136,7 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
         return
     library = instance.library
     instance.move(t.GONE)
-    placement.abandon_local(state, instance)
+    near.abandon(state, instance)
     _note(state, library, worker, instance.state, message.error)
     if message.error:
         instance.error, instance.error_data = message.error, message.traceback

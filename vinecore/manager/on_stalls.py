@@ -189,7 +189,7 @@ def _why_ready(state: ManagerState, entry: TaskEntry) -> str:
     instances = [shape.library.instances.get(worker.worker_id) for worker in fitting if worker.takes_work()]
     if not any(instance is not None and instance.state is t.UP for instance in instances):
         return f"library {shape.library.name!r} is not up yet on any worker that could run it"
-    if entry.dequeued:
+    if entry.queue is None:
         return "other transfers must end before an input can be brought to a worker"
     full = f"; {len(entry.no_room_at)} workers had no room for its result or an input" if entry.no_room_at else ""
     return f"the {len(instances)} workers that could run it are busy with other tasks{full}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vinecore.errors import ProtocolError
 from vinecore.manager import (
+    near,
     on_drain,
     on_files,
     on_hosts,
@@ -128,7 +129,7 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
         library = state.libraries.get(library_id)
         if library is not None:
             library.instances.pop(worker_id, None)
-        placement.abandon_local(state, instance)
+        near.abandon(state, instance)
     state.drains.pop(worker_id, None)
     # Copies first: entries that wait again must see what is gone.
     for file in worker.held.values():

@@ -11,7 +11,7 @@ import math
 from collections import OrderedDict
 from itertools import islice
 
-from vinecore.manager import bundles, orders, splices, transfers
+from vinecore.manager import bundles, near, orders, splices, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import (
     Bundle,
@@ -38,7 +38,7 @@ ASK_AGAIN_S = 0.1
 # Busy instances looked at, and calls moved, at one time at most; and seconds between two looks for each instance of a library.
 EVEN_OUT_LOOKS = 256
 EVEN_OUT_PAUSE_S = 1e-5
-# Idle instances, and those with entries of their own, looked at for each event; higher: sooner a balance, more work for nothing.
+# Idle instances that look for entries meant for busy ones at each event; higher: sooner a balance, more work for nothing.
 TAKE_OVER_LOOKS = 4
 # Entries that an instance may pass over, because its worker had no room for them before, each time it is filled; bounds that.
 PASSED_OVER = 16
@@ -58,10 +58,12 @@ def place(state: ManagerState) -> None:
         if library.fleet != state.fleet or library.retry_at <= state.now:
             ensure_started(state, library)
         latest = library.latest
-        if latest is not None and not library.hungry and not library.near and len(shape.ready):
+        if latest is not None and not library.hungry and near.is_alone(library, latest) and (library.near or len(shape.ready)):
             # Nobody else may take anything: both rounds in one.
-            _fill(state, shape, latest, True)
-            if not _has_room(state, latest, 0.0, True):
+            has_room = _fill(state, shape, latest, True)
+            if library.near:
+                near.look(latest, has_room)
+            if not has_room:
                 library.latest = None
             if not len(shape.ready) and not library.stocked:
                 shape.queued = False
@@ -91,9 +93,7 @@ def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance
     kept: list[Instance] = []
     while offered and len(shape.ready):
         _, instance = offered.popitem(last=False)
-        was_refused = _fill(state, shape, instance, deep)
-        # Refused and busy: something will end there, and offer it again.
-        if not (was_refused and instance.groups_out >= instance.slots) and _has_room(state, instance, 0.0, deep):
+        if _fill(state, shape, instance, deep):
             kept.append(instance)
     for instance in reversed(kept):
         worker_id = instance.worker_id
@@ -104,14 +104,9 @@ def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance
 def _serve_near(state: ManagerState, shape: Shape, deep: bool) -> None:
     """Fill instances that have entries of their own."""
     library = shape.library
-    for worker_id, instance in list(library.near.items()):
-        if _has_room(state, instance, 0.0, deep):
-            _fill(state, shape, instance, deep)
-        if not instance.local:
-            library.stocked.pop(worker_id, None)
-            library.near.pop(worker_id, None)
-        elif not _has_room(state, instance, 0.0, True):
-            library.near.pop(worker_id, None)
+    for instance in list(library.near.values()):
+        has_room = _has_room(state, instance, 0.0, deep) and _fill(state, shape, instance, deep)
+        near.look(instance, has_room or not deep)
 
 
 def _take_over(state: ManagerState, shape: Shape) -> None:
@@ -123,9 +118,9 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
             del library.idle[worker_id]
             continue
         library.idle.move_to_end(worker_id)
-        entry = _steal(library, instance)
+        entry = near.steal(library, instance)
         if entry is not None:
-            _put_back(state, entry)
+            near.put_back(state, entry)
             _fill(state, entry.kind.shape, instance, False)
 
 
@@ -204,7 +199,10 @@ def _has_room(state: ManagerState, instance: Instance, next_us: float, deep: boo
 
 
 def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> bool:
-    """Place entries of a shape at an instance while there is room; True when one did not fit and was put back."""
+    """Place entries of a shape at an instance while there is room; True when there still is.
+
+    Not where one did not fit and something runs: that will end, and offer the instance again.
+    """
     was_refused = False
     library = shape.library
     waiting = len(shape.ready)
@@ -218,8 +216,9 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
         if not _has_room(state, instance, 0.0, deep):
             break
         entry = None
-        if library.stocked and worker_id in library.stocked and instance.local is not None:
-            entry = instance.local.pop()
+        local = instance.local
+        if local is not None and library.stocked and worker_id in library.stocked and local.urgency() >= shape.ready.urgency():
+            entry = local.pop()
         if entry is None:
             entry = shape.ready.pop()
         if entry is None:
@@ -233,7 +232,7 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
         full = own.constrained and not _fits(state, instance, entry)
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
-            _put_back(state, entry)
+            near.put_back(state, entry)
             was_refused = True
             break
         if entry.inputs and not _reachable(state, entry, instance):
@@ -246,20 +245,16 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             chosen = bundles.bundle_for(entry, library.slots_up, worker_id, state.tunables)
             _place_bundle(state, chosen, instance)
             taken += len(chosen)
+            entry = chosen[-1]
+        if entry.output is not None and len(own.ready) > len(library.idle) * instance.slots:
+            near.keep_together(entry.output, entry.kind, instance)
         if instance.calls >= RUN_CALLS or instance.bytes >= RUN_BYTES:
             send_run(state, instance)
     for entry in passed_over:
-        _put_back(state, entry)
+        near.put_back(state, entry)
     if instance.groups:
         send_run(state, instance)
-    return was_refused
-
-
-def _put_back(state: ManagerState, entry: TaskEntry) -> None:
-    """It was taken from a queue and is for another instance, or for later."""
-    entry.dequeued = False
-    entry.kind.shape.ready.push(entry)
-    state.activate(entry.kind.shape)
+    return not (was_refused and instance.groups_out >= instance.slots) and _has_room(state, instance, 0.0, deep)
 
 
 def _has_room_elsewhere(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
@@ -279,20 +274,6 @@ def _has_room_elsewhere(state: ManagerState, entry: TaskEntry, instance: Instanc
 def _expected_us(state: ManagerState, entry: TaskEntry) -> float:
     """How long it will run; one that nobody has measured counts as long."""
     return entry.kind.mean_us or state.tunables.pipeline_ms * 1000.0
-
-
-def _steal(library: LibraryEntry, instance: Instance) -> TaskEntry | None:
-    """An idle instance takes an entry that was meant for a busier one."""
-    if instance.outstanding:
-        return None
-    for worker_id, other in list(islice(library.stocked.items(), TAKE_OVER_LOOKS)):
-        if not other.local:
-            del library.stocked[worker_id]
-        elif other is not instance and other.outstanding >= other.slots:
-            entry = other.local.pop()
-            if entry is not None:
-                return entry
-    return None
 
 
 def _fits(state: ManagerState, instance: Instance, entry: TaskEntry) -> bool:
@@ -421,7 +402,7 @@ def _know_code(state: ManagerState, code: CodeEntry, instance: Instance) -> None
 
 def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
     entry.state = t.PLACED
-    entry.dequeued = True
+    entry.queue = None
     entry.attempt += 1
     entry.instance = instance
     first = instance.behind
@@ -608,17 +589,8 @@ def unplace(entry: TaskEntry) -> Instance:
     return instance
 
 
-def abandon_local(state: ManagerState, instance: Instance) -> None:
-    """An instance ended: entries that waited for it are as good elsewhere."""
-    worker_id = instance.worker_id
-    instance.library.stocked.pop(worker_id, None)
-    instance.library.near.pop(worker_id, None)
-    for entry in instance.local.drain() if instance.local is not None else ():
-        _put_back(state, entry)
-
-
 def unpark(state: ManagerState, name: str) -> None:
     """An object came to the manager, or will not: entries that waited for that are looked at again."""
     for entry in state.parked.pop(name, ()):
-        if entry.state is t.READY and entry.dequeued:
-            _put_back(state, entry)
+        if entry.state is t.READY and entry.queue is None:
+            near.put_back(state, entry)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from heapq import heappop, heappush
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from vinecore.manager import transitions as t
 
@@ -15,8 +16,8 @@ class Queued(Protocol):
     task_id: int
     priority: float
     state: str
-    # It was taken out, or is in another queue.
-    dequeued: bool
+    # The queue that it is in, if any.
+    queue: ReadyQueue[Any] | None
 
 
 E = TypeVar("E", bound=Queued)
@@ -25,18 +26,22 @@ E = TypeVar("E", bound=Queued)
 class ReadyQueue(Generic[E]):
     """Ready entries of one shape: priority first, then order of submission.
 
-    Entries that are no longer READY are dropped when met. In-order arrivals cost an append, others a heap push.
+    Entries that are no longer READY, or went to another queue, are dropped when met. In-order arrivals cost an append, others a
+    heap push.
     """
 
-    __slots__ = ("_heap", "_line", "_pushed")
+    __slots__ = ("_gone", "_heap", "_line", "_pushed")
 
     def __init__(self) -> None:
         self._line: deque[E] = deque()
         # The third number only tells apart an entry from an older, stale place of the same entry.
         self._heap: list[tuple[float, int, int, E]] = []
         self._pushed = 0
+        # Places whose entries were moved to another queue.
+        self._gone = 0
 
     def push(self, entry: E) -> None:
+        entry.queue = self
         line = self._line
         if not line or (line[-1].priority >= entry.priority and line[-1].task_id < entry.task_id):
             line.append(entry)
@@ -53,10 +58,40 @@ class ReadyQueue(Generic[E]):
             elif line:
                 entry = line.popleft()
             else:
+                self._gone = 0
                 return None
-            if entry.state is t.READY and not entry.dequeued:
-                entry.dequeued = True
+            if entry.queue is self and entry.state is t.READY:
+                entry.queue = None
                 return entry
+            if self._gone:
+                self._gone -= 1
+
+    def last(self) -> E | None:
+        """An entry that is still ready and whose turn comes late; it stays here."""
+        line, heap = self._line, self._heap
+        while line or heap:
+            entry = line[-1] if line else heap[-1][3]
+            if entry.queue is self and entry.state is t.READY:
+                return entry
+            if line:
+                line.pop()
+            else:
+                heap.pop()
+            if self._gone:
+                self._gone -= 1
+        self._gone = 0
+        return None
+
+    def remove(self, entry: E) -> None:
+        """Take an entry that is here, wherever it stands: its place is dropped when met."""
+        entry.queue = None
+        self._gone += 1
+
+    def urgency(self) -> float:
+        """Upper bound of the priorities here; minus infinity: nothing is."""
+        line, heap = self._line, self._heap
+        highest = line[0].priority if line else -math.inf
+        return max(highest, -heap[0][0]) if heap else highest
 
     def drain(self) -> list[E]:
         """Take everything that is still ready, in order."""
@@ -67,4 +102,4 @@ class ReadyQueue(Generic[E]):
 
     def __len__(self) -> int:
         """Upper bound: stale entries are counted until they are met."""
-        return len(self._line) + len(self._heap)
+        return len(self._line) + len(self._heap) - self._gone

@@ -98,8 +98,7 @@ def look_again(state: ManagerState, source_id: int, most: int | None) -> None:
         return
     for _ in range(len(waiting) if most is None else min(most, len(waiting))):
         entry = waiting.popleft()
-        if entry.state is t.READY and entry.dequeued:
-            entry.dequeued = False
+        if entry.state is t.READY and entry.queue is None:
             entry.kind.shape.ready.push(entry)
             state.activate(entry.kind.shape)
     if not waiting:

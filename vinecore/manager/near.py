@@ -1,0 +1,130 @@
+"""Ready entries that wait for one instance: their inputs are there, or their values will be read there (``Instance.local``).
+
+    lineage --inputs are available--> instance of the worker that holds most of them
+    placement --a value is made here--> the others that its reader needs are kept for the same worker
+
+A line of an instance is a preference, not a promise: idle instances take over what busy ones have in theirs.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from vinecore.manager import transitions as t
+from vinecore.manager.entries import FileEntry, Instance, Kind, LibraryEntry, TaskEntry
+from vinecore.manager.ready import ReadyQueue
+from vinecore.manager.state import ManagerState
+
+# An input with more copies than this draws nobody: it can be had from many workers, and looking at each would cost more.
+NEAR_COPIES = 8
+# Readers with more inputs than this keep nothing together: what makes them is in order in the common line already.
+TOGETHER = 8
+# Instances with entries of their own that are looked at for an idle one; higher: sooner a balance, more work for nothing.
+STEAL_LOOKS = 4
+
+
+def nearest(entry: TaskEntry) -> Instance | None:
+    """The instance on the worker that holds most bytes of the inputs; None when no input is on a worker only."""
+    best: Instance | None = None
+    most = 0
+    instances = entry.kind.shape.library.instances
+    if len(instances) < 2:
+        return None
+    held: dict[int, int] = {}
+    for file in entry.inputs:
+        if file.data is None and file.on_workers and len(file.on_workers) <= NEAR_COPIES:
+            for worker_id in file.on_workers:
+                held[worker_id] = held.get(worker_id, 0) + file.size_bytes
+    for worker_id, size in held.items():
+        if entry.no_room_at and worker_id in entry.no_room_at:
+            continue
+        instance = instances.get(worker_id)
+        if instance is not None and instance.is_open and size > most:
+            best, most = instance, size
+    return best
+
+
+def line_up(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
+    """A ready entry waits for this instance."""
+    library = instance.library
+    if instance.local is None:
+        instance.local = ReadyQueue()
+    instance.local.push(entry)
+    library.stocked[instance.worker_id] = instance
+    library.offer(instance)
+    state.activate(entry.kind.shape)
+
+
+def keep_together(output: FileEntry, kind: Kind, instance: Instance) -> None:
+    """Ready entries whose values are read together with one that is made here wait for this instance: so they need not travel."""
+    library = instance.library
+    if not output.consumers or len(library.instances) < 2:
+        return
+    if kind.mean_us > 0.0 and kind.mean_bytes == 0.0:
+        return  # such values are small, and travel with the calls
+    reader = output.consumers[0]
+    if reader.state is not t.WAITING or len(reader.inputs) > TOGETHER:
+        return
+    shared, worker_id = kind.shape.ready, instance.worker_id
+    for file in reader.inputs:
+        sibling = file.producer
+        if sibling is None or sibling.queue is not shared or sibling.state is not t.READY:
+            continue
+        if sibling.inputs and not all(_is_at_hand(other, worker_id) for other in sibling.inputs):
+            continue
+        if instance.local is None:
+            instance.local = ReadyQueue()
+        shared.remove(sibling)
+        instance.local.push(sibling)
+        library.stocked[worker_id] = library.near[worker_id] = instance
+
+
+def _is_at_hand(file: FileEntry, worker_id: int) -> bool:
+    """No other worker has to send it."""
+    return file.data is not None or file.at_manager or worker_id in file.on_workers
+
+
+def is_alone(library: LibraryEntry, instance: Instance) -> bool:
+    """True when no other instance has both room and entries of its own."""
+    count = len(library.near)
+    return count == 0 or (count == 1 and instance.worker_id in library.near)
+
+
+def look(instance: Instance, has_room: bool) -> None:
+    """It stays among those that are served first while it has entries of its own and room for them."""
+    library, worker_id = instance.library, instance.worker_id
+    if not instance.local:
+        library.stocked.pop(worker_id, None)
+        library.near.pop(worker_id, None)
+    elif not has_room:
+        library.near.pop(worker_id, None)
+
+
+def steal(library: LibraryEntry, instance: Instance) -> TaskEntry | None:
+    """An instance with a free slot takes an entry that was meant for a busier one."""
+    for worker_id, other in list(islice(library.stocked.items(), STEAL_LOOKS)):
+        if not other.local:
+            del library.stocked[worker_id]
+        elif other is not instance and other.outstanding >= other.slots:
+            entry = other.local.last()
+            # While anything runs here, only what has no inputs that would have to come.
+            if entry is not None and not (entry.inputs and instance.outstanding):
+                other.local.remove(entry)
+                return entry
+    return None
+
+
+def put_back(state: ManagerState, entry: TaskEntry) -> None:
+    """It was taken from a line and is for another instance, or for later: any instance may take it."""
+    shape = entry.kind.shape
+    shape.ready.push(entry)
+    state.activate(shape)
+
+
+def abandon(state: ManagerState, instance: Instance) -> None:
+    """An instance ended, or takes no more work: entries that waited for it are as good elsewhere."""
+    worker_id = instance.worker_id
+    instance.library.stocked.pop(worker_id, None)
+    instance.library.near.pop(worker_id, None)
+    for entry in instance.local.drain() if instance.local is not None else ():
+        put_back(state, entry)
