@@ -540,9 +540,9 @@ def test_embedded_manager_leaves_home_alone(tmp_path: Path) -> None:
 
 
 @contextlib.contextmanager
-def worker(manager: Manager, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker(manager: Manager, directory: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A worker started by hand."""
-    command = [sys.executable, "-m", "vinecore.cli.worker", "127.0.0.1", str(manager.port)]
+    command = [sys.executable, "-m", "vinecore.cli.worker", "127.0.0.1", str(manager.port), *options]
     with open(directory / f"out-{next(_numbers)}", "wb") as out:
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=out, stderr=out)
     try:
@@ -629,6 +629,30 @@ def test_no_worker_is_told_again_after_the_next_stall(config: Path, capfd: pytes
             with worker(manager, config):
                 assert manager.wait(LIMIT_S) is call
             assert eventually(lambda: manager.stats.workers_connected == 0)
+
+
+def test_the_manager_tells_of_a_worker_with_another_password(
+    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    other.touch(mode=0o600)
+    other.write_text("another one")
+    with Manager(port=0) as manager:
+        manager.tune("no-worker-notice", 0.2)
+        manager.install_library(manager.create_library_from_functions("lib", add, exec_mode="direct"))
+        manager.submit(FunctionCall("lib", "add", 1))
+        told = ""
+
+        def line() -> str:
+            nonlocal told
+            told += capfd.readouterr().err
+            return told
+
+        with worker(manager, config, "--password", str(other)) as process:
+            assert process.wait(LIMIT_S) == 1
+        assert eventually(lambda: "not let in" in line(), 10.0)
+        (said,) = [text for text in told.splitlines() if "not let in" in text]
+        assert said.startswith("vine: a worker was not let in, the latest from 127.0.0.1: a worker's secret is another one"), told
 
 
 def test_the_default_notice_comes_after_five_seconds() -> None:

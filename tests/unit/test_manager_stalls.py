@@ -130,6 +130,36 @@ def test_no_worker_is_told_once_after_five_seconds() -> None:
     assert not world.of(orders.Say)
 
 
+def test_workers_that_were_not_let_in_are_told_of_while_no_other_is_there() -> None:
+    world = ManagerWorld(0)
+    world.do(events.WorkerRefused(0.0, "10.0.0.3", "another secret"))
+    world.submit(world.builder.call())
+    world.now += 5
+    world.do(events.Tick(0.0))
+    assert [o.text for o in world.of(orders.Say)][1:] == ["a worker was not let in, the latest from 10.0.0.3: another secret"]
+    world.do(events.WorkerRefused(0.0, "10.0.0.4", "another version"))
+    world.now += 60
+    world.do(events.Tick(0.0))
+    assert not world.of(orders.Say), "told once"
+    assert "2 workers were not let in, the latest from 10.0.0.4: another version" in world.machine.stuck_reason()
+    world.join(1, 1)
+    world.do(events.WorkerLeft(0.0, 1, "gone"))
+    assert "not let in" not in world.machine.stuck_reason()
+
+
+def test_a_worker_that_is_not_let_in_after_the_notice_is_told_of_too() -> None:
+    world = ManagerWorld(0)
+    world.submit(world.builder.call())
+    world.now += 5
+    world.do(events.Tick(0.0))
+    assert len(world.of(orders.Say)) == 1
+    world.do(events.WorkerRefused(0.0, "10.0.0.3", "another secret"))
+    assert world.machine.next_deadline() == world.now + 5
+    world.now += 5
+    world.do(events.Tick(0.0))
+    assert ["not let in" in o.text for o in world.of(orders.Say)] == [True]
+
+
 def test_the_next_stall_is_told_again() -> None:
     world = ManagerWorld(0)
     call = world.builder.call()

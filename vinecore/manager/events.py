@@ -129,6 +129,14 @@ class WorkerSaid(Record):
     message: object
 
 
+class WorkerRefused(Record):
+    """Somebody dialled as a worker, and was not let in: another secret, another version."""
+
+    now: float
+    who: str
+    why: str
+
+
 class WorkerLeft(Record):
     """The link of a worker ended."""
 
@@ -177,6 +185,7 @@ Event = (
     | SpliceOpened
     | WorkerJoined
     | WorkerSaid
+    | WorkerRefused
     | WorkerLeft
     | HostsChanged
     | WorkerDrained

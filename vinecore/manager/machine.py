@@ -73,6 +73,8 @@ class ManagerMachine:
         match event:
             case events.WorkerJoined():
                 on_workers.joined(state, event.worker_id, event.hello, event.host)
+            case events.WorkerRefused():
+                on_stalls.refused(state, event.who, event.why)
             case events.WorkerLeft():
                 on_workers.left(state, event.worker_id, event.reason)
             case events.TasksCancelled():

@@ -24,6 +24,8 @@ INPUTS_NAMED = 10
 
 # Key of the reason that there is no worker at all.
 NO_WORKER = "no worker"
+# Key of the reason that those that came were not let in.
+REFUSED = "refused"
 
 
 def notice(state: ManagerState) -> None:
@@ -49,6 +51,16 @@ def settle_alone(state: ManagerState) -> None:
         state.stalls.clear()
     elif NO_WORKER not in state.stalls:
         state.stalls[NO_WORKER] = Stall(state.now)
+        if state.refused_count:
+            state.stalls[REFUSED] = Stall(state.now)
+
+
+def refused(state: ManagerState, who: str, why: str) -> None:
+    """Somebody was not let in: told while work waits and nobody else is there."""
+    state.refused_count += 1
+    state.refused = f"{who}: {why}"
+    if not state.workers and state.tasks:
+        state.stalls.setdefault(REFUSED, Stall(state.now))
 
 
 def next_notice(state: ManagerState) -> float | None:
@@ -65,7 +77,11 @@ def reasons(state: ManagerState) -> dict[object, str]:
         return {NO_WORKER: f"{len(state.tasks)} tasks wait for the worker of this machine, which has not come up yet"}
     if not state.workers:
         how = f"start one with:  vine_worker {state.address}"
-        return {NO_WORKER: f"{len(state.tasks)} tasks wait and no worker is connected; {how}"}
+        none: dict[object, str] = {NO_WORKER: f"{len(state.tasks)} tasks wait and no worker is connected; {how}"}
+        if state.refused_count:
+            who = "a worker was" if state.refused_count == 1 else f"{state.refused_count} workers were"
+            none[REFUSED] = f"{who} not let in, the latest from {state.refused}"
+        return none
     found: dict[object, str] = {}
     all_closed = _closed(state, Resources())
     ready = sum(len(shape.ready) for shape in state.active)

@@ -40,6 +40,7 @@ def joined(state: ManagerState, worker_id: int, hello: messages.Hello, host: str
     worker = WorkerEntry(worker_id, hello, state.now, host)
     if not state.workers:
         state.stalls.clear()
+        state.refused_count, state.refused = 0, ""
         state.keepalive_due = 0.0
         state.keepalive_told = keepalive(state)
     state.workers[worker_id] = worker

@@ -150,6 +150,9 @@ class ManagerState:
     notes: list[Note] = field(default_factory=list)
     # Why ready work has no place to run, by reason (on_stalls.py); a reason that is gone is not in it.
     stalls: dict[object, Stall] = field(default_factory=dict)
+    # Workers that were not let in since one was connected last: how many, and who the latest was and why.
+    refused_count: int = 0
+    refused: str = ""
     # When the latest Tick came.
     ticked_at: float = 0.0
     # HOST PORT of this manager, and the id of the machine it runs on.

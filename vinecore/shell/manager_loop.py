@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from vinecore.errors import FileLost, LoopDied, PeerError, VineError
+from vinecore.errors import AuthenticationError, FileLost, LoopDied, PeerError, VersionError, VineError
 from vinecore.manager import events, orders
 from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.manager.machine import ManagerMachine
@@ -403,6 +403,8 @@ class ManagerLoop:
             self._tell_worker_left(link)
         elif not worker_id:
             self.refused_count += 1
+            if isinstance(error, AuthenticationError | VersionError):
+                self._handle(events.WorkerRefused(time.monotonic(), _address_of(link.peer), str(error)))
 
     def _tell_worker_left(self, link: Link) -> None:
         if self.worker_left is not None:
@@ -500,9 +502,14 @@ class ManagerLoop:
         os.close(null)
 
 
+def _address_of(peer: str) -> str:
+    """The address of a link's other side, without its port."""
+    return peer.rpartition(":")[0].removeprefix("::ffff:")
+
+
 def _host_of(peer: str) -> str:
     """Where peers reach a worker, from the address of its link; empty for one on this host, known to each by another name."""
-    host = peer.rpartition(":")[0].removeprefix("::ffff:")
+    host = _address_of(peer)
     return "" if host.startswith("127.") or host == "::1" else host
 
 
