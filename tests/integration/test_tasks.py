@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.kit.calls import LIMIT_S, eventually
-from vinecore import Manager, Task
+from vinecore import FunctionCall, Manager, PythonTask, Task
 
 BIG_BYTES = 2_000_000
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +64,15 @@ def test_a_program_with_a_file_in_and_a_file_out(m: Manager, tmp_path: Path) -> 
     assert ended(task) == ("success", 0) and task.successful() and task.completed()
     assert target.read_text() == "hello\nto stderr\n"
     assert task.output == ""
+
+
+def test_a_task_says_what_it_is(m: Manager) -> None:
+    task = small("true " + "x" * 100)
+    assert repr(task) == f"<Task {('true ' + 'x' * 52 + '...')!r} INITIAL>"
+    run(m, task)
+    assert repr(task) == f"<Task {task.id} {('true ' + 'x' * 52 + '...')!r} DONE>"
+    assert repr(PythonTask(os.getpid)) == "<PythonTask 'getpid' INITIAL>"
+    assert repr(FunctionCall("lib", "add", 1)) == "<FunctionCall 'add' INITIAL>"
 
 
 def test_a_buffer_in_and_two_buffers_out(m: Manager) -> None:

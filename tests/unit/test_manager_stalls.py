@@ -123,7 +123,7 @@ def test_no_worker_is_told_once_after_five_seconds() -> None:
     world.now += 1
     world.do(events.Tick(0.0))
     assert [o.text for o in world.of(orders.Say)] == [
-        "1 tasks wait and no worker is connected; start one with:  vine_worker HOST PORT"
+        "1 task waits and no worker is connected; start one with:  vine_worker HOST PORT"
     ]
     world.now += 60
     world.do(events.Tick(0.0))
@@ -264,7 +264,7 @@ def test_a_request_that_only_blocked_workers_could_fulfil_is_told() -> None:
     call = asking(world, cores=8)
     world.submit(call)
     ((_, text),) = said_at(world, 8)
-    assert text == "1 tasks wait; all 1 workers that are large enough are on blocked hosts (large); unblock_host() lets them work"
+    assert text == "1 task waits; the only worker that is large enough is on blocked hosts (large); unblock_host() lets them work"
     assert "blocked hosts (large)" in world.machine.story(call.task_id)[0]
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vinecore.manager.entries import CodeEntry, Kind, LibraryEntry, TaskEntry
 
 _UNSET: Any = object()
+# Characters of a command in the repr of its task.
+REPR_LENGTH = 60
 
 
 class SubmittableTask:
@@ -67,7 +69,18 @@ class SubmittableTask:
         """Larger runs earlier; default 0."""
         self._priority = checked_priority(priority)
 
+    def __repr__(self) -> str:
+        command = str(self.command)
+        what = repr(command if len(command) <= REPR_LENGTH else f"{command[: REPR_LENGTH - 3]}...")
+        number = "" if self.id is None else f" {self.id}"
+        return f"<{type(self).__name__}{number} {what} {self.state}>"
+
     # ------------------------------------------------ outcome
+
+    @property
+    def command(self) -> str:
+        """What it runs, in words."""
+        return ""
 
     @property
     def manager(self) -> Any:

@@ -74,10 +74,10 @@ def reasons(state: ManagerState) -> dict[object, str]:
     if not state.tasks:
         return {}
     if not state.workers and not state.address:
-        return {NO_WORKER: f"{len(state.tasks)} tasks wait for the worker of this machine, which has not come up yet"}
+        return {NO_WORKER: f"{_tasks(len(state.tasks), 'wait')} for the worker of this machine, which has not come up yet"}
     if not state.workers:
         how = f"start one with:  vine_worker {state.address}"
-        none: dict[object, str] = {NO_WORKER: f"{len(state.tasks)} tasks wait and no worker is connected; {how}"}
+        none: dict[object, str] = {NO_WORKER: f"{_tasks(len(state.tasks), 'wait')} and no worker is connected; {how}"}
         if state.refused_count:
             who = "a worker was" if state.refused_count == 1 else f"{state.refused_count} workers were"
             none[REFUSED] = f"{who} not let in, the latest from {state.refused}"
@@ -86,7 +86,7 @@ def reasons(state: ManagerState) -> dict[object, str]:
     all_closed = _closed(state, Resources())
     ready = sum(len(shape.ready) for shape in state.active)
     if all_closed and ready:
-        found[_closed_key(state, Resources())] = f"{min(ready, len(state.tasks))} tasks wait; {all_closed}"
+        found[_closed_key(state, Resources())] = f"{_tasks(min(ready, len(state.tasks)), 'wait')}; {all_closed}"
     waiting: dict[Resources, int] = {}
     for shape in state.active:
         if shape.constrained and len(shape.ready):
@@ -95,12 +95,17 @@ def reasons(state: ManagerState) -> dict[object, str]:
         lacks = lacking_everywhere(state, request)
         if lacks:
             who = "the worker of this machine" if not state.address else f"any of the {len(state.workers)} workers"
-            found[request] = f"{count} tasks ask for more than {who} has: {lacks}; ask for less, or use a larger worker"
+            found[request] = f"{_tasks(count, 'ask')} for more than {who} has: {lacks}; ask for less, or use a larger worker"
         elif not all_closed and (closed := _closed(state, request)):
-            found[_closed_key(state, request)] = f"{count} tasks wait; {closed}"
+            found[_closed_key(state, request)] = f"{_tasks(count, 'wait')}; {closed}"
     if not found and not any(worker.placed_count() for worker in state.workers.values()):
         found.update(_unmade(state))
     return found
+
+
+def _tasks(count: int, do: str) -> str:
+    """So many tasks do something."""
+    return f"1 task {do}s" if count == 1 else f"{count} tasks {do}"
 
 
 def lacking_everywhere(state: ManagerState, request: Resources) -> str:
@@ -127,12 +132,15 @@ def _closed(state: ManagerState, request: Resources) -> str:
     count = len(blocked) + len(draining)
     if not count:
         return ""
-    who = f"all {count} workers" if count == len(state.workers) else f"all {count} workers that are large enough"
+    who = "the only worker" if count == 1 else f"all {count} workers"
+    if count < len(state.workers):
+        who += " that is large enough" if count == 1 else " that are large enough"
+    do = "is" if count == 1 else "are"
     if not draining:
-        return f"{who} are on blocked hosts ({_hosts(blocked)}); unblock_host() lets them work"
+        return f"{who} {do} on blocked hosts ({_hosts(blocked)}); unblock_host() lets them work"
     if not blocked:
         how = "start another one, or end that with set_draining_by_hostname(name, False)"
-        return f"{who} are draining or leaving ({_hosts(draining)}); {how}"
+        return f"{who} {do} draining or leaving ({_hosts(draining)}); {how}"
     some = f"{len(blocked)} are on blocked hosts ({_hosts(blocked)}; unblock_host() lets them work)"
     return f"{who} take no work: {some}, {len(draining)} are draining or leaving ({_hosts(draining)})"
 
