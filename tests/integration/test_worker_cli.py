@@ -261,6 +261,16 @@ def test_a_manager_that_comes_later_is_waited_for_and_that_is_said_once(start: C
     assert worker.ended() == 0 and worker.out.count(said) == 2 and worker.err == ""
 
 
+def test_a_worker_that_finds_no_other_manager_says_so_and_ends_well(start: Callable[..., Worker]) -> None:
+    with Manager(port=0) as manager:
+        port = manager.port
+        worker = start("127.0.0.1", port, "--connect-timeout", 0.5, "--min-backoff", 0.1)
+        assert connected(manager)
+    assert worker.ended() == 0
+    assert f"no manager answered at 127.0.0.1:{port} within 0.5 s: " in worker.out and worker.out.endswith("; ending\n")
+    assert list(worker.tmp.iterdir()) == []
+
+
 def answer_as_http(connection: socket.socket) -> None:
     connection.recv(1)
     connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")

@@ -209,8 +209,11 @@ class WorkerLoop:
                 give_up = time.monotonic() + self.config.connect_timeout_s
             left = give_up - time.monotonic()
             if left <= 0:
-                if not self.served:
-                    self._fail(dial.failed_within(self.config.connect_timeout_s))
+                why = dial.failed_within(self.config.connect_timeout_s)
+                if self.served:
+                    self._say(f"{why}; ending")
+                else:
+                    self._fail(why)
                 return
             if not told:
                 # Once for each manager that is waited for: it may come later, or be somewhere else.
