@@ -68,7 +68,9 @@ MUTATIONS = [
     Mutation("an outcome is told again", "manager.lineage", "_tell_once", "task.handle = None", "pass"),
     Mutation("errors do not spread", "manager.on_tasks", "fail", "pending.extend(c for c", "list(c for c"),
     Mutation("who is kept for a worker is forgotten", "manager.near", "keep_together", "instance.local.push(sibling)", "pass"),
-    Mutation("what a busy worker keeps is lost", "manager.near", "steal", "return entry", "return None"),
+    Mutation(
+        "what a busy worker keeps is lost", "manager.placement", "_take_over", "near.put_back(state, entry)", "entry.queue = None"
+    ),
     Mutation("a line counts too little", "manager.ready", "ReadyQueue.remove", "self._gone += 1", "self._gone += 2"),
     Mutation("parked entries stay parked", "manager.placement", "unpark", "near.put_back(state, entry)", "pass"),
     Mutation("a splice never ends", "manager.splices", "ended", "_let_source_go(state, splice)", "pass"),

@@ -96,9 +96,10 @@ def test_a_free_slot_beside_busy_ones_takes_only_what_needs_nothing_from_there()
     for entry in (leaf, reader):
         entry.state = t.READY
         near.line_up(state, entry, full)
-    assert near.steal(library, other) is None, "the reader's turn comes last, and its input is there"
+    assert near.to_take_over(library, other) is None, "the reader's turn comes last, and its input is there"
     full.local.remove(reader)  # type: ignore[union-attr]
-    assert near.steal(library, other) is leaf
+    assert near.to_take_over(library, other) == (full, leaf)
+    full.local.remove(leaf)  # type: ignore[union-attr]
     near.line_up(state, reader, full)
     world.answer(here[2], messages.OK_INLINE, b"")
     assert at(reader) == 2, "nothing runs there, so it was taken over at once"

@@ -163,3 +163,40 @@ def test_only_its_like_waits_behind_a_task_that_asks_for_something(first_cores: 
     assert instance.alike is None and entries[-1].state is t.READY
     worker = instance.worker
     assert not worker.committed.missing_in(worker.total)
+
+
+def test_products_that_are_read_together_are_made_on_one_worker() -> None:
+    world = ManagerWorld(workers=2, cores=1)
+    one = Resources(cores=1)
+    makers = [boxed(world, request=one) for _ in range(8)]
+    readers = [boxed(world, *(maker.products[0] for maker in makers[first::2]), request=one) for first in (0, 1)]
+    for entry in (*makers, *readers):
+        entry.kind = makers[0].kind
+    world.machine.state.tunables.wait_for_workers = 3  # so all of it is there when work begins
+    world.submit(*makers, *readers)
+    world.machine.state.tunables.wait_for_workers = 0
+    world.do(events.Tick(0.0))
+    fetches = 0
+    for worker_id in [1, 1, 2, 2] * 3:
+        for entry in [e for e in (*makers, *readers) if e.instance is not None and e.instance.worker_id == worker_id][:1]:
+            end(world, entry)
+            fetches += len(world.sent(messages.Fetch))
+    assert fetches == 0 and all(reader.state is t.FINISHED for reader in readers)
+
+
+def test_what_waits_for_a_worker_without_room_is_taken_over() -> None:
+    """Its slots are free, its cores are not."""
+    world = ManagerWorld(workers=2, cores=4)
+    makers = [boxed(world, request=Resources(cores=4)) for _ in range(4)]
+    reader = boxed(world, *(maker.products[0] for maker in makers), request=Resources(cores=4))
+    others = [boxed(world, request=Resources(cores=4)) for _ in range(6)]
+    for entry in (*makers, reader, *others):
+        entry.kind = makers[0].kind
+    world.machine.state.tunables.wait_for_workers = 3  # so all of it is there when work begins
+    world.submit(*makers, reader, *others)
+    world.machine.state.tunables.wait_for_workers = 0
+    world.do(events.Tick(0.0))
+    for other in others:
+        assert other.state is t.PLACED and [maker.state for maker in makers[1:]] == [t.READY] * 3
+        end(world, other)
+    assert makers[0].state is t.PLACED and makers[3].state is t.PLACED

@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import islice
 
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, Instance, Kind, LibraryEntry, TaskEntry
+from vinecore.manager.entries import FileEntry, Instance, LibraryEntry, TaskEntry
 from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.state import ManagerState
 
@@ -55,12 +55,13 @@ def line_up(state: ManagerState, entry: TaskEntry, instance: Instance) -> None:
     state.activate(entry.kind.shape)
 
 
-def keep_together(output: FileEntry, kind: Kind, instance: Instance) -> None:
-    """Ready entries whose values are read together with one that is made here wait for this instance: so they need not travel."""
-    library = instance.library
-    if not output.consumers or len(library.instances) < 2:
+def keep_together(entry: TaskEntry, instance: Instance) -> None:
+    """Ready entries whose values are read together with what this one makes wait for the same instance: these need not travel."""
+    kind, library = entry.kind, instance.library
+    output = entry.products[0] if entry.products else entry.output
+    if output is None or not output.consumers or len(library.instances) < 2:
         return
-    if kind.mean_us > 0.0 and kind.mean_bytes == 0.0:
+    if not entry.products and kind.mean_us > 0.0 and kind.mean_bytes == 0.0:
         return  # such values are small, and travel with the calls
     reader = output.consumers[0]
     if reader.state is not t.WAITING or len(reader.inputs) > TOGETHER:
@@ -90,32 +91,31 @@ def is_alone(library: LibraryEntry, instance: Instance) -> bool:
     return count == 0 or (count == 1 and instance.worker_id in library.near)
 
 
-def look(instance: Instance, has_room: bool) -> None:
-    """It stays among those that are served first while it has entries of its own and room for them."""
+def look(instance: Instance, is_filled: bool) -> None:
+    """It stays among those that are served first while it has entries of its own; once filled, until something ends there."""
     library, worker_id = instance.library, instance.worker_id
     if not instance.local:
         library.stocked.pop(worker_id, None)
         library.near.pop(worker_id, None)
-    elif not has_room:
+    elif is_filled and instance.groups_out:
         library.near.pop(worker_id, None)
 
 
-def steal(library: LibraryEntry, instance: Instance) -> TaskEntry | None:
-    """An instance with a free slot takes an entry that was meant for a busier one."""
+def to_take_over(library: LibraryEntry, instance: Instance) -> tuple[Instance, TaskEntry] | None:
+    """Another instance, and an entry that waits for it and that this one, which has a free slot, may take over."""
     for worker_id, other in list(islice(library.stocked.items(), STEAL_LOOKS)):
         if not other.local:
             del library.stocked[worker_id]
-        elif other is not instance and other.outstanding >= other.slots:
+        elif other is not instance and other.outstanding:  # had it room, it would have taken them before
             entry = other.local.last()
             # While anything runs here, only what has no inputs that would have to come.
             if entry is not None and not (entry.inputs and instance.outstanding):
-                other.local.remove(entry)
-                return entry
+                return other, entry
     return None
 
 
 def put_back(state: ManagerState, entry: TaskEntry) -> None:
-    """It was taken from a line and is for another instance, or for later: any instance may take it."""
+    """Any instance may take it; it is in no line now."""
     shape = entry.kind.shape
     shape.ready.push(entry)
     state.activate(shape)

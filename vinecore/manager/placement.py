@@ -62,7 +62,7 @@ def place(state: ManagerState) -> None:
             # Nobody else may take anything: both rounds in one.
             has_room = _fill(state, shape, latest, True)
             if library.near:
-                near.look(latest, has_room)
+                near.look(latest, True)
             if not has_room:
                 library.latest = None
             if not len(shape.ready) and not library.stocked:
@@ -105,8 +105,9 @@ def _serve_near(state: ManagerState, shape: Shape, deep: bool) -> None:
     """Fill instances that have entries of their own."""
     library = shape.library
     for instance in list(library.near.values()):
-        has_room = _has_room(state, instance, 0.0, deep) and _fill(state, shape, instance, deep)
-        near.look(instance, has_room or not deep)
+        if _has_room(state, instance, 0.0, deep):
+            _fill(state, shape, instance, deep)
+        near.look(instance, deep)
 
 
 def _take_over(state: ManagerState, shape: Shape) -> None:
@@ -118,8 +119,12 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
             del library.idle[worker_id]
             continue
         library.idle.move_to_end(worker_id)
-        entry = near.steal(library, instance)
-        if entry is not None:
+        found = near.to_take_over(library, instance)
+        if found is None:
+            continue
+        other, entry = found
+        if other.local is not None and (not entry.kind.shape.constrained or _fits(state, instance, entry)):
+            other.local.remove(entry)
             near.put_back(state, entry)
             _fill(state, entry.kind.shape, instance, False)
 
@@ -215,12 +220,12 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     while taken < share:
         if not _has_room(state, instance, 0.0, deep):
             break
-        entry = None
-        local = instance.local
-        if local is not None and library.stocked and worker_id in library.stocked and local.urgency() >= shape.ready.urgency():
-            entry = local.pop()
+        entry, line = None, instance.local
+        if line is not None and library.stocked and worker_id in library.stocked and line.urgency() >= shape.ready.urgency():
+            entry = line.pop()
         if entry is None:
-            entry = shape.ready.pop()
+            line = shape.ready
+            entry = line.pop()
         if entry is None:
             break
         if entry.no_room_at and _has_room_elsewhere(state, entry, instance):
@@ -232,7 +237,10 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
         full = own.constrained and not _fits(state, instance, entry)
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
-            near.put_back(state, entry)
+            if line is not None and line is instance.local and instance.groups_out:
+                line.push(entry)  # what ends here makes room for it
+            else:
+                near.put_back(state, entry)
             was_refused = True
             break
         if entry.inputs and not _reachable(state, entry, instance):
@@ -246,8 +254,8 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             _place_bundle(state, chosen, instance)
             taken += len(chosen)
             entry = chosen[-1]
-        if entry.output is not None and len(own.ready) > len(library.idle) * instance.slots:
-            near.keep_together(entry.output, entry.kind, instance)
+        if (entry.output is not None or entry.products) and len(own.ready) > len(library.idle) * instance.slots:
+            near.keep_together(entry, instance)
         if instance.calls >= RUN_CALLS or instance.bytes >= RUN_BYTES:
             send_run(state, instance)
     for entry in passed_over:
