@@ -18,7 +18,7 @@ class Waiting:
         self.queue: ReadyQueue[Waiting] | None = None
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["push", "pop", "remove", "last", "end"]), st.integers(0, 9)), max_size=60)
+STEPS = st.lists(st.tuples(st.sampled_from(["push", "pop", "remove", "first", "last", "end"]), st.integers(0, 9)), max_size=60)
 
 
 @given(STEPS, st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=10, max_size=10))
@@ -41,6 +41,8 @@ def test_what_is_ready_comes_once_by_priority_then_order(steps: list[tuple[str, 
         elif step == "last":
             late = queue.last()
             assert (late in here) if here else late is None
+        elif step == "first":
+            assert queue.first() is min(here, key=lambda e: (-e.priority, e.task_id), default=None)
         elif step == "pop":
             expected = min(here, key=lambda e: (-e.priority, e.task_id), default=None)
             assert queue.pop() is expected

@@ -9,7 +9,7 @@ from tests.kit.manager_world import ManagerWorld, graph_in
 from vinecore.errors import FileLost, ProtocolError, SlotLost, TaskFailed, WorkerLost
 from vinecore.manager import events, orders
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import CANCELLED, RAISED, TaskEntry
+from vinecore.manager.entries import CANCELLED, RAISED, Kind, Shape, TaskEntry
 from vinecore.manager.ready import ReadyQueue
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
@@ -405,3 +405,31 @@ def test_priority_beats_order() -> None:
     world.submit(low, high)
     world.join(1, 1)
     assert high.attempt == 1 and world.sent(messages.Run)[0].groups[0][0].task_id == high.task_id
+
+
+def test_priority_beats_order_among_tasks_with_different_requests() -> None:
+    world = ManagerWorld(1, 1)
+    plain = [world.builder.call() for _ in range(5)]
+    world.submit(*plain)
+    other = Kind("g", Shape(world.builder.library, Resources(cores=1)))
+    high = world.builder.call(kind=other)
+    high.priority = 5.0
+    world.submit(high)
+    assert high.state is t.READY
+    world.answer(plain[0], messages.OK_INLINE)
+    assert high.state is t.PLACED
+
+
+def test_order_holds_among_tasks_with_different_requests() -> None:
+    """Else those of one request wait as long as there are others."""
+    world = ManagerWorld(1, 1)
+    (instance,) = world.builder.library.instances.values()
+    world.builder.kind.mean_us = instance.mean_us = 1e6  # so none are sent in advance but one
+    early = [world.builder.call() for _ in range(3)]
+    other = world.builder.call(kind=Kind("g", Shape(world.builder.library, Resources(cores=1))))
+    late = [world.builder.call() for _ in range(5)]
+    world.submit(*early, other, *late)
+    for call in early[:2]:
+        assert other.state is t.READY
+        world.answer(call, messages.OK_INLINE)
+    assert other.state is t.PLACED and late[0].state is t.READY

@@ -96,9 +96,10 @@ def test_a_free_slot_beside_busy_ones_takes_only_what_needs_nothing_from_there()
     for entry in (leaf, reader):
         entry.state = t.READY
         near.line_up(state, entry, full)
-    assert near.to_take_over(library, other) is None, "the reader's turn comes last, and its input is there"
+    assert near.to_take_over(library, other, world.now) is None, "the reader's turn comes last, and its input is there"
+    assert near.to_take_over(library, other, world.now + 1) == (full, reader), "it would wait behind long calls there"
     full.local.remove(reader)  # type: ignore[union-attr]
-    assert near.to_take_over(library, other) == (full, leaf)
+    assert near.to_take_over(library, other, world.now) == (full, leaf)
     full.local.remove(leaf)  # type: ignore[union-attr]
     near.line_up(state, reader, full)
     world.answer(here[2], messages.OK_INLINE, b"")
@@ -128,3 +129,22 @@ def test_what_is_kept_for_a_lost_worker_runs_elsewhere() -> None:
             break
         world.stored(placed)
     assert entries[-1].state is t.FINISHED
+
+
+def test_what_a_worker_gives_back_is_not_put_behind_the_same_long_call_again() -> None:
+    world = slow_world(2, cores=2)
+    calls = [world.builder.call() for _ in range(5)]
+    world.submit(*calls[:3])
+    made = next(call for call in calls if at(call) == 1)
+    world.stored(made)
+    world.submit(*calls[3:])
+    reader = world.builder.call(made)
+    world.submit(reader)
+    assert at(reader) == 1, "its input is there"
+    busy, other = (world.builder.library.instances[worker_id] for worker_id in (1, 2))
+    began = busy.progress_at
+    world.answer(next(call for call in calls if at(call) == 2), messages.OK_INLINE)
+    assert busy.outstanding == 3 and other.outstanding == 1
+    world.now += 1.0
+    world.answer(reader, messages.HANDED_BACK)
+    assert at(reader) == 2 and busy.progress_at == began

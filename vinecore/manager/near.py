@@ -21,6 +21,8 @@ NEAR_COPIES = 8
 TOGETHER = 8
 # Instances with entries of their own that are looked at for an idle one; higher: sooner a balance, more work for nothing.
 STEAL_LOOKS = 4
+# Work behind calls that have run this long without an answer goes where a slot is free; lower: more messages for nothing.
+STUCK_S = 0.03
 
 
 def nearest(entry: TaskEntry) -> Instance | None:
@@ -101,15 +103,16 @@ def look(instance: Instance, is_filled: bool) -> None:
         library.near.pop(worker_id, None)
 
 
-def to_take_over(library: LibraryEntry, instance: Instance) -> tuple[Instance, TaskEntry] | None:
+def to_take_over(library: LibraryEntry, instance: Instance, now: float) -> tuple[Instance, TaskEntry] | None:
     """Another instance, and an entry that waits for it and that this one, which has a free slot, may take over."""
     for worker_id, other in list(islice(library.stocked.items(), STEAL_LOOKS)):
         if not other.local:
             del library.stocked[worker_id]
         elif other is not instance and other.outstanding:  # had it room, it would have taken them before
             entry = other.local.last()
-            # While anything runs here, only what has no inputs that would have to come.
-            if entry is not None and not (entry.inputs and instance.outstanding):
+            # What has inputs there waits for a moment, unless nothing at all runs here: that worker may have time for it soon.
+            is_stuck = instance.outstanding == 0 or now - other.progress_at > STUCK_S
+            if entry is not None and (is_stuck or not entry.inputs):
                 return other, entry
     return None
 

@@ -96,6 +96,8 @@ def answered(state: ManagerState, worker_id: int, results: list[Result]) -> None
     """Results of calls; those of older attempts, and of what is not placed at that worker, are dropped by comparison."""
     tasks = state.tasks
     freed: set[Instance] = set()
+    # Giving work back is no progress: what stands before it runs on.
+    gave_back: set[Instance] | tuple[()] = ()
     kept: dict[int, TaskEntry] = {}
     later = messages.WRITTEN_LATER
     for result in results:
@@ -131,11 +133,14 @@ def answered(state: ManagerState, worker_id: int, results: list[Result]) -> None
             _raised(state, entry, result.value)
         else:
             _not_run(state, entry, status, result.value)
+            if status == messages.HANDED_BACK:
+                gave_back = {*gave_back, instance}
         bundle = entry.bundle
         if bundle is not None and bundle.remaining == 0:
             _bundle_ended(state, bundle)
     for instance in freed:
-        instance.progress_at = state.now
+        if instance not in gave_back:
+            instance.progress_at = state.now
         library = instance.library
         library.offer(instance)
         if library.near:

@@ -32,8 +32,6 @@ from vinecore.wire.messages import Call
 MOST_PER_SLOT = 1000
 # A Run message is sent when this many calls have gathered; bounds a frame.
 RUN_CALLS = 512
-# Work behind a call that has run this long without an answer goes to idle instances; lower: more messages for nothing.
-STUCK_S = 0.03
 ASK_AGAIN_S = 0.1
 # Busy instances looked at, and calls moved, at one time at most; and seconds between two looks for each instance of a library.
 EVEN_OUT_LOOKS = 256
@@ -52,6 +50,8 @@ def place(state: ManagerState) -> None:
         return
     if len(state.workers) < state.tunables.wait_for_workers:
         return
+    if len(state.active) > 1:
+        state.active.sort(key=_turn)
     still: list[Shape] = []
     for shape in state.active:
         library = shape.library
@@ -88,6 +88,12 @@ def place(state: ManagerState) -> None:
     state.active = still
 
 
+def _turn(shape: Shape) -> tuple[float, int]:
+    """By this shapes are served: as their first entries would be in one line."""
+    first = shape.ready.first()
+    return (math.inf, 0) if first is None else (-first.priority, first.task_id)
+
+
 def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance], deep: bool) -> None:
     """Fill instances in the order in which they were offered, while entries are ready; those found full are dropped."""
     kept: list[Instance] = []
@@ -119,7 +125,7 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
             del library.idle[worker_id]
             continue
         library.idle.move_to_end(worker_id)
-        found = near.to_take_over(library, instance)
+        found = near.to_take_over(library, instance, state.now)
         if found is None:
             continue
         other, entry = found
@@ -452,7 +458,7 @@ def even_out(state: ManagerState) -> float | None:
             library.piled.move_to_end(instance.worker_id)
             if not instance.worker.takes_work():
                 continue
-            due = max(instance.progress_at + STUCK_S, instance.asked_at + ASK_AGAIN_S)
+            due = max(instance.progress_at + near.STUCK_S, instance.asked_at + ASK_AGAIN_S)
             if state.now < due:
                 due = max(due, soonest)
                 again = due if again is None else min(again, due)

@@ -66,6 +66,23 @@ class ReadyQueue(Generic[E]):
             if self._gone:
                 self._gone -= 1
 
+    def first(self) -> E | None:
+        """The first entry that is still ready; it stays here."""
+        line, heap = self._line, self._heap
+        while line or heap:
+            is_in_line = not heap or (bool(line) and (heap[0][0], heap[0][1]) >= (-line[0].priority, line[0].task_id))
+            entry = line[0] if is_in_line else heap[0][3]
+            if entry.queue is self and entry.state is t.READY:
+                return entry
+            if is_in_line:
+                line.popleft()
+            else:
+                heappop(heap)
+            if self._gone:
+                self._gone -= 1
+        self._gone = 0
+        return None
+
     def last(self) -> E | None:
         """An entry that is still ready and whose turn comes late; it stays here."""
         line, heap = self._line, self._heap
