@@ -28,7 +28,7 @@ from vinecore.errors import AuthenticationError, MissingKeyError, UsageError
 from vinecore.shell import stream
 from vinecore.wire import hello, messages
 from vinecore.wire.framing import FrameReader, FrameWriter
-from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, PENDING_PER_ADDRESS
+from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, PENDING_PER_ADDRESS, needs_tls
 
 ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count()
@@ -631,13 +631,38 @@ def test_no_worker_is_told_again_after_the_next_stall(config: Path, capfd: pytes
             assert eventually(lambda: manager.stats.workers_connected == 0)
 
 
-def test_the_manager_tells_of_a_worker_with_another_password(
-    config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+WITHOUT_TLS = "a worker without TLS dialled, and this manager wants it: start vine_worker with --ssl"
+WITHOUT_SECRET = "a worker that has a secret left, because this manager uses none: start the manager with authentication, "
+WITH_TLS = "a worker with --ssl dialled, and this manager uses no TLS: start vine_worker without --ssl, "
+
+
+@pytest.mark.parametrize(
+    ("manager_has", "worker_has", "why"),
+    [
+        ({}, ("--password", "other"), "a worker's secret is another one"),
+        ({}, ("--no-authentication",), "a worker without a secret dialled"),
+        ({"auth": None}, ("--password", "other"), WITHOUT_SECRET),
+        ({"ssl": True}, (), WITHOUT_TLS),
+        ({}, ("--ssl",), WITH_TLS),
+    ],
+    ids=["password", "no secret", "secret", "no TLS", "TLS"],
+)
+def test_the_manager_tells_of_a_worker_that_it_does_not_let_in(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    manager_has: dict[str, Any],
+    worker_has: tuple[str, ...],
+    why: str,
 ) -> None:
+    if "ssl" in manager_has:
+        pytest.importorskip("cryptography", reason="makes the certificate: pip install 'daskvine[tls]'")
+    monkeypatch.chdir(tmp_path)
     other = tmp_path / "other"
     other.touch(mode=0o600)
     other.write_text("another one")
-    with Manager(port=0) as manager:
+    with Manager(port=0, **manager_has) as manager:
         manager.tune("no-worker-notice", 0.2)
         manager.install_library(manager.create_library_from_functions("lib", add, exec_mode="direct"))
         manager.submit(FunctionCall("lib", "add", 1))
@@ -648,11 +673,15 @@ def test_the_manager_tells_of_a_worker_with_another_password(
             told += capfd.readouterr().err
             return told
 
-        with worker(manager, config, "--password", str(other)) as process:
+        # What is no worker is not told of.
+        with socket.create_connection(("127.0.0.1", manager.port)) as browser:
+            browser.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert rest_of(browser) == (FrameWriter().write(needs_tls()) if "ssl" in manager_has else b"")
+        with worker(manager, config, *worker_has) as process:
             assert process.wait(LIMIT_S) == 1
         assert eventually(lambda: "not let in" in line(), 10.0)
         (said,) = [text for text in told.splitlines() if "not let in" in text]
-        assert said.startswith("vine: a worker was not let in, the latest from 127.0.0.1: a worker's secret is another one"), told
+        assert said.startswith(f"vine: a worker was not let in, the latest from 127.0.0.1: {why}"), told
 
 
 def test_the_default_notice_comes_after_five_seconds() -> None:

@@ -112,3 +112,34 @@ def test_an_exception_with_an_initialiser_of_its_own_is_caught_by_its_class(m: M
     for error in (caught.value, *finish(m, call), task.output):
         assert type(error) is UsualError and (error.code, str(error)) == (404, "404 at home")
         assert "in raise_usual" in str(error.__cause__) and "attributes left out" in str(error.__cause__)
+
+
+class ReadOnlyError(Exception):
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]
+        raise SystemExit(9)
+
+    __context__ = __traceback__ = __cause__  # type: ignore[assignment]
+
+
+def raise_read_only() -> None:
+    raise ReadOnlyError("real reason")
+
+
+def test_an_exception_with_a_read_only_cause_comes_back_itself(m: Manager, install: Callable[..., str]) -> None:
+    """Its place for the remote traceback is found past the class."""
+    call, task = FunctionCall(install(raise_read_only), "raise_read_only"), PythonTask(raise_read_only)
+    with FuturesExecutor(manager=m) as executor:
+        of_future = executor.submit(raise_read_only).exception(30)
+    m.submit(task)
+    assert m.wait(30) is task
+    caught: list[BaseException | None] = [of_future, *finish(m, call), task.output]
+    with DaskVine(local_cores=1) as graphs:
+        try:
+            graphs.get({"x": (raise_read_only,)}, "x")
+        except ReadOnlyError as error:
+            caught.append(error)
+    assert [type(error) for error in caught] == [ReadOnlyError] * 4
+    for one in (call, task):
+        assert one.reason == "it raised ReadOnlyError: real reason"
+        assert "in raise_read_only" in (one.std_output or "")

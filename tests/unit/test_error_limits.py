@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from tests.kit.odd_errors import Fields
+from vinecore.api.outcome import remote_text_of
 from vinecore.errors import RemoteError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.payload import decode_error, describe, encode_error, line_of
+from vinecore.runtime.slot import Broken
 
 
 @pytest.mark.parametrize("letter", ["x", "\u4e2d", "\U0001f600", "\ud800"])
@@ -59,6 +61,19 @@ class NotesRaise(Exception):
     @property
     def __notes__(self) -> list[str]:
         raise SystemExit(2)
+
+
+class ReadOnly(ImportError):
+    """Has properties where the interpreter has fields."""
+
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]
+        raise SystemExit(1)
+
+    __context__ = __traceback__ = name = path = __cause__  # type: ignore[assignment]
+
+    def __init__(self, text: str, *, hint: str = "none") -> None:
+        super().__init__(text, name=hint)
 
 
 class EverythingRaises(Exception):
@@ -137,6 +152,7 @@ def carried(make: Callable[[], BaseException]) -> tuple[bool, BaseException, str
     [
         (lambda: Fields(code=3), Fields, ["below"]),
         (lambda: NotesRaise("real reason"), NotesRaise, None),
+        (lambda: ReadOnly("real reason", hint="a hint"), ReadOnly, ["below"]),
         (lambda: EverythingRaises("real reason"), RemoteError, ["below"]),
         (lambda: ClassRaises("real reason"), RemoteError, ["below"]),
         (lambda: Nameless("real reason"), RemoteError, ["below"]),
@@ -155,10 +171,46 @@ def test_errors_that_raise_when_they_are_asked(make: Callable[[], BaseException]
     shown = repr(BaseException.__dict__["args"].__get__(found))
     if kind is not Unshown:
         assert "real reason" in shown and all("real reason" in line for line in lines)
-        assert "real reason" in str(found.__cause__)
-    assert "in carried" in str(found.__cause__)
+        assert "real reason" in remote_text_of(found)
+    assert "in carried" in remote_text_of(found)
     if notes is not None:
         assert BaseException.__getattribute__(found, "__notes__") == notes
+
+
+class Rigid(Exception):
+    @property
+    def __traceback__(self) -> Any:
+        raise SystemExit(6)
+
+    def with_traceback(self, frames: Any) -> Any:
+        raise SystemExit(7)
+
+
+def test_code_whose_unpickling_raised_such_an_error_raises_it_at_each_call() -> None:
+    code = Broken(Rigid("real reason"))
+    for _ in range(2):
+        try:
+            code()
+        except BaseException as error:
+            assert type(error) is Rigid
+
+
+class Posing:
+    """Says that it is an exception, and is none."""
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        return ValueError
+
+
+class Posed(Exception):
+    def __reduce__(self) -> Any:
+        return Posing, ()
+
+
+def test_what_only_says_that_it_is_an_error_is_none() -> None:
+    found = decode_error(payloads._dumps((payloads.dump(Posed()), "text", "Posed", "real reason", "", [], "")))
+    assert type(found) is RemoteError and "Posed: real reason" in str(found) and "it unpickles as" in str(found)
 
 
 def test_lines_for_messages_are_bounded_and_utf8() -> None:

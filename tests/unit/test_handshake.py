@@ -9,7 +9,7 @@ import pytest
 from vinecore.errors import AuthenticationError, PeerError, ProtocolError, UsageError, VersionError
 from vinecore.wire import handshake, hello
 from vinecore.wire.framing import FrameReader, FrameWriter
-from vinecore.wire.handshake import Dialer, Listener, refusal_of
+from vinecore.wire.handshake import Dialer, Listener, is_in_the_clear, refusal_of
 from vinecore.wire.messages import PROTOCOL_VERSION
 
 SECRET = b"correct horse battery staple 123"
@@ -164,6 +164,25 @@ def test_listener_without_a_secret_refuses_a_dialer_that_wanted_one() -> None:
     text, refusal = refused(other, hello.encode(hello.Proof(b"")), AuthenticationError)
     assert "wants a secret" in text
     assert "refused" in rejected(dialer(), refusal, AuthenticationError)
+
+
+def test_a_listener_knows_why_a_worker_with_a_secret_left() -> None:
+    other = listener(None)
+    assert other.left_for() == "", "nobody has said anything"
+    one = Dialer(SECRET, NONCE_D, "worker")
+    rejected(one, other.receive(one.start()), AuthenticationError)
+    assert "this manager uses none" in other.left_for()
+    for ours, theirs, kind in ((SECRET, SECRET, "worker"), (None, None, "worker"), (None, SECRET, "data")):
+        other = listener(ours)
+        other.receive(Dialer(theirs, NONCE_D, kind).start())
+        assert other.left_for() == "", "it may have had any reason"
+
+
+def test_an_opening_is_known_in_the_clear() -> None:
+    opening = FrameWriter().write(dialer().start())
+    assert is_in_the_clear(opening) and is_in_the_clear(opening[:12])
+    for other in (opening[:11], opening[4:], b"VTC1", b"GET / HTTP/1.0\r\n\r\n"):
+        assert not is_in_the_clear(other)
 
 
 def test_stripping_the_wish_for_authentication_is_refused() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
 
 from vinecore.errors import LibraryFailed, ProtocolError, TaskFailed, UnpicklableError
 from vinecore.manager.entries import CANCELLED, RAISED, TaskEntry
 from vinecore.runtime.payload import decode, decode_error, describe
+
+# As the interpreter itself finds it, whatever a class says.
+_cause_of: Callable[[BaseException], BaseException | None] = BaseException.__dict__["__cause__"].__get__
 
 
 def failure_of(entry: TaskEntry) -> BaseException | None:
@@ -45,16 +49,23 @@ def blame_result(error: BaseException, name: str) -> None:
     Raises:
         UnpicklableError: from the error.
     """
-    if isinstance(error, KeyboardInterrupt | MemoryError | ProtocolError):
+    # Not isinstance, which asks for an attribute of the error.
+    if issubclass(type(error), KeyboardInterrupt | MemoryError | ProtocolError):
         return
     text = f"the result of {name or 'the call'} came back, but could not be rebuilt here: {describe(error)}"
     raise UnpicklableError(text) from error
+
+
+def remote_text_of(error: BaseException) -> str:
+    """The remote traceback that an exception came with; empty when it came with none. Its class is not asked."""
+    cause = _cause_of(error)
+    return "" if cause is None else str(cause)
 
 
 def text_of(error: BaseException | None) -> str:
     """What an exception says; its class may do anything when it is asked."""
     try:
         return str(error)
-    except Exception:
+    except (Exception, SystemExit):
         # As tracebacks show it.
         return "<exception str() failed>"

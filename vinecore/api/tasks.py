@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore.api.files import check_owner
 from vinecore.api.numbers import SECONDS_LIMIT, WHOLE_LIMIT, checked_priority, checked_whole, number_of, shown
-from vinecore.api.outcome import failure_of, rebuilt, text_of
+from vinecore.api.outcome import failure_of, rebuilt, remote_text_of, text_of
 from vinecore.errors import LibraryFailed, LoopDied, UsageError, VineError
 
 if TYPE_CHECKING:
@@ -136,8 +136,7 @@ class SubmittableTask:
         if entry is None or not self._finished:
             return None
         if entry.error == "raised":
-            cause = self._failure().__cause__
-            return str(cause) if cause is not None else ""
+            return remote_text_of(self._failure())
         return "" if entry.error is None else None
 
     @property

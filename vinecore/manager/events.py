@@ -130,7 +130,7 @@ class WorkerSaid(Record):
 
 
 class WorkerRefused(Record):
-    """Somebody dialled as a worker, and was not let in: another secret, another version."""
+    """Somebody dialled as a worker, and was not let in: another secret, another version, one of them without TLS."""
 
     now: float
     who: str

@@ -59,9 +59,10 @@ def rebuild(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[s
     error: BaseException = base.__new__(kind, *args)
     base.__init__(error, *args)
     for name, value in attributes.items():
-        if hasattr(base, name):
-            # Past the class's own __setattr__: exceptions may be frozen dataclasses.
-            BaseException.__setattr__(error, name, value)
+        field: Any = getattr(base, name, None)
+        if hasattr(type(field), "__set__"):
+            # Past all that its class says of it: exceptions may be frozen dataclasses, or have a property of that name.
+            field.__set__(error, value)
         else:
             error.__dict__[name] = value
     return error

@@ -67,7 +67,8 @@ _is_atomic = ATOMIC.issuperset
 # As the interpreter itself finds these, whatever a class says.
 _qualname_of: Callable[[type], str] = type.__dict__["__qualname__"].__get__
 _module_of: Callable[[type], Any] = type.__dict__["__module__"].__get__
-_frames_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
+frames_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
+_set_cause: Callable[[BaseException, BaseException], None] = BaseException.__dict__["__cause__"].__set__
 _dumps = pickle.dumps
 _loads = pickle.loads
 
@@ -523,8 +524,8 @@ def decode_error(data: bytes | memoryview) -> BaseException:
             reason = describe(failure)
     if error is None:
         error = RemoteError(f"{type_name}: {message or shown} (could not be rebuilt here: {reason})")
-    # Past the class's own __setattr__: exceptions may be frozen dataclasses.
-    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
+    # Past all that its class says of it: exceptions may be frozen dataclasses, or have a property of that name.
+    _set_cause(error, RemoteTraceback(text))
     if notes and _notes_of(error) != notes:
         _set_notes(error, notes)
     return error
@@ -537,8 +538,9 @@ def add_note(error: BaseException, note: str) -> bool:
 
 
 def _rebuild_error(pickled: bytes) -> BaseException:
-    rebuilt = _loads(pickled)
-    if not isinstance(rebuilt, BaseException):
+    rebuilt: BaseException = _loads(pickled)
+    # Not isinstance, which believes what an object says of its class.
+    if not issubclass(type(rebuilt), BaseException):
         raise UnpicklableError(f"it unpickles as {_article(rebuilt)}")
     return rebuilt
 
@@ -662,7 +664,7 @@ def _traceback_text(error: BaseException) -> str:
     import traceback
 
     def traceback_of(error: BaseException) -> str:
-        found = traceback.TracebackException(type(error), error, _user_frames(_frames_of(error)), compact=True)
+        found = traceback.TracebackException(type(error), error, _user_frames(frames_of(error)), compact=True)
         rest = [found]
         while rest:
             one = rest.pop()
@@ -670,15 +672,15 @@ def _traceback_text(error: BaseException) -> str:
             rest += filter(None, (one.__cause__, one.__context__, *(one.exceptions or ())))
         return "".join(found.format())
 
-    def frames_of(error: BaseException) -> str:
-        return "".join(traceback.format_tb(_user_frames(_frames_of(error))))
+    def frames(error: BaseException) -> str:
+        return "".join(traceback.format_tb(_user_frames(frames_of(error))))
 
     try:
         return _exact(traceback_of(error))
     except BaseException:
         # Its class has no answer to what tracebacks ask for: without causes, then.
         lines = [_line_of(error, _safe_text(str, error)), *_notes_of(error)]
-        return _exact("Traceback (most recent call last):\n" + _safe_text(frames_of, error) + "\n".join(lines) + "\n")
+        return _exact("Traceback (most recent call last):\n" + _safe_text(frames, error) + "\n".join(lines) + "\n")
 
 
 def _shorten_notes(shown: Any) -> None:

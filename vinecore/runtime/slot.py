@@ -91,11 +91,11 @@ class Broken:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
-        self.traceback = error.__traceback__
+        self.traceback = payloads.frames_of(error)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         # As it was: without what earlier calls added to its traceback, which would grow with each.
-        raise self.error.with_traceback(self.traceback)
+        raise BaseException.with_traceback(self.error, self.traceback)
 
 
 class Codes(dict[int, Any]):

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from vinecore.errors import AuthenticationError, FileLost, LoopDied, PeerError, VersionError, VineError
+from vinecore.errors import AuthenticationError, FileLost, LoopDied, PeerError, ProtocolError, VersionError, VineError
 from vinecore.manager import events, orders
 from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.manager.machine import ManagerMachine
@@ -32,7 +32,7 @@ from vinecore.shell import transfer
 from vinecore.shell.splice import Splices
 from vinecore.shell.strangers import ACCEPT_QUEUE, Strangers
 from vinecore.shell.stream import Link
-from vinecore.shell.tls import Identity
+from vinecore.shell.tls import CONTROL_PREAMBLE, Identity
 from vinecore.shell.tls_gate import TlsGate
 from vinecore.wire import messages
 from vinecore.wire.handshake import Listener
@@ -403,8 +403,9 @@ class ManagerLoop:
             self._tell_worker_left(link)
         elif not worker_id:
             self.refused_count += 1
-            if isinstance(error, AuthenticationError | VersionError):
-                self._handle(events.WorkerRefused(time.monotonic(), _address_of(link.peer), str(error)))
+            why = _why_refused(link, error)
+            if why:
+                self._handle(events.WorkerRefused(time.monotonic(), _address_of(link.peer), why))
 
     def _tell_worker_left(self, link: Link) -> None:
         if self.worker_left is not None:
@@ -500,6 +501,17 @@ class ManagerLoop:
                 # Replaced, not closed: the number must not be closed a second time by the socket's finaliser.
                 os.dup2(null, sock.fileno())
         os.close(null)
+
+
+def _why_refused(link: Link, error: Exception | None) -> str:
+    """Why a worker was not let in, or turned away itself; empty when it is not sure that this was one."""
+    if isinstance(error, AuthenticationError | VersionError):
+        return str(error)
+    if isinstance(error, ProtocolError) and link.came_last(CONTROL_PREAMBLE):
+        # It waits for an answer behind it, so this is all that came.
+        text = "a worker with --ssl dialled, and this manager uses no TLS"
+        return f"{text}: start vine_worker without --ssl, or the manager with ssl=True"
+    return link.handshake.left_for() if isinstance(link.handshake, Listener) else ""
 
 
 def _address_of(peer: str) -> str:

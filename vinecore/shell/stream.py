@@ -77,7 +77,7 @@ class Link(asyncio.BufferedProtocol):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = transport.get_extra_info("peername")
-        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a local socket"
+        self.peer = name_of(peer)
         self._timer = asyncio.get_running_loop().call_later(HANDSHAKE_TIMEOUT_S, self._too_slow)
         if self._strangers is not None:
             address = str(peer[0]) if isinstance(peer, tuple) else ""
@@ -165,9 +165,15 @@ class Link(asyncio.BufferedProtocol):
                 self.transport.abort()
         self._report_lost()
 
-    def abandon(self) -> None:
-        """It never got a connection: report it lost."""
+    def abandon(self, error: Exception | None = None, peer: str = "") -> None:
+        """It never got a connection, or not one that it could use: report it lost."""
+        self.error = self.error or error
+        self.peer = peer
         self._report_lost()
+
+    def came_last(self, data: bytes) -> bool:
+        """Whether what came last began with these bytes."""
+        return self._buffer[: len(data)] == data
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.error = self.error or exc
@@ -206,3 +212,8 @@ class Link(asyncio.BufferedProtocol):
         self.lost = True
         self.transport.close()
         return copy, leftover
+
+
+def name_of(peer: object) -> str:
+    """The other side of a connection, from what its transport says of it."""
+    return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "a local socket"

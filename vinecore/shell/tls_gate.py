@@ -14,13 +14,13 @@ import socket
 import threading
 from collections.abc import Callable
 
-from vinecore.errors import PeerError
+from vinecore.errors import AuthenticationError, PeerError
 from vinecore.shell import transfer
 from vinecore.shell.strangers import Stranger, Strangers
-from vinecore.shell.stream import Link
+from vinecore.shell.stream import Link, name_of
 from vinecore.shell.tls import CONTROL_PREAMBLE, DATA_PREAMBLE, GO_AHEAD, Identity
 from vinecore.wire.framing import FrameWriter
-from vinecore.wire.handshake import HANDSHAKE_TIMEOUT_S, needs_tls
+from vinecore.wire.handshake import HANDSHAKE_TIMEOUT_S, is_in_the_clear, needs_tls
 
 PREAMBLE_BYTES = 4
 
@@ -85,6 +85,9 @@ class TlsGate(asyncio.Protocol):
             # A dialler without TLS reads this as a frame and can say what is wrong.
             self.transport.write(FrameWriter().write(needs_tls()))
             self.transport.close()
+            if self.make_link is not None and is_in_the_clear(self._early):
+                why = "a worker without TLS dialled, and this manager wants it: start vine_worker with --ssl"
+                self.make_link().abandon(AuthenticationError(why), name_of(self.transport.get_extra_info("peername")))
 
     async def _encrypt(self, link: Link) -> None:
         """Upgrade to TLS; from there on the link owns the connection, and is counted in place of the gate."""

@@ -24,6 +24,7 @@ from hashlib import sha256
 
 from vinecore.errors import AuthenticationError, PeerError, ProtocolError, UsageError, VersionError
 from vinecore.wire import hello
+from vinecore.wire.framing import HEADER_BYTES
 from vinecore.wire.messages import PROTOCOL_VERSION
 
 # The largest frame that a stranger can make us hold; the handshake's longest has about 2,200 bytes.
@@ -61,6 +62,11 @@ def refusal_of(error: PeerError) -> bytes:
 def needs_tls() -> bytes:
     """The payload that refuses a dialler which began without TLS."""
     return hello.encode(hello.Refuse(NEEDS_TLS))
+
+
+def is_in_the_clear(begin: bytes) -> bool:
+    """Whether a connection that begins with these bytes is a dialler's of this protocol, of any version, without TLS."""
+    return begin.startswith(hello.MAGIC, HEADER_BYTES)
 
 
 class _Secret:
@@ -296,6 +302,19 @@ class Listener:
             raise
         self._failed = False
         return answer
+
+    def left_for(self) -> str:
+        """Why a worker that ended the link before it was done must have done so, for people; empty when that is not sure.
+
+        An honest one that has a secret ends the link at a Challenge that has none.
+        """
+        opening = self._hello
+        if opening is None or opening.kind != "worker" or not opening.wants_auth or self._secret is not None or self.done:
+            return ""
+        return (
+            "a worker that has a secret left, because this manager uses none: start the manager with authentication, "
+            "or vine_worker with --no-authentication"
+        )
 
     def _on_opening(self, message: hello.Opening, payload: bytes) -> bytes:
         if self._secret is not None and not message.wants_auth:
