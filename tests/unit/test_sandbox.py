@@ -242,7 +242,7 @@ def runs_well(place: Place, store: Path, number: int) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["spare", "task.2.1"])
-@pytest.mark.parametrize("when", ["while it runs", "afterwards"])
+@pytest.mark.parametrize("when", ["while it runs", "while one is removed", "afterwards"])
 def test_what_a_task_leaves_under_the_names_of_later_ones_is_not_used(
     store: Path, precious: Path, kind: str, name: str, when: str
 ) -> None:
@@ -251,12 +251,17 @@ def test_what_a_task_leaves_under_the_names_of_later_ones_is_not_used(
     if when == "afterwards":
         box.recycle()
         remove_tree(str(box.path.parent / name))
-    put_something(box.path.parent / name, kind, precious)
-    if when != "afterwards":
-        box.recycle()
+        put_something(box.path.parent / name, kind, precious)
+    else:
+        put_something(box.path.parent / name, kind, precious)
+        (box.recycle if when == "while it runs" else box.remove)()
     for number in (2, 3):
         assert runs_well(box.place, store, number)
     assert os.listdir(box.place.path) == ["spare"]
+    # It is used again.
+    box.build({})
+    box.recycle()
+    assert os.listdir(box.place.path / "spare") == [TEMPORARY]
 
 
 @pytest.mark.parametrize("path", ["file", f"{TEMPORARY}/file"])
