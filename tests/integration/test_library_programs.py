@@ -162,6 +162,47 @@ def test_what_a_program_links_in_the_place_of_its_directory_is_left_alone(
     assert (tmp_path / "precious/below/file").exists()
 
 
+def test_what_a_program_links_around_its_directory_is_left_alone(m: Manager, program: Callable[..., str], tmp_path: Path) -> None:
+    library = program("links_around")
+    call = FunctionCall(library, "link_around", str(tmp_path))
+    (failure,) = finish(m, call)
+    assert isinstance(failure, TaskFailed) and "replaced the directory around its sandbox" in str(failure)
+    assert finish(m, FunctionCall(library, "double", 4)) == [8]
+    assert len(list(tmp_path.glob("call.*/below"))) == 1
+    assert all(below.is_dir() and not os.listdir(below) for below in tmp_path.glob("call.*/below"))
+
+
+def link_around(target: str) -> str:
+    """In a direct slot: a link stands where the directories of libraries were; where it leads is one of the same name."""
+    here = os.getcwd()
+    around = os.path.dirname(here)
+    os.makedirs(os.path.join(target, os.path.basename(here), "below"))
+    os.rename(around, around + ".aside")
+    os.symlink(target, around)
+    return here
+
+
+def test_what_a_call_links_around_the_directory_of_its_library_is_left_alone(m: Manager, tmp_path: Path) -> None:
+    def read() -> str:
+        return Path("in.txt").read_text()
+
+    def install(name: str) -> str:
+        library = m.create_library_from_functions(name, link_around, read, exec_mode="direct")
+        library.add_input(m.declare_buffer(b"of the library"), "in.txt")
+        m.install_library(library)
+        return name
+
+    (here,) = finish(m, FunctionCall(install("linked"), "link_around", str(tmp_path)))
+    own = Path(here)
+    moved = Path(f"{own.parent}.aside", own.name)
+    assert moved.is_dir()
+    m.remove_library("linked")
+    assert eventually(lambda: not moved.exists())
+    assert finish(m, FunctionCall(install("after"), "read")) == ["of the library"]
+    m.remove_library("after")
+    assert [path.name for path in tmp_path.rglob("*")] == [own.name, "below"]
+
+
 def test_a_length_may_have_leading_zeros(m: Manager, program: Callable[..., str]) -> None:
     library = program("zeros")
     call = FunctionCall(library, "answer_with", b"0000000005\n1 2 3")

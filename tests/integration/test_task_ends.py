@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kit.calls import LIMIT_S
+from tests.kit.deep import make_deep
 from vinecore import Manager, PythonTask, Task
 from vinecore.runtime.forking_slot import _missing_text
 from vinecore.wire.messages import Report
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Manager]:
+    """A manager whose worker runs one task after the other in one slot."""
+    with Manager(local_cores=1) as manager:
+        yield manager
 
 
 def run(m: Manager, command: str, **options: Any) -> Task:
@@ -129,3 +140,46 @@ def test_an_environment_that_is_too_large_as_a_whole(m: Manager) -> None:
     task = run(m, "true", env={f"V{number}": "x" * 100 * KIB for number in range(70)})
     assert task.result == "forsaken"
     assert "the command line and the environment are too long" in task.reason and "put the largest into files" in task.reason
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        'ln -s "$PRECIOUS" ../spare',
+        "mkfifo ../spare",
+        "mkdir ../spare && touch ../spare/o",
+        'around=$(dirname "$PWD"); cp -r "$PWD" "$PRECIOUS"; mv "$around" "$around.aside"; ln -s "$PRECIOUS" "$around"',
+        'around=$(dirname "$PWD"); rm -rf "$around"; touch "$around"',
+    ],
+)
+def test_what_a_task_puts_in_the_way_of_later_ones(narrow: Manager, tmp_path: Path, harm: str) -> None:
+    m = narrow
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "o").write_text("of the user")
+    first = Task(f"echo mine > o; {harm}", cores=1, memory=10, disk=100, env={"PRECIOUS": str(precious)})
+    m.submit(first)
+    assert m.wait(LIMIT_S) is first and first.successful(), first.reason
+    copies = {path: path.read_text() for path in precious.rglob("*") if path.is_file()}
+    for _ in range(2):
+        made = m.declare_temp()
+        task = run(m, "pwd -P; cat in > o", inputs={m.declare_buffer(b"innocent"): "in"}, outputs={made: "o"})
+        assert task.successful(), task.reason
+        assert not str(task.output).startswith(str(tmp_path)) and m.fetch_file(made) == "innocent"
+    assert {path: path.read_text() for path in precious.rglob("*") if path.is_file()} == copies
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_directories_deeper_than_calls_go_are_removed(killed: bool) -> None:
+    code = "import os\nfor _ in range(3000):\n os.mkdir('d')\n os.chdir('d')"
+    with Manager(local_cores=1) as m:
+        assert run(m, f'"$PYTHON" -c "{code}"', env={"PYTHON": sys.executable}).successful()
+        task = run(m, "ls ..; dirname $(dirname $PWD)")
+        sandbox, workspace = str(task.output).split()
+        assert sandbox.startswith("task.")
+        # What others leave there goes with the worker.
+        make_deep(Path(workspace, "tmp"), 3000)
+        if killed:
+            assert m.engine.embedded is not None
+            os.kill(m.engine.embedded.process.pid, signal.SIGKILL)
+    assert not Path(workspace).exists()

@@ -107,6 +107,15 @@ def link_in_place(target):
     os.symlink(target, here)
 
 
+def link_around(target):
+    """A link stands where the directory of this slot's calls was; where it leads is something of the same name."""
+    here = os.getcwd()
+    around = os.path.dirname(here)
+    os.makedirs(os.path.join(target, os.path.basename(here), "below"))
+    os.rename(around, around + ".aside")
+    os.symlink(target, around)
+
+
 def kill_program():
     os.kill(os.getppid(), signal.SIGKILL)
     os._exit(1)

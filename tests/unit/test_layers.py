@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "vinecore.manager": MACHINE_FLOOR,
     "vinecore.worker": MACHINE_FLOOR,
     "vinecore.runtime": WIRE_FLOOR,
-    "vinecore.shell": ("vinecore.manager", "vinecore.worker", *WIRE_FLOOR),
+    # The runtime is started, not imported, but for what removes directories: it imports nothing of ours.
+    "vinecore.shell": ("vinecore.manager", "vinecore.worker", "vinecore.runtime.places", *WIRE_FLOOR),
     "vinecore.observe": WIRE_FLOOR,
     "vinecore.catalog": WIRE_FLOOR,
     "vinecore.factory": WIRE_FLOOR,

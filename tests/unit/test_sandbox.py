@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kit.deep import make_deep
 from vinecore.errors import UsageError
 from vinecore.runtime import forking_slot, sandbox
 from vinecore.runtime.forking_slot import Limits
-from vinecore.runtime.sandbox import COPY_BELOW_BYTES, STDOUT, Box, remove_tree
+from vinecore.runtime.places import _OPEN_LEVELS, TEMPORARY, Place, remove_tree
+from vinecore.runtime.sandbox import COPY_BELOW_BYTES, STDOUT, Box
 from vinecore.wire.messages import EXECUTABLE, HOME, ON_FAILURE, ON_SUCCESS, SYMLINK, Mount, Product, Sandbox
 
 BIG = b"b" * (COPY_BELOW_BYTES + 1)
@@ -31,7 +35,7 @@ def store(tmp_path: Path) -> Path:
 
 def box_of(store: Path, *mounts: Mount, products: tuple[Product, ...] = (), **options: Any) -> Box:
     spec = Sandbox(list(mounts), list(products), [("MINE", "1"), ("GONE", None), ("TMP", "mine")], **options)
-    return Box(store.parent / "sandboxes", "task.1.1", spec, store)
+    return Box(Place(store.parent / "sandboxes"), "task.1.1", spec, store)
 
 
 def test_inputs_are_where_they_should_be(store: Path) -> None:
@@ -190,6 +194,156 @@ def test_a_link_in_the_place_of_the_directory_is_not_followed(store: Path, tmp_p
     assert stat.S_IMODE(precious.stat().st_mode) == rights
     precious.chmod(0o700)
     assert (precious / "below/file").read_bytes() == b"of the user"
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Iterator[Path]:
+    """A directory of the user's, which has to be as it was at the end."""
+    path = tmp_path / "precious"
+    (path / "task.1.1/below").mkdir(parents=True)
+    names = ("file", "out", "in", "task.1.1/out", "task.1.1/below/file")
+    for name in names:
+        (path / name).write_text("of the user")
+    found = sorted(path.rglob("*"))
+    yield path
+    assert sorted(path.rglob("*")) == found
+    assert [(path / name).read_text() for name in names] == ["of the user"] * len(names)
+
+
+def put_something(path: Path, kind: str, precious: Path) -> None:
+    """What a task may leave under a name that is not its own."""
+    if kind == "link":
+        path.symlink_to(precious)
+    elif kind == "file":
+        path.touch()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "empty directory":
+        path.mkdir(mode=0o755)
+    else:
+        (path / "in").mkdir(parents=True)
+
+
+KINDS = ["link", "file", "pipe", "empty directory", "full directory"]
+
+
+def runs_well(place: Place, store: Path, number: int) -> bool:
+    """Whether the next task has a directory of its own, with nothing in it but its inputs, and its output is taken."""
+    spec = Sandbox([Mount(1, "in")], [Product("out", "made", 0)], [])
+    box = Box(place, f"task.{number}.1", spec, store)
+    box.build({1: b"input"})
+    assert sorted(os.listdir(box.path)) == [TEMPORARY, "in"] and os.listdir(box.path / TEMPORARY) == []
+    assert box.path.resolve() == store.resolve().parent / "sandboxes" / f"task.{number}.1"
+    (box.path / "out").write_bytes(b"output")
+    assert box.collect(True, 0) == ([("made", 6, b"")], [])
+    box.recycle()
+    return (store / "made").read_bytes() == b"output"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["spare", "task.2.1"])
+@pytest.mark.parametrize("when", ["while it runs", "while one is removed", "afterwards"])
+def test_what_a_task_leaves_under_the_names_of_later_ones_is_not_used(
+    store: Path, precious: Path, kind: str, name: str, when: str
+) -> None:
+    box = box_of(store)
+    box.build({})
+    if when == "afterwards":
+        box.recycle()
+        remove_tree(str(box.path.parent / name))
+        put_something(box.path.parent / name, kind, precious)
+    else:
+        put_something(box.path.parent / name, kind, precious)
+        (box.recycle if when == "while it runs" else box.remove)()
+    for number in (2, 3):
+        assert runs_well(box.place, store, number)
+    assert os.listdir(box.place.path) == ["spare"]
+    # It is used again.
+    box.build({})
+    box.recycle()
+    assert os.listdir(box.place.path / "spare") == [TEMPORARY]
+
+
+@pytest.mark.parametrize("path", ["file", f"{TEMPORARY}/file"])
+def test_an_emptied_directory_that_is_not_empty_any_more_is_not_used(store: Path, path: str) -> None:
+    box = box_of(store)
+    box.build({})
+    box.recycle()
+    (box.place.path / "spare" / path).touch()
+    assert runs_well(box.place, store, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["remove", "recycle"])
+def test_what_is_put_in_the_place_of_the_directory_around_is_not_used(store: Path, precious: Path, kind: str, how: str) -> None:
+    box = box_of(store, products=(Product("out", "made", 0),))
+    box.build({})
+    (box.path / "out").touch()
+    aside = store.parent / "aside"
+    box.place.path.rename(aside)
+    put_something(box.place.path, kind, precious)
+    assert box.collect(True, 0) == ([], ["out"])
+    getattr(box, how)()
+    assert os.listdir(aside) == []
+    for number in (2, 3):
+        assert runs_well(box.place, store, number)
+
+
+def test_a_link_that_comes_while_the_directory_is_emptied_is_not_followed(
+    store: Path, precious: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = box_of(store)
+    box.build({})
+    (box.path / "file").touch()
+    real = os.scandir
+
+    def scandir(place: Any) -> Any:
+        if not box.path.is_symlink():
+            box.path.rename(store.parent / "aside")
+            box.path.symlink_to(precious)
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    box.recycle()
+    monkeypatch.undo()
+    assert os.listdir(store.parent / "aside") == [TEMPORARY]
+    assert runs_well(box.place, store, 2)
+
+
+def test_a_shared_place_is_used_by_all_of_its_processes(tmp_path: Path, precious: Path) -> None:
+    places = [Place(tmp_path / "libraries", is_shared=True) for _ in range(2)]
+    for number, place in enumerate(places):
+        place.make(str(number))
+    assert sorted(os.listdir(tmp_path / "libraries")) == ["0", "1"]
+    (tmp_path / "libraries").rename(tmp_path / "aside")
+    (tmp_path / "libraries").symlink_to(precious)
+    places[0].make("2")
+    assert os.listdir(tmp_path / "libraries") == ["2"]
+    places[1].remove("1")
+    assert os.listdir(tmp_path / "aside") == ["0"]
+
+
+@pytest.mark.parametrize("rights", [0o700, 0o500])
+def test_removal_of_more_levels_than_calls_and_descriptors_go_deep(tmp_path: Path, rights: int) -> None:
+    make_deep(tmp_path / "deep", 3000, rights)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 150, limits[1]))
+    try:
+        remove_tree(str(tmp_path / "deep"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert os.listdir(tmp_path) == []
+
+
+def test_removal_of_a_tree_that_is_wide_where_it_is_deep(tmp_path: Path) -> None:
+    ends = [make_deep(tmp_path / "deep", _OPEN_LEVELS + 1 - level) for level in range(3)]
+    for end in ends:
+        for number in range(5):
+            (end / f"w{number}/below").mkdir(parents=True)
+            (end / f"w{number}/below/link").symlink_to(tmp_path)
+    (tmp_path / "mine").touch()
+    remove_tree(str(tmp_path / "deep"))
+    assert os.listdir(tmp_path) == ["mine"]
 
 
 def test_an_output_behind_a_link_that_leads_out_is_copied(store: Path, tmp_path: Path) -> None:

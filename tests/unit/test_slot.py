@@ -84,7 +84,7 @@ def test_a_program_is_given_up_whatever_goes_wrong_with_asking_it(tmp_path: Path
     slot = program_slot_in(tmp_path, monkeypatch, Broken)
     with pytest.raises(program_slot.ProgramFailed, match=r"talking to the program raised OSError: .*Too many open files"):
         slot.execute(call())
-    assert list(slot.sandboxes.iterdir()) == []
+    assert list(slot.sandboxes.path.iterdir()) == []
 
 
 @pytest.mark.parametrize("where", ["mkdtemp", "write_bytes"])
@@ -98,4 +98,4 @@ def test_a_full_disk_is_no_fault_of_a_call_of_a_program(tmp_path: Path, monkeypa
     monkeypatch.setattr(program_slot.tempfile if where == "mkdtemp" else Path, where, full)
     result = slot.execute(call())
     assert result.status == messages.LOST and b"No space left" in result.value
-    assert list(slot.sandboxes.iterdir()) == []
+    assert list(slot.sandboxes.path.iterdir()) == []

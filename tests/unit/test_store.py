@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.kit.deep import make_deep
 from vinecore.shell import store
 from vinecore.shell.store import LOCK, UNLOCKED_S, Store, sweep_dead_workspaces
 
@@ -158,3 +159,14 @@ def test_parts_of_objects_go_only_with_their_writers(temporary: Path) -> None:
     made.unlink(["r1-1.1", "r1-2.1"], partial=True)
     assert list(made.objects.iterdir()) == []
     made.remove()
+
+
+def test_directories_deeper_than_calls_go_are_removed(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private, named = Store(None), Store(str(temporary / "named"))
+    for made in (private, named):
+        make_deep(made.temporary, 3000)
+    named.remove()
+    monkeypatch.setattr(store, "UNLOCKED_S", 0.0)
+    private._lock.close()
+    sweep_dead_workspaces()
+    assert entries(temporary) == []

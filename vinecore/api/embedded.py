@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 from vinecore.runtime.ends import end_text
+from vinecore.runtime.places import remove_tree
 
 _CODE = "import sys; from vinecore.cli.worker import main; sys.exit(main())"
 # After a polite request to end, a worker gets this long before it is killed.
@@ -95,9 +96,7 @@ class EmbeddedWorker:
                 self.process.wait()
         if os.path.isdir(self._workspace):
             # It was killed: an orderly end removes its own.
-            import shutil
-
-            shutil.rmtree(self._workspace, ignore_errors=True)
+            remove_tree(self._workspace)
         self.close_lifeline()
 
     def close_lifeline(self) -> None:

@@ -31,6 +31,7 @@ from vinecore.runtime.fork_hooks import lean_fork
 from vinecore.runtime.guard import Guard, kill_group
 from vinecore.runtime.library_code import load_functions, threads_beside
 from vinecore.runtime.lifeline import adopt_orphans
+from vinecore.runtime.places import Place
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box, read_regular
 from vinecore.runtime.slot import Broken, Codes, MissingInput, Slot
@@ -116,10 +117,10 @@ class ForkingSlot(Slot):
         self._stubborn: set[int] = set()
         # Children are gone after their call, and this process runs no user code.
         self.growth_bytes = 0
-        self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
+        self.sandboxes = Place(Path(begin.store).parent / f"sandboxes-{os.getpid()}")
         # Files of the library, which calls find where they run; this process began in the directory that has them.
         self._shared = [(mount.path, f"{os.getcwd()}/{mount.path}") for mount in begin.mounts]
-        self.guard = Guard(str(self.sandboxes))
+        self.guard = Guard(str(self.sandboxes.path))
         adopt_orphans()
         self._answers = Answers(begin.inline_limit_bytes)
         self._number = 0
@@ -310,7 +311,8 @@ class ForkingSlot(Slot):
             Path(self.store, name).unlink(missing_ok=True)
         self._spoilt.update(report.damaged)
         limit_bytes = min(spec.stdout_limit_bytes, STDOUT_LIMIT_BYTES)
-        report.stdout, report.stdout_cut = _read_limited(box.path / STDOUT, limit_bytes)
+        if box.place.stands():
+            report.stdout, report.stdout_cut = _read_limited(box.path / STDOUT, limit_bytes)
         report.disk_mb = limits.seen_mb
         result.report = report
 

@@ -14,7 +14,7 @@ import mmap
 import os
 import signal
 
-from vinecore.runtime.sandbox import remove_tree
+from vinecore.runtime.places import remove_tree
 
 _GROUP_BYTES = 8
 

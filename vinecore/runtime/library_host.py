@@ -35,6 +35,7 @@ from vinecore.runtime.exec_limits import too_long_text
 from vinecore.runtime.forking_slot import ForkingSlot
 from vinecore.runtime.library_code import import_quietly, load_functions, why_unsafe
 from vinecore.runtime.lifeline import die_with_parent
+from vinecore.runtime.places import Place
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import Box
 from vinecore.runtime.slot import CLAIM_BYTES, Slot
@@ -127,8 +128,7 @@ class Host:
         self.begin = message
         try:
             if message.mounts and self.box is None:
-                spec = messages.Sandbox(message.mounts, [], [])
-                self.box = Box(Path(message.store).parent / "libraries", str(os.getpid()), spec, Path(message.store))
+                self.box = _box_of(message, os.getpid())
                 self.box.build({})
             if self.box is not None:
                 os.chdir(self.box.path)
@@ -219,8 +219,8 @@ class Host:
             begin = messages.decode_to_library(file.read())
         assert isinstance(begin, messages.Begin)
         if begin.mounts:
-            spec = messages.Sandbox(begin.mounts, [], [])
-            self.box = Box(Path(begin.store).parent / "libraries", str(first_pid), spec, Path(begin.store))
+            self.box = _box_of(begin, first_pid)
+            self.box.place.find()
         self.begin_library(begin)
 
     def hoist(self, names: list[str]) -> None:
@@ -330,6 +330,12 @@ def _quietly(function: Callable[..., object], *args: object) -> None:
         function(*args)
     except (ProcessLookupError, PermissionError, ChildProcessError):
         pass
+
+
+def _box_of(begin: messages.Begin, pid: int) -> Box:
+    """The directory for a library's files, next to those of the worker's other libraries."""
+    store = Path(begin.store)
+    return Box(Place(store.parent / "libraries", is_shared=True), str(pid), messages.Sandbox(begin.mounts, [], []), store)
 
 
 def _kind_for(begin: messages.Begin) -> type[Slot]:

@@ -35,7 +35,8 @@ from vinecore.errors import TaskFailed
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.ends import end_text
 from vinecore.runtime.guard import Guard
-from vinecore.runtime.sandbox import read_regular, remove_tree
+from vinecore.runtime.places import Place
+from vinecore.runtime.sandbox import read_regular
 from vinecore.runtime.slot import NoRoom, Slot
 from vinecore.wire import messages
 from vinecore.wire.messages import Call
@@ -237,14 +238,15 @@ class ProgramSlot(Slot):
         super().__init__(sock, claims, begin, functions)
         # The call that runs.
         self.task_id = 0
-        self.sandboxes = Path(begin.store).parent / f"sandboxes-{os.getpid()}"
-        if len(str(self.sandboxes).split()) > 1:
+        self.sandboxes = Place(Path(begin.store).parent / f"sandboxes-{os.getpid()}")
+        path = self.sandboxes.path
+        if len(str(path).split()) > 1:
             raise ProgramFailed(
-                f"the path of the worker's workspace has a blank in it ({self.sandboxes.parent}), and library programs are told "
+                f"the path of the worker's workspace has a blank in it ({path.parent}), and library programs are told "
                 "their directories between blanks: start the worker with another --workspace (or TMPDIR)"
             )
-        self.sandboxes.mkdir(mode=0o700)
-        self.guard = Guard(str(self.sandboxes))
+        self.sandboxes.ensure()
+        self.guard = Guard(str(path))
         self.program = Program(begin)
         self.failure: ProgramFailed | None = None
         # The last call that began.
@@ -298,21 +300,21 @@ class ProgramSlot(Slot):
                 what = f"talking to the program raised {payloads.line_of(error)}"
                 self.failure = error if isinstance(error, ProgramFailed) else ProgramFailed(what)
                 raise
+            if not self.sandboxes.stands():
+                # Whatever is there now is not what the function left.
+                who = f"function {name!r} of library {self.program.name!r}"
+                raise TaskFailed(f"{who} removed or replaced the directory around its sandbox, and left no result")
             output = _beginning(Path(stdout))
             _print(output)
             return self._value(name, Path(sandbox, "outfile"), status, output)
         finally:
-            remove_tree(sandbox)
+            self.sandboxes.remove(os.path.basename(sandbox))
 
     def _make_sandbox(self) -> str:
-        prefix = f"call.{self.task_id}."
         try:
-            try:
-                return tempfile.mkdtemp(prefix=prefix, dir=self.sandboxes)
-            except FileNotFoundError:
-                # An earlier call has removed what is around its own.
-                self.sandboxes.mkdir(mode=0o700)
-                return tempfile.mkdtemp(prefix=prefix, dir=self.sandboxes)
+            # An earlier call may have removed or replaced what is around its own.
+            self.sandboxes.ensure()
+            return tempfile.mkdtemp(prefix=f"call.{self.task_id}.", dir=self.sandboxes.path)
         except OSError as error:
             raise NoRoom(f"its sandbox could not be made: {error.strerror}") from None
 

@@ -13,10 +13,10 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 from vinecore.errors import UsageError
+from vinecore.runtime.places import TEMPORARY, Place
 from vinecore.wire import messages
 from vinecore.wire.messages import Mount, Product, Sandbox
 
@@ -26,12 +26,8 @@ FICLONE = 0x40049409
 COPY_BELOW_BYTES = 1 << 20
 # Content of outputs that rides with one result; higher: fewer transfers, larger messages.
 INLINE_TOTAL_BYTES = 1 << 20
-TEMPORARY = ".vine.tmp"
-# An emptied sandbox waits for the next task under this name: making and deleting directories costs as much as starting a shell.
-_SPARE = "spare"
 STDOUT = ".vine.stdout"
 _SEND_BYTES = 1 << 30
-_PRIVATE = stat.S_IFDIR | 0o700
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -39,14 +35,15 @@ class Box:
     """One sandbox on disk.
 
     Parameters:
-        root: directory that will hold it; made when needed.
+        place: directory that will hold it; made when needed.
         name: of the sandbox, unique among live ones.
         spec: what is in it.
         store: directory of objects.
     """
 
-    def __init__(self, root: Path, name: str, spec: Sandbox, store: Path) -> None:
-        self.path = root / name
+    def __init__(self, place: Place, name: str, spec: Sandbox, store: Path) -> None:
+        self.place = place
+        self.path = place.path / name
         self.spec = spec
         self.store = store
         # Hard-linked inputs: (object, size, mtime_ns) as they were.
@@ -59,11 +56,7 @@ class Box:
             FileNotFoundError: an object is not in the store. OSError: the disk does not take it.
             UsageError: a path would leave the sandbox, or an input stands where a directory has to be.
         """
-        try:
-            os.rename(self.path.parent / _SPARE, self.path)
-        except FileNotFoundError:
-            (self.path / TEMPORARY).mkdir(mode=0o700, parents=True)
-            self.path.chmod(0o700)
+        self.place.make(self.path.name)
         for mount in self.spec.mounts:
             target = self._free_place(mount.path)
             if isinstance(mount.source, int):
@@ -164,11 +157,13 @@ class Box:
         inline_bytes = 0
         # A file may be two outputs: all but the last are copied.
         last = {product.path: number for number, product in enumerate(self.spec.products)}
+        # Behind a link in the place of the directory around it would be files of others, which look like the task's own.
+        is_there = not last or self.place.stands()
         for number, product in enumerate(self.spec.products):
             if product.flags & (messages.ON_SUCCESS if not succeeded else messages.ON_FAILURE):
                 continue
             source = self.path / product.path
-            if not source.is_file():
+            if not is_there or not source.is_file():
                 missing.append(product.path)
                 continue
             limit = min(inline_limit_bytes, INLINE_TOTAL_BYTES - inline_bytes)
@@ -234,25 +229,11 @@ class Box:
 
     def remove(self) -> None:
         """Delete the directory, read-only parts too."""
-        remove_tree(str(self.path))
+        self.place.remove(self.path.name)
 
     def recycle(self) -> None:
         """Empty the directory for another task; only legal when no process of this one is left."""
-        path = str(self.path)
-        try:
-            if os.lstat(path).st_mode != _PRIVATE or os.lstat(f"{path}/{TEMPORARY}").st_mode != _PRIVATE:
-                raise PermissionError
-            for entry in list(os.scandir(path)):
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name != TEMPORARY:
-                        remove_tree(entry.path)
-                else:
-                    os.unlink(entry.path)
-            if os.listdir(path) != [TEMPORARY] or os.listdir(f"{path}/{TEMPORARY}"):
-                raise PermissionError
-            os.rename(path, self.path.parent / _SPARE)
-        except OSError:
-            remove_tree(path)
+        self.place.recycle(self.path.name)
 
 
 def read_regular(path: Path, limit_bytes: int = -1) -> bytes:
@@ -264,8 +245,8 @@ def read_regular(path: Path, limit_bytes: int = -1) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        # A socket, or links in a circle.
-        if error.errno in (errno.ENXIO, errno.ELOOP):
+        # A socket, links in a circle, or a file in the place of a directory above it.
+        if error.errno in (errno.ENXIO, errno.ELOOP, errno.ENOTDIR):
             raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from None
         raise
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -293,85 +274,6 @@ def _move(source: Path, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         copy_file(source, target)
-
-
-def remove_tree(directory: str) -> None:
-    """Delete a directory with all that is in it; what cannot be deleted stays.
-
-    A link is deleted and never followed, whatever a task puts in the place of its directory or of one below, now or meanwhile:
-    directories are opened without following links, and entries deleted relative to these. A task may have taken rights away, even
-    its own: they are given back where they are missed.
-    """
-    parent, name = os.path.split(directory)
-    try:
-        place = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        _remove_in(place, name)
-    except RecursionError:
-        pass  # nobody makes directories as deep as that in good faith
-    finally:
-        os.close(place)
-
-
-def _remove_in(place: int, name: str) -> None:
-    try:
-        directory = _open_in(place, name)
-    except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            _delete(os.unlink, place, name)
-        return
-    try:
-        with os.scandir(directory) as found:
-            entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
-        for entry, is_directory in entries:
-            if is_directory:
-                _remove_in(directory, entry)
-            else:
-                _delete(os.unlink, directory, entry)
-    except OSError:
-        pass
-    finally:
-        os.close(directory)
-    _delete(os.rmdir, place, name)
-
-
-def _open_in(place: int, name: str) -> int:
-    """Open a directory, which is no link, to read it.
-
-    Raises:
-        OSError: with ENOTDIR or ELOOP, it is no directory.
-    """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(name, flags, dir_fd=place)
-    except PermissionError:
-        _give_rights(place)
-        handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
-        try:
-            _give_rights(handle)
-        finally:
-            os.close(handle)
-        return os.open(name, flags, dir_fd=place)
-
-
-def _delete(function: Callable[..., None], place: int, name: str) -> None:
-    try:
-        function(name, dir_fd=place)
-    except PermissionError:
-        try:
-            _give_rights(place)
-            function(name, dir_fd=place)
-        except OSError:
-            pass
-    except OSError:
-        pass
-
-
-def _give_rights(handle: int) -> None:
-    """To the owner of an open directory; a handle without rights of its own can be used by its name only."""
-    os.chmod(f"/proc/self/fd/{handle}", 0o700)
 
 
 def _reflink(source: Path, target: Path) -> bool:

@@ -7,7 +7,6 @@ import contextlib
 import mmap
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from vinecore.runtime.places import remove_tree
 from vinecore.shell.descriptors import restore_descriptors
 from vinecore.shell.guard import VARIABLE, marks_with
 from vinecore.shell.local_link import SOCKET_BUFFER_BYTES, LocalLink
@@ -104,7 +104,7 @@ class HostProcess:
 
     def remove_files(self) -> None:
         """Remove its library's directory, if it could not do so itself; call it when it has ended, in a thread that may block."""
-        shutil.rmtree(self._files, ignore_errors=True)
+        remove_tree(str(self._files), follow_above=False)
 
     def end_and_clean(self) -> None:
         """Wait for its end, in a thread that may block; nobody asks how it was."""

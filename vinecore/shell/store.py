@@ -12,7 +12,6 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TextIO
 import xxhash
 
 from vinecore.errors import ProtocolError, UsageError
+from vinecore.runtime.places import remove_tree
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}")
 READ_BYTES = 1 << 20
@@ -177,16 +177,16 @@ class Store:
         if self._own == self.workspace:
             # Slots make the last ones; those of other workers are in directories of these.
             for path in (self.objects, self.temporary, self.libraries, *self.workspace.glob("sandboxes-*")):
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(str(path))
         else:
-            shutil.rmtree(self._own, ignore_errors=True)
+            remove_tree(str(self._own))
         path = self.workspace / LOCK
         # Who moves in meanwhile waits for the lock, then finds that its file is gone, and begins again.
         if _alone(self._lock) and (_is_at(self._lock, path) or not path.exists()):
             self._lock.seek(0)
             letters = self._lock.read()
             if _MADE in letters and _KEEP not in letters:
-                shutil.rmtree(self.workspace, ignore_errors=True)
+                remove_tree(str(self.workspace))
             else:
                 path.unlink(missing_ok=True)
         self._lock.close()
@@ -226,6 +226,6 @@ def sweep_dead_workspaces() -> None:
                 continue
             with open(place / LOCK, "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(place, ignore_errors=True)
+                remove_tree(str(place))
         except OSError:
             continue  # somebody lives there

@@ -1,0 +1,311 @@
+"""Directories that user code can reach and replace: known again before they are used, and removed without following a link.
+
+Slots import this and fork for every task: ``shutil`` is not used, since the compressors behind it make each fork dearer. Besides,
+it calls itself for each level, and a task may have made more of these than calls or descriptors go deep.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+TEMPORARY = ".vine.tmp"
+# An emptied sandbox waits for the next task under this name: making and deleting directories costs as much as starting a shell.
+_SPARE = "spare"
+_PRIVATE = stat.S_IFDIR | 0o700
+_KNOW = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# So many directories inside each other are open at once while they are removed; higher: fewer are moved, more descriptors needed.
+_OPEN_LEVELS = 64
+# Times that a directory is made before giving up: others may put something in its place meanwhile.
+_TRIES = 10
+
+
+class Place:
+    """The directory around sandboxes.
+
+    Tasks can put something else under its name, a link say: an open handle tells what this process has made, and what is made,
+    emptied and removed there is so relative to that.
+
+    Parameters:
+        path: of it; made when needed.
+        is_shared: other processes make and use it too: a directory that is there already is as good as a new one.
+    """
+
+    def __init__(self, path: Path, is_shared: bool = False) -> None:
+        self.path = path
+        self._is_shared = is_shared
+        # The directory, by handle (-1: none yet) and by device and number.
+        self._handle = -1
+        self._known = (0, 0)
+        # The emptied sandbox that waits there; (0, 0): none.
+        self._spare = (0, 0)
+
+    def stands(self) -> bool:
+        """Whether what has its name is the directory that this process knows."""
+        try:
+            return self._handle >= 0 and _identity(os.lstat(self.path)) == self._known
+        except OSError:
+            return False
+
+    def find(self) -> None:
+        """Know the directory that is there, if it is one.
+
+        Raises:
+            OSError: it is not there, or something else is.
+        """
+        handle = os.open(self.path, _KNOW)
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = handle
+        self._known = _identity(os.fstat(handle))
+        self._spare = (0, 0)
+
+    def ensure(self) -> None:
+        """Make the directory unless it stands there; what stands there instead is removed, not what a link leads to.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        tries = 0
+        while not self.stands():
+            try:
+                self.path.mkdir(mode=0o700, parents=True)
+            except FileExistsError:
+                tries += 1
+                if tries > _TRIES:
+                    raise
+                if not self._is_shared:
+                    remove_tree(str(self.path))
+                    continue
+            try:
+                self.find()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
+                # No directory, so nobody's place. It may be one again by now: that is not touched by this.
+                _quietly_unlink(self.path)
+
+    def make(self, name: str) -> None:
+        """Make a sandbox, with its directory for temporary files; nothing of what a task has put in its way is used.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        self.ensure()
+        spare, self._spare = self._spare, (0, 0)
+        if spare != (0, 0):
+            try:
+                os.rename(_SPARE, name, src_dir_fd=self._handle, dst_dir_fd=self._handle)
+                handle = os.open(name, _READ, dir_fd=self._handle)
+                try:
+                    if _identity(os.fstat(handle)) == spare and _is_bare(handle):
+                        return
+                finally:
+                    os.close(handle)
+            except OSError:
+                pass
+            _remove_in(self._handle, _SPARE)
+            _remove_in(self._handle, name)
+        try:
+            os.mkdir(name, 0o700, dir_fd=self._handle)
+        except FileExistsError:
+            _remove_in(self._handle, name)
+            os.mkdir(name, 0o700, dir_fd=self._handle)
+        os.mkdir(f"{name}/{TEMPORARY}", 0o700, dir_fd=self._handle)
+
+    def recycle(self, name: str) -> None:
+        """Empty a sandbox for the next task, or remove it."""
+        try:
+            handle = os.open(name, _READ, dir_fd=self._handle)
+            try:
+                known = _identity(os.fstat(handle))
+                _clear(handle, TEMPORARY)
+                is_bare = _is_bare(handle)
+            finally:
+                os.close(handle)
+            if is_bare and self.stands():
+                os.rename(name, _SPARE, src_dir_fd=self._handle, dst_dir_fd=self._handle)
+                self._spare = known
+                return
+        except OSError:
+            pass
+        self.remove(name)
+        self.remove(_SPARE)
+
+    def remove(self, name: str) -> None:
+        """Remove what has this name there, read-only parts too."""
+        if self._handle >= 0:
+            _remove_in(self._handle, name)
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino
+
+
+def _is_bare(handle: int) -> bool:
+    """Whether a sandbox is as it was made.
+
+    Raises:
+        OSError: there is something else in the place of its directory for temporary files.
+    """
+    if os.fstat(handle).st_mode != _PRIVATE or os.listdir(handle) != [TEMPORARY]:
+        return False
+    inner = os.open(TEMPORARY, _READ, dir_fd=handle)
+    try:
+        return os.fstat(inner).st_mode == _PRIVATE and not os.listdir(inner)
+    finally:
+        os.close(inner)
+
+
+def remove_tree(directory: str, follow_above: bool = True) -> None:
+    """Delete a directory with all that is in it; what cannot be deleted stays.
+
+    A link is deleted and never followed, whatever a task puts in the place of its directory or of one below, now or meanwhile:
+    directories are opened without following links, and entries deleted relative to these. A task may have taken rights away, even
+    its own: they are given back where they are missed.
+
+    Parameters:
+        follow_above: the directory around it may be a link; false: user code could have put one there, so nothing is done then.
+    """
+    parent, name = os.path.split(directory)
+    try:
+        place = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC if follow_above else _KNOW)
+    except OSError:
+        return
+    try:
+        _remove_in(place, name)
+    finally:
+        os.close(place)
+
+
+def _remove_in(place: int, name: str) -> None:
+    directory = _enter(place, name)
+    if directory >= 0:
+        try:
+            _clear(directory)
+        finally:
+            os.close(directory)
+        _delete(os.rmdir, place, name)
+
+
+def _enter(place: int, name: str) -> int:
+    """Open a directory; -1 when it cannot be, or is none: then it is deleted."""
+    try:
+        return _open_in(place, name)
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            _delete(os.unlink, place, name)
+        return -1
+
+
+def _clear(top: int, kept: str = "") -> None:
+    """Delete what is in an open directory, except for a directory of that name.
+
+    The way down is a list, not calls. What is deeper than that may get is moved up, next to what the top still has to delete.
+    """
+    # Open directories, each inside the one before: name there, and directories in it that are left.
+    way = [(top, "", [name for name in _strip(top) if name != kept])]
+    try:
+        while way:
+            directory, name, left = way[-1]
+            if not left:
+                way.pop()
+                if way:
+                    os.close(directory)
+                    _delete(os.rmdir, way[-1][0], name)
+            elif len(way) <= _OPEN_LEVELS:
+                name = left.pop()
+                below = _enter(directory, name)
+                if below >= 0:
+                    way.append((below, name, []))
+                    left_below = _strip(below)
+                    way[-1][2].extend(left_below)
+            else:
+                lifted = f".vine.lifted.{os.urandom(8).hex()}"
+                if _lift(directory, left.pop(), top, lifted):
+                    way[0][2].append(lifted)
+    finally:
+        for directory, _, _ in way[1:]:
+            os.close(directory)
+
+
+def _strip(directory: int) -> list[str]:
+    """Delete what are no directories; the names of those that are."""
+    below = []
+    try:
+        with os.scandir(directory) as found:
+            entries = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+    except OSError:
+        return []
+    for name, is_directory in entries:
+        if is_directory:
+            below.append(name)
+        else:
+            _delete(os.unlink, directory, name)
+    return below
+
+
+def _lift(place: int, name: str, top: int, lifted: str) -> bool:
+    """Move a directory up; False when that cannot be."""
+    try:
+        try:
+            os.rename(name, lifted, src_dir_fd=place, dst_dir_fd=top)
+        except PermissionError:
+            # It changes itself too: it knows what is above it.
+            handle = os.open(name, _KNOW, dir_fd=place)
+            try:
+                for changed in (handle, place, top):
+                    _give_rights(changed)
+            finally:
+                os.close(handle)
+            os.rename(name, lifted, src_dir_fd=place, dst_dir_fd=top)
+    except OSError:
+        return False
+    return True
+
+
+def _open_in(place: int, name: str) -> int:
+    """Open a directory, which is no link, to read it.
+
+    Raises:
+        OSError: with ENOTDIR or ELOOP, it is no directory.
+    """
+    try:
+        return os.open(name, _READ, dir_fd=place)
+    except PermissionError:
+        _give_rights(place)
+        handle = os.open(name, _KNOW, dir_fd=place)
+        try:
+            _give_rights(handle)
+        finally:
+            os.close(handle)
+        return os.open(name, _READ, dir_fd=place)
+
+
+def _delete(function: Callable[..., None], place: int, name: str) -> None:
+    try:
+        function(name, dir_fd=place)
+    except PermissionError:
+        try:
+            _give_rights(place)
+            function(name, dir_fd=place)
+        except OSError:
+            pass
+    except OSError:
+        pass
+
+
+def _give_rights(handle: int) -> None:
+    """To the owner of an open directory; a handle without rights of its own can be used by its name only."""
+    os.chmod(f"/proc/self/fd/{handle}", 0o700)
+
+
+def _quietly_unlink(path: Path) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
