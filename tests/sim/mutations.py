@@ -122,7 +122,7 @@ MUTATIONS = [
         "who waits for a source is forgotten",
         "manager.transfers",
         "look_again",
-        "entry.kind.shape.ready.push(entry)",
+        "near.put_back(state, entry)",
         "continue",
         rare=True,
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from vinecore.manager import orders
+from vinecore.manager import near, orders
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry
 from vinecore.manager.state import ManagerState
@@ -99,8 +99,7 @@ def look_again(state: ManagerState, source_id: int, most: int | None) -> None:
     for _ in range(len(waiting) if most is None else min(most, len(waiting))):
         entry = waiting.popleft()
         if entry.state is t.READY and entry.queue is None:
-            entry.kind.shape.ready.push(entry)
-            state.activate(entry.kind.shape)
+            near.put_back(state, entry)
     if not waiting:
         del state.crowded[source_id]
 
