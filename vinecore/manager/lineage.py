@@ -247,6 +247,8 @@ def _forget_object(state: ManagerState, file: FileEntry) -> None:
 def drop_copies(state: ManagerState, file: FileEntry) -> None:
     """Unlink a file on every worker that has it or was told to fetch it."""
     on_workers, coming = file.on_workers, file.coming
+    if not on_workers and not coming:
+        return
     _drop_at(state, file, {*on_workers, *coming} if coming else on_workers)
     file.on_workers = file.coming = ()
     state.held.pop(file.name, None)
