@@ -26,7 +26,7 @@ from vinecore.api.engine import Engine
 from vinecore.api.graphs import Apart, GraphSubmission, Piece, VertexPlan
 from vinecore.api.numbers import checked_priority
 from vinecore.errors import UnpicklableError, UsageError
-from vinecore.runtime import captures
+from vinecore.runtime import captures, raised
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.vertex import Program, is_plain, pack_vertex
 
@@ -152,7 +152,7 @@ def _run(graph: GraphSubmission, plan: Plan, pieces: Iterator[Piece], planner: _
         error, number = failed
         with_it = ", ".join([repr(key) for key in plan.keys_before(number)[-KEYS_SHOWN:]])
         more = f", or one of its chain before it: {with_it}" if with_it else ""
-        payloads.add_note(error, f"while computing the key {plan.order[number]!r} of the graph{more}")
+        raised.add_note(error, f"while computing the key {plan.order[number]!r} of the graph{more}")
         raise error
     return {number: graph.value(number) for number in plan.requested}
 

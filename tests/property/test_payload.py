@@ -17,13 +17,12 @@ from vinecore.runtime.payload import (
     Encoded,
     decode,
     decode_arguments,
-    decode_error,
     decode_file,
     encode,
     encode_arguments,
-    encode_error,
     write_file,
 )
+from vinecore.runtime.raised import decode_error, encode_error
 
 ATOMS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=20), st.binary(max_size=20)

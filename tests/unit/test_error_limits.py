@@ -12,8 +12,9 @@ import pytest
 from tests.kit.odd_errors import Fields
 from vinecore.api.outcome import remote_text_of
 from vinecore.errors import RemoteError
-from vinecore.runtime import payload as payloads
-from vinecore.runtime.payload import decode_error, describe, encode_error, line_of
+from vinecore.runtime import error_texts, raised
+from vinecore.runtime.error_texts import describe, line_of
+from vinecore.runtime.raised import decode_error, encode_error
 from vinecore.runtime.slot import Broken
 
 
@@ -32,7 +33,7 @@ def test_errors_of_any_length_have_a_bound(letter: str, size: int) -> None:
         for _ in range(10_000 if size < 100 else 4):
             error.add_note(letter * size)
         data = encode_error(error, letter * size)
-        assert len(data) <= payloads.ENCODED_ERROR_LIMIT_BYTES
+        assert len(data) <= raised.ENCODED_ERROR_LIMIT_BYTES
         found = decode_error(data)
         assert letter in str(found) and found.__notes__[0].startswith(letter)
 
@@ -40,7 +41,7 @@ def test_errors_of_any_length_have_a_bound(letter: str, size: int) -> None:
 def test_what_is_left_out_of_a_text_is_counted_once() -> None:
     error = RuntimeError("x" * 2_000_000)
     found = decode_error(encode_error(error, "a note below"))
-    left_out = 2_000_000 - payloads.TEXT_LIMIT_CHARACTERS
+    left_out = 2_000_000 - error_texts.TEXT_LIMIT_CHARACTERS
     assert isinstance(found, RemoteError) and f"... {left_out} characters left out ..." in str(found)
     trace = str(found.__cause__)
     assert trace.count("characters left out") == 1 and "a note below" in trace
@@ -140,7 +141,7 @@ def carried(make: Callable[[], BaseException]) -> tuple[bool, BaseException, str
         raise make()
     except BaseException as caught:
         try:
-            return payloads.add_note(caught, "below"), decode_error(encode_error(caught)), describe(caught), line_of(caught)
+            return raised.add_note(caught, "below"), decode_error(encode_error(caught)), describe(caught), line_of(caught)
         except BaseException as failure:
             broken = type(failure).__name__
     # Here, and never with such an error as an argument: pytest has no answer to them either.
@@ -210,17 +211,17 @@ class Posed(Exception):
 
 def test_what_only_says_that_it_is_an_error_is_none() -> None:
     # By reference, whatever other tests have said of this module: its class does not travel by value.
-    found = decode_error(payloads._dumps((pickle.dumps(Posed()), "text", "Posed", "real reason", "", [], "")))
+    found = decode_error(raised._dumps((pickle.dumps(Posed()), "text", "Posed", "real reason", "", [], "")))
     assert type(found) is RemoteError and "Posed: real reason" in str(found) and "it unpickles as" in str(found)
 
 
 def test_lines_for_messages_are_bounded_and_utf8() -> None:
     line = line_of(ValueError("\udcff" + "x" * 20_000_000))
     assert line.startswith("ValueError: \\udcff") and "characters left out" in line
-    assert len(line.encode()) < 2 * payloads.TEXT_LIMIT_CHARACTERS
+    assert len(line.encode()) < 2 * error_texts.TEXT_LIMIT_CHARACTERS
     odd = type("T" * 20_000_000, (Exception,), {})("x")
-    assert len(line_of(odd)) < 2 * payloads.TEXT_LIMIT_CHARACTERS and line_of(odd).endswith("x")
-    assert len(line_of(UnshownNameless())) < 2 * payloads.TEXT_LIMIT_CHARACTERS
+    assert len(line_of(odd)) < 2 * error_texts.TEXT_LIMIT_CHARACTERS and line_of(odd).endswith("x")
+    assert len(line_of(UnshownNameless())) < 2 * error_texts.TEXT_LIMIT_CHARACTERS
 
 
 def test_notes_that_make_its_pickle_too_large_do_not_make_a_text_of_an_error() -> None:
@@ -246,7 +247,7 @@ def test_notes_that_cannot_all_travel_are_not_looked_through(notes: list[str]) -
     found = decode_error(encode_error(error))
     assert not Counted.pickled and error.__notes__ is notes
     assert type(found) is ValueError and found.args == ("real reason",)
-    assert sum(map(len, found.__notes__)) <= payloads.TEXT_LIMIT_CHARACTERS * 2
+    assert sum(map(len, found.__notes__)) <= error_texts.TEXT_LIMIT_CHARACTERS * 2
     taken = len(found.__notes__) - 1
     assert found.__notes__[-1] == f"... {len(notes) - taken} notes left out ..."
     assert found.__notes__[-1] in str(found.__cause__)

@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "vinecore.runtime.captures",
         "vinecore.runtime.payload",
         "vinecore.runtime.functions",
+        "vinecore.runtime.raised",
         "vinecore.runtime.vertex",
     ),
 }

@@ -18,7 +18,7 @@ from vinecore.api.outcome import failure_of, rebuilt
 from vinecore.errors import LoopDied, VineError
 from vinecore.manager.entries import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, TaskEntry
 from vinecore.manager.events import GraphCancelled, GraphEnded, VerticesSubmitted
-from vinecore.runtime.payload import add_note
+from vinecore.runtime.raised import add_note
 from vinecore.wire import messages
 
 # What a vertex that runs apart prints is kept up to here, for the error that it may end with.

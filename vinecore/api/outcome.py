@@ -8,7 +8,9 @@ from typing import Any
 
 from vinecore.errors import LibraryFailed, ProtocolError, TaskFailed, UnpicklableError
 from vinecore.manager.entries import CANCELLED, RAISED, TaskEntry
-from vinecore.runtime.payload import decode, decode_error, describe
+from vinecore.runtime.error_texts import describe
+from vinecore.runtime.payload import decode
+from vinecore.runtime.raised import decode_error
 
 # As the interpreter itself finds it, whatever a class says.
 _cause_of: Callable[[BaseException], BaseException | None] = BaseException.__dict__["__cause__"].__get__

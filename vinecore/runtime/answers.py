@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import struct
 
-from vinecore.runtime import payload as payloads
+from vinecore.runtime import raised
 from vinecore.wire.messages import Call, Result
 
 # The number of a child, so that an older answer is not taken for its. The head is written last: half an answer does not count.
@@ -29,7 +29,7 @@ class Answers:
 
     def __init__(self, limit_bytes: int) -> None:
         # Only pages that were written take memory.
-        self._map = mmap.mmap(-1, _HEAD.size + max(limit_bytes, payloads.ENCODED_ERROR_LIMIT_BYTES))
+        self._map = mmap.mmap(-1, _HEAD.size + max(limit_bytes, raised.ENCODED_ERROR_LIMIT_BYTES))
 
     def leave(self, number: int, result: Result, is_harmless: bool) -> None:
         """In a child: its Result, and whether the code that it unpickled may be unpickled in the slot."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from time import perf_counter
 
 from vinecore.errors import UsageError
-from vinecore.runtime import payload as payloads
+from vinecore.runtime import error_texts, raised
 from vinecore.runtime.answers import Answers
 from vinecore.runtime.ends import end_text, signal_text
 from vinecore.runtime.exec_limits import too_long_text
@@ -224,10 +224,10 @@ class ForkingSlot(Slot):
             # The sandbox could not be built or emptied, the child not forked: no fault of the task. A value would have no owner.
             (Path(self.store) / f"{self.run_name}-{call.task_id}.{call.attempt}").unlink(missing_ok=True)
             what = "sandbox failed" if call.sandbox is not None else "process could not be started"
-            why = payloads.sendable(f"its {what}: {error}")
+            why = error_texts.sendable(f"its {what}: {error}")
             result = Result(call.task_id, call.attempt, messages.LOST, 0, why.encode())
         except Exception as error:
-            result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
+            result = Result(call.task_id, call.attempt, messages.RAISED, 0, raised.encode_error(error))
         result.duration_us = int((perf_counter() - started) * 1e6)
         return result
 
@@ -470,7 +470,7 @@ class ForkingSlot(Slot):
             try:
                 self.functions.update(load_functions(self._late))
             except BaseException as error:
-                return Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error)), False
+                return Result(call.task_id, call.attempt, messages.RAISED, 0, raised.encode_error(error)), False
         is_harmless = call.code_id in self._codes_of(call).waiting and self._try_code(call)
         return super().execute(call), is_harmless
 
@@ -547,7 +547,7 @@ def _children() -> list[int]:
 def _refused(call: Call, why: str) -> Result:
     """It cannot run here, nor anywhere else."""
     # It may quote a name of megabytes.
-    why = payloads.sendable(why)
+    why = error_texts.sendable(why)
     report = Report(-1, f"{why}\n".encode(), [], [], [], "forsaken", reason=why)
     return Result(call.task_id, call.attempt, messages.OK_INLINE, 0, report=report)
 
@@ -563,7 +563,7 @@ def _missing_text(report: Report, sandbox: Path) -> str:
         f"its output {name} is a directory, which cannot be an output: pack it (tar -cf {name}.tar {name}) and take the archive"
         for name in directories
     ]
-    return payloads.sendable("; ".join(filter(None, parts)))
+    return error_texts.sendable("; ".join(filter(None, parts)))
 
 
 def _read_limited(path: Path, limit_bytes: int) -> tuple[bytes, bool]:

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FunctionType
 
-from vinecore.runtime import context
-from vinecore.runtime import payload as payloads
+from vinecore.runtime import context, error_texts
 from vinecore.wire.messages import CONTEXT, FOUND, NAMED, UNPICKLE, Begin
 
 # jemalloc starts one with pyarrow; it handles forks by itself.
@@ -70,7 +69,7 @@ def load_functions(begin: Begin, tell: Callable[[int, str], None] | None = None)
     _bind(required, [*functions.values(), make_context])
     if make_context is not None:
         if tell is not None:
-            tell(CONTEXT, payloads.sendable(_name_of(make_context)))
+            tell(CONTEXT, error_texts.sendable(_name_of(make_context)))
         context.fill(make_context(*args, **kwargs), begin.name)
     return dict(functions)
 
@@ -86,10 +85,10 @@ def _bind(names: Iterable[str], functions: Iterable[object]) -> None:
 
 def _name_of(make_context: object) -> str:
     try:
-        return str(getattr(make_context, "__name__", None) or payloads.type_name_of(type(make_context)))
+        return str(getattr(make_context, "__name__", None) or error_texts.type_name_of(type(make_context)))
     except BaseException:
         # It is an object of the user's: the name must not be what the start of its library fails of.
-        return payloads.type_name_of(type(make_context))
+        return error_texts.type_name_of(type(make_context))
 
 
 def threads_beside() -> list[str]:
@@ -148,7 +147,7 @@ def why_unsafe() -> str:
 
 def _shown(name: str) -> str:
     text = name if len(name) <= _NAME_CHARACTERS else f"{name[:_NAME_CHARACTERS]}..."
-    return payloads.sendable(text)
+    return error_texts.sendable(text)
 
 
 def _comm_of(thread_id: int) -> str:

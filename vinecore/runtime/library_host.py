@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vinecore.errors import UsageError
-from vinecore.runtime import fork_hooks, spawned_slot
+from vinecore.runtime import error_texts, fork_hooks, raised, spawned_slot
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.exec_limits import too_long_text
 from vinecore.runtime.forking_slot import ForkingSlot
@@ -147,8 +147,8 @@ class Host:
             self._end_copies()
             where = f"raised while library {message.name!r} was started, {self.doing}"
             # An exception that takes no notes has it in its traceback.
-            encoded = payloads.encode_error(error, "" if payloads.add_note(error, where) else where)
-            self.send(messages.Began(encoded, f"{self.doing} raised {payloads.line_of(error)}"))
+            encoded = raised.encode_error(error, "" if raised.add_note(error, where) else where)
+            self.send(messages.Began(encoded, f"{self.doing} raised {error_texts.line_of(error)}"))
             return
         self._end_copies()
         self.listen()
@@ -286,7 +286,7 @@ class Host:
             code = 0
         except BaseException as error:
             if words_fd >= 0:
-                os.write(words_fd, payloads.text_of(error).encode()[:_WORDS_BYTES])
+                os.write(words_fd, error_texts.text_of(error).encode()[:_WORDS_BYTES])
             else:
                 sys.excepthook(type(error), error, error.__traceback__)
         finally:

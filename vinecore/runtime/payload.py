@@ -1,4 +1,4 @@
-"""Values, arguments, results and errors as bytes, and back.
+"""Values, arguments and results as bytes, and back.
 
 Owns the two forms of a value: a plain pickle (protocol 5, first byte 0x80), or, where the pickle has out-of-band buffers, a
 container that a reader maps privately, so that arrays come out writable without a copy::
@@ -10,7 +10,7 @@ Every buffer starts at a multiple of 64 bytes from the start of the container; n
 Data enters as objects in the process that owns them and leaves as bytes or ``Encoded``; both directions run in the user's
 threads and in slots. The manager's loop must never call this module: it passes payloads on unopened. Cloudpickle is imported at
 the first value that needs it, because import time is part of the time to a first result. What travels by name or by value is told
-in ``captures``.
+in ``captures``; errors have a form of their own, in ``raised``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import pickle
 import struct
 from _thread import _local as _ThreadLocal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, TracebackType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
 
-from vinecore.errors import ProtocolError, RemoteError, RemoteTraceback, UnpicklableError
-from vinecore.runtime.bare import FORMS, FORMS_WITHOUT_NOTES, Bare, has_own_pickling
+from vinecore.errors import ProtocolError, UnpicklableError
 from vinecore.runtime.captures import by_value_modules, cells_of, global_names, is_by_reference
+from vinecore.runtime.error_texts import describe, safe_text, type_name_of
 from vinecore.runtime.reducers import REDUCERS, Reducers
 
 # Exact types whose values the plain pickler treats as cloudpickle would, at an eighth of the cost.
@@ -41,13 +41,6 @@ ALIGNMENT_BYTES = 64
 # Smaller buffers stay inside the pickle: for them a length, padding and a slice cost more than the copy that they save.
 OUT_OF_BAND_MIN_BYTES = 1024
 MAP_MIN_BYTES = 64 * 1024  # smaller files are read: a mapping costs several system calls and whole pages
-# Larger exceptions travel as text only; must stay below what one control frame may carry.
-ERROR_LIMIT_BYTES = 1024 * 1024
-TEXT_LIMIT_CHARACTERS = 64 * 1024
-# Room in a text for the line about what was left out of it.
-_LINE_CHARACTERS = 128
-# What encode_error returns at most: a pickle and eight texts of four bytes a character.
-ENCODED_ERROR_LIMIT_BYTES = ERROR_LIMIT_BYTES + 8 * 4 * (TEXT_LIMIT_CHARACTERS + _LINE_CHARACTERS)
 # Containers longer than this are not looked through for atomic content; moving it moves time between the two picklers only.
 PLAIN_LIMIT_COUNT = 64
 IOV_LIMIT_COUNT = 1024  # buffers that one writev may carry on Linux and macOS
@@ -60,15 +53,9 @@ _PLAIN_FILE = "; if it is a file that a task wrote, give it to the call with add
 
 _HEAD = struct.Struct("<4sIQ")
 _PROTOCOL = 5
-_OUR_FRAMES = "vinecore.runtime."
 _PADDING = bytes(ALIGNMENT_BYTES)
 
 _is_atomic = ATOMIC.issuperset
-# As the interpreter itself finds these, whatever a class says.
-_qualname_of: Callable[[type], str] = type.__dict__["__qualname__"].__get__
-_module_of: Callable[[type], Any] = type.__dict__["__module__"].__get__
-frames_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
-_set_cause: Callable[[BaseException, BaseException], None] = BaseException.__dict__["__cause__"].__set__
 _dumps = pickle.dumps
 _loads = pickle.loads
 
@@ -416,7 +403,7 @@ def _children(value: Any) -> Iterator[tuple[str, object]]:
     """The objects that pickling this one reaches directly, each with how a person would point at it."""
     found: Iterator[tuple[str, object]] = iter(())
     if isinstance(value, dict):
-        found = ((f"[{_safe_text(repr, key)}]", child) for key, child in value.items())
+        found = ((f"[{safe_text(repr, key)}]", child) for key, child in value.items())
     elif isinstance(value, list | tuple | set | frozenset):
         found = ((f"[{index}]", child) for index, child in enumerate(value))
     elif isinstance(value, FunctionType):
@@ -443,256 +430,3 @@ def _captured_by(function: FunctionType) -> Iterator[tuple[str, object]]:
 
 def _article(value: object) -> str:
     return f"a {type_name_of(type(value))}"
-
-
-def type_name_of(kind: type) -> str:
-    """Return a type's name as tracebacks show it, bounded. Never raises: what its metaclass makes of it is not asked."""
-    name = _exact(_qualname_of(kind))
-    try:
-        module = _module_of(kind)
-    except AttributeError:
-        return name
-    # Any object may stand there.
-    module = _exact(module) if issubclass(type(module), str) else "builtins"
-    return name if module in ("builtins", "__main__") else _exact(f"{module}.{name}")
-
-
-def describe(error: BaseException) -> str:
-    """Return an error as one line; the types that pickling itself raises say nothing and are left out. Never raises."""
-    text = _safe_text(str, error)
-    # Not isinstance, which asks for an attribute of the object.
-    if issubclass(type(error), pickle.PicklingError | UnpicklableError) or (type(error) is TypeError and text):
-        return text
-    return _line_of(error, text)
-
-
-def line_of(error: BaseException) -> str:
-    """Return an error's type and text as a message takes them: bounded, and UTF-8. Never raises."""
-    return sendable(_line_of(error, _safe_text(str, error)))
-
-
-def text_of(error: BaseException) -> str:
-    """The same of its text alone."""
-    return sendable(_safe_text(str, error))
-
-
-def _line_of(error: BaseException, text: str) -> str:
-    return f"{type_name_of(type(error))}: {text}" if text else type_name_of(type(error))
-
-
-def sendable(text: str) -> str:
-    """Return a text that user code made as a message takes it: bounded, and UTF-8."""
-    return _exact(text).encode(errors="backslashreplace").decode()
-
-
-# ---------------------------------------------------------------- errors
-
-
-def encode_error(error: BaseException, note: str = "") -> bytes:
-    """Return an exception with its traceback's text as bytes; what cannot be pickled and rebuilt travels as text. Never raises.
-
-    At most ``ENCODED_ERROR_LIMIT_BYTES``.
-
-    Parameters:
-        error: the exception, with its traceback as far as there is one.
-        note: a line for people, added below the traceback.
-    """
-    text = _traceback_text(error)
-    if note:
-        text = f"{text.rstrip()}\n{_exact(note)}\n"
-    pickled, reason = _pickle_error(error)
-    reason = _exact(reason)
-    if pickled is not None and reason:
-        text = f"{text.rstrip()}\n{reason}\n"
-    type_name = _exact(type_name_of(type(error)))
-    return _dumps(
-        (pickled, text, type_name, _safe_text(str, error), _safe_text(repr, error), _notes_of(error), reason), _PROTOCOL
-    )
-
-
-def decode_error(data: bytes | memoryview) -> BaseException:
-    """Return the exception that ``encode_error`` was given, its remote traceback as cause; else a RemoteError that names it."""
-    try:
-        pickled, text, type_name, message, shown, notes, reason = _loads(data)
-    except Exception as failure:
-        return RemoteError(f"an error came back that cannot be read ({describe(failure)}); see the worker's log")
-    error: BaseException | None = None
-    if pickled is not None:
-        try:
-            error = _rebuild_error(pickled)
-        except (Exception, SystemExit) as failure:
-            reason = describe(failure)
-    if error is None:
-        error = RemoteError(f"{type_name}: {message or shown} (could not be rebuilt here: {reason})")
-    # Past all that its class says of it: exceptions may be frozen dataclasses, or have a property of that name.
-    _set_cause(error, RemoteTraceback(text))
-    if notes and _notes_of(error) != notes:
-        _set_notes(error, notes)
-    return error
-
-
-def add_note(error: BaseException, note: str) -> bool:
-    """Add a note to an exception that may be of any class; False when it takes none. Never raises."""
-    notes = _own_notes(error)
-    return notes is not None and _set_notes(error, [*notes, note])
-
-
-def _rebuild_error(pickled: bytes) -> BaseException:
-    rebuilt: BaseException = _loads(pickled)
-    # Not isinstance, which believes what an object says of its class.
-    if not issubclass(type(rebuilt), BaseException):
-        raise UnpicklableError(f"it unpickles as {_article(rebuilt)}")
-    return rebuilt
-
-
-def _pickle_error(error: BaseException) -> tuple[bytes | None, str]:
-    """The exception's pickle after a trial, and what does not come along, or the reason why there is none.
-
-    The trial costs microseconds, and only on errors.
-    """
-    reason = ""
-    forms = FORMS
-    if _own_notes(error):
-        # Some of them travel beside it anyway.
-        forms = FORMS_WITHOUT_NOTES if _has_long_notes(error) else FORMS + FORMS_WITHOUT_NOTES
-    for form in forms:
-        try:
-            dressed = form(error, _travels)
-            pickled = dump(dressed)
-            again = _rebuild_error(pickled)
-            if len(pickled) > ERROR_LIMIT_BYTES:
-                reason = f"its pickle of {len(pickled)} bytes is above the limit of {ERROR_LIMIT_BYTES}"
-            elif dressed is not error:
-                assert type(dressed) is Bare
-                return pickled, dressed.left_out()
-            elif has_own_pickling(type(error)) or _safe_text(str, again) == _safe_text(str, error):
-                # Else its __init__ takes something else than what it hands on, and the text would not be the one that it had.
-                return pickled, ""
-        except BaseException as failure:
-            # Whatever the user's class does here, the call's own error must get out.
-            reason = reason or describe(failure)
-    return None, reason
-
-
-def _travels(value: object) -> bool:
-    try:
-        _loads(dump(value))
-    except BaseException:
-        # As above.
-        return False
-    return True
-
-
-def _own_notes(error: BaseException) -> list[Any] | None:
-    """The list of its notes, empty when it has none; None: something else is there, or cannot be read. Never raises."""
-    try:
-        # Past the class's own __getattr__, which may raise anything for a name that it does not know.
-        notes = BaseException.__getattribute__(error, "__notes__")
-    except AttributeError:
-        return []
-    except BaseException:
-        return None
-    # A plain copy, past the methods of a subclass.
-    return list.__getitem__(notes, slice(None)) if issubclass(type(notes), list) else None
-
-
-def _set_notes(error: BaseException, notes: list[Any]) -> bool:
-    try:
-        BaseException.__setattr__(error, "__notes__", notes)
-    except BaseException:
-        return False  # its class has a property of that name
-    return True
-
-
-def _notes_of(error: BaseException) -> list[str]:
-    """Its notes, as many as are together no longer than one text may be, and a line that says how many were left out."""
-    return _first_notes(_own_notes(error) or [], None)
-
-
-def _first_notes(notes: list[Any], show: Callable[[object], str] | None) -> list[str]:
-    """As above; ``show``: makes a text of those that are none, which are left out without it."""
-    taken: list[str] = []
-    room = TEXT_LIMIT_CHARACTERS
-    for position, note in enumerate(notes):
-        if issubclass(type(note), str):
-            text = _exact(note)
-        elif show is not None:
-            text = _safe_text(show, note)
-        else:
-            continue
-        # A list item costs some bytes too.
-        room -= len(text) + 8
-        if room < 0 and taken:
-            taken.append(f"... {len(notes) - position} notes left out ...")
-            break
-        taken.append(text)
-    return taken
-
-
-def _has_long_notes(error: BaseException) -> bool:
-    """Whether a pickle of its notes would be above the limit of that of the whole error."""
-    least_bytes = 0
-    seen: set[int] = set()
-    for note in _own_notes(error) or ():
-        # A second time the same object is a reference only.
-        if issubclass(type(note), str) and id(note) not in seen:
-            seen.add(id(note))
-            least_bytes += str.__len__(note)
-        least_bytes += 2
-        if least_bytes > ERROR_LIMIT_BYTES:
-            return True
-    return False
-
-
-def _exact(text: str) -> str:
-    """A copy of a subclass's text as a plain, bounded str; of one that was bounded here, the same."""
-    text = "".join((text,))
-    if len(text) <= TEXT_LIMIT_CHARACTERS + _LINE_CHARACTERS:
-        return text
-    half = TEXT_LIMIT_CHARACTERS // 2
-    return f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
-
-
-def _safe_text(show: Callable[[Any], str], value: object) -> str:
-    try:
-        return _exact(show(value))
-    except BaseException as failure:
-        return f"<{show.__name__}() of it failed: {type_name_of(type(failure))}>"
-
-
-def _traceback_text(error: BaseException) -> str:
-    import traceback
-
-    def traceback_of(error: BaseException) -> str:
-        found = traceback.TracebackException(type(error), error, _user_frames(frames_of(error)), compact=True)
-        rest = [found]
-        while rest:
-            one = rest.pop()
-            _shorten_notes(one)
-            rest += filter(None, (one.__cause__, one.__context__, *(one.exceptions or ())))
-        return "".join(found.format())
-
-    def frames(error: BaseException) -> str:
-        return "".join(traceback.format_tb(_user_frames(frames_of(error))))
-
-    try:
-        return _exact(traceback_of(error))
-    except BaseException:
-        # Its class has no answer to what tracebacks ask for: without causes, then.
-        lines = [_line_of(error, _safe_text(str, error)), *_notes_of(error)]
-        return _exact("Traceback (most recent call last):\n" + _safe_text(frames, error) + "\n".join(lines) + "\n")
-
-
-def _shorten_notes(shown: Any) -> None:
-    """Of a traceback that is not yet text: long lists of long notes take seconds, and all but the ends would be cut."""
-    notes = shown.__notes__
-    if issubclass(type(notes), list):
-        shown.__notes__ = _first_notes(list.__getitem__(notes, slice(None)), str)
-
-
-def _user_frames(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without our own frames above the user's; whole where there are no others."""
-    below = trace
-    while below is not None and str(below.tb_frame.f_globals.get("__name__")).startswith(_OUR_FRAMES):
-        below = below.tb_next
-    return below or trace

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vinecore.errors import TaskFailed
+from vinecore.runtime import error_texts
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.ends import end_text
 from vinecore.runtime.guard import Guard
@@ -297,7 +298,7 @@ class ProgramSlot(Slot):
                 status = self.program.call(self.task_id, name, sandbox, stdout)
             except BaseException as error:
                 # Whatever it was, the program goes: it may have more to say, which the next call would take for its answer.
-                what = f"talking to the program raised {payloads.line_of(error)}"
+                what = f"talking to the program raised {error_texts.line_of(error)}"
                 self.failure = error if isinstance(error, ProgramFailed) else ProgramFailed(what)
                 raise
             if not self.sandboxes.stands():
@@ -327,7 +328,7 @@ class ProgramSlot(Slot):
             raise TaskFailed(f"{who} ended with status {status} and left no result{printed}") from None
         except BaseException as error:
             # Unpickling may raise anything, also SystemExit.
-            why = payloads.line_of(error)
+            why = error_texts.line_of(error)
             raise TaskFailed(f"{who} ended with status {status} and left a result that cannot be read: {why}{printed}") from None
         if not isinstance(left, dict) or "Success" not in left:
             raise TaskFailed(f"{who} left a result without 'Success', 'Result' and 'Reason'")

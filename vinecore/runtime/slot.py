@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from vinecore.errors import UnpicklableError
 from vinecore.runtime import payload as payloads
+from vinecore.runtime import raised
 from vinecore.runtime import vertex as vertices
 from vinecore.runtime.strays import end_stray
 from vinecore.wire import messages
@@ -91,7 +92,7 @@ class Broken:
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
-        self.traceback = payloads.frames_of(error)
+        self.traceback = raised.frames_of(error)
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         # As it was: without what earlier calls added to its traceback, which would grow with each.
@@ -313,7 +314,7 @@ class Slot:
         except BaseException as error:
             if os.getpid() != process:
                 end_stray(error)
-            result = Result(call.task_id, call.attempt, messages.RAISED, 0, payloads.encode_error(error))
+            result = Result(call.task_id, call.attempt, messages.RAISED, 0, raised.encode_error(error))
         result.duration_us = int((perf_counter() - started) * 1e6)
         return result
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 
-from vinecore.runtime import payload as payloads
+from vinecore.runtime import error_texts
 from vinecore.runtime.forking_slot import ForkingSlot
 from vinecore.runtime.library_code import load_functions
 from vinecore.runtime.lifeline import die_with_parent
@@ -73,7 +73,7 @@ def main() -> None:
         pass
     except BaseException as error:
         code = 1
-        os.write(words_fd, payloads.line_of(error).encode()[:4000])
+        os.write(words_fd, error_texts.line_of(error).encode()[:4000])
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
         try:
