@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,3 +69,15 @@ def install(m: Manager) -> Iterator[Callable[..., str]]:
     for name in names:
         if m.check_library_exists(name):
             m.remove_library(name)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Secrets of a module are made below a directory of its own."""
+    place = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(place))
+        patch.setenv("XDG_CONFIG_HOME", str(place / "config"))
+        for name in ("VINE_PASSWORD_FILE", "VINE_PORT"):
+            patch.delenv(name, raising=False)
+        yield place

@@ -230,3 +230,16 @@ def start(home: Path, tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     """Start workers; those that still run at the end of the test get SIGTERM."""
     with workers_below(tmp_path) as make:
         yield make
+
+
+@contextlib.contextmanager
+def worker_of(port: int, directory: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker of the manager at that port of this machine; what it says goes to a file in the directory."""
+    command = [sys.executable, *MODULE, "127.0.0.1", str(port), *options]
+    with open(directory / f"out-{next(_numbers)}", "wb") as out:
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(LIMIT_S)
