@@ -235,6 +235,10 @@ class Plan:
             return []
         return self._inner_order[self._ends[number - 1] + 1 if number else 0 : self._ends[number]]
 
+    def function_name(self, number: int) -> str:
+        """Name of the function that makes a vertex's value, for people; empty where none does."""
+        return self._templates.function_name(self.order[number])
+
     def vertex(self, number: int) -> Vertex:
         """Convert one vertex, on demand; the plan does not keep it.
 

@@ -196,21 +196,30 @@ class _Planner:
         return plans
 
     def _kind(self, number: int) -> Any:
-        """Vertices whose keys begin alike are alike; tokens at the end of names do not count."""
+        """Vertices whose keys begin alike are alike; tokens and numbers at the end of names do not count."""
         key = self._plan.order[number]
         name = key[0] if type(key) is tuple and key else key
         kind = self._kinds.get(name)
         if kind is None:
             shape = self._engine.shape_for(self.library, self._options.resources, self.apart is not None)
-            kind = self._kinds[name] = self._engine.kind_for(f"dask:{key_split(name)}", shape)
+            kind = self._kinds[name] = self._engine.kind_for(f"dask:{self._group_of(name, number)}", shape)
         return kind
+
+    def _group_of(self, name: Hashable, number: int) -> str:
+        """What the name of a key begins with, as Dask takes it; where it ends in a number, or is one, the function counts too."""
+        group: str = key_split(name)
+        if isinstance(name, str | bytes) and not group[-1:].isdigit():
+            return group
+        # Each of them would be a group of its own, of which nothing is known before it has run: all would go one by one.
+        stem = group.rstrip("0123456789") if isinstance(name, str | bytes) else ""
+        return f"{stem}# {self._plan.function_name(number)}".rstrip()
 
     def _box_for(self, number: int | None, wall_time_s: float) -> Any:
         """The box of one vertex, or of all of them (None)."""
         assert self.apart is not None
         variables = dict(self._options.env_vars)
         if number is not None:
-            info = VertexInfo(self._plan.order[number], self._kind(number).name.removeprefix("dask:"))
+            info = VertexInfo(self._plan.order[number], _category(self._plan.order[number]))
             for name, value in variables.items():
                 if callable(value):
                     variables[name] = checked_variable(name, value(self._manager, info))
@@ -238,6 +247,12 @@ class _Planner:
             if wall_time_s:
                 plan.box = self._box_for(number, wall_time_s)
         plan.kind = engine.kind_for(plan.kind.name, shape)
+
+
+def _category(key: Hashable) -> str:
+    """What a key's name begins with, as Dask takes it."""
+    category: str = key_split(key[0] if type(key) is tuple and key else key)
+    return category
 
 
 def pack(engine: Engine, plan: Plan, options: GetOptions, library: Any) -> Iterator[Piece]:

@@ -15,6 +15,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 
 from dask import _task_spec
 from dask._task_spec import Alias, DataNode, Dict, GraphNode, List, Set, Task, TaskRef, Tuple, convert_legacy_task
+from dask.utils import funcname
 
 from vinecore.runtime.vertex import (
     FLAT,
@@ -338,6 +339,15 @@ class Templates:
         )
 
     # ---------------------------------------------------------------- vertices
+
+    def function_name(self, key: Hashable) -> str:
+        """Name of the function of a node, for people; empty where it has none, or none that can be told."""
+        node = self._graph[key]
+        function = node[0] if type(node) is tuple and node else getattr(node, "func", None)
+        try:
+            return str(funcname(function)) if callable(function) else ""
+        except Exception:
+            return ""  # a callable that nobody can show
 
     def vertex(self, key: Hashable, inputs: tuple[int, ...]) -> Vertex:
         """Return the vertex of a key whose ``references`` were numbered; ``inputs`` are their numbers without repeats."""

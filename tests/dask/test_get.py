@@ -41,6 +41,16 @@ def total(*args: Any, **kwargs: Any) -> Any:
     return repr((args, sorted(kwargs.items())))
 
 
+class Nameless:
+    """A callable that cannot be shown."""
+
+    def __call__(self, x: int) -> int:
+        return x + 1
+
+    def __repr__(self) -> str:
+        raise RuntimeError("nobody may see me")
+
+
 def mark(path: str, value: Any, *inputs: Any) -> Any:
     with open(path, "a") as file:
         file.write(f"{value}\n")
@@ -133,6 +143,28 @@ def test_long_chains_and_wide_fans(calls: DaskVine) -> None:
     wide: Graph = {("w", number): (inc, number + 0.5) for number in range(5000)}
     wide["sum"] = (sum, list(wide))
     assert calls.get(wide, "sum") == sum(number + 1.5 for number in range(5000))
+
+
+def kinds(m: DaskVine) -> set[str]:
+    return {kind.name for kind in m.engine.kinds.values() if kind.name.startswith("dask:")}
+
+
+def test_keys_that_are_numbered_by_hand_are_alike(m: DaskVine) -> None:
+    """Each was a kind of its own, of which nothing was known before it ran: none left in a bundle."""
+    before = kinds(m)
+    dsk: Graph = {f"byhand{number}": (inc, number) for number in range(200)}
+    dsk |= {f"byhand{number}": (operator.neg, f"byhand{number - 200}") for number in range(200, 300)}
+    dsk |= {1000 + number: (operator.add, "byhand0", number + 0.5) for number in range(50)}
+    dsk["the end"] = (total, [*(key for key in dsk if key != "byhand0")])
+    m.get(dsk, "the end", reuse=False)
+    found = kinds(m) - before
+    assert found <= {"dask:byhand# inc", "dask:byhand# neg", "dask:# add", "dask:the end"}
+    # What was known of these already need not be learned again.
+    assert {"dask:byhand# inc", "dask:byhand# neg", "dask:# add"} <= kinds(m)
+
+
+def test_numbered_keys_of_what_has_no_name(m: DaskVine) -> None:
+    assert m.get({"x1": (Nameless(), 4), "y2": 5, ("z3", 0): (list, ["x1", "y2"])}, ("z3", 0)) == [5, 5]
 
 
 def test_values_of_many_sizes_and_kinds(m: DaskVine) -> None:

@@ -67,6 +67,17 @@ def test_large_functions_of_processes_are_forgotten() -> None:
         assert 0 < len(known) <= 2 * CODES_LIMIT_COUNT
 
 
+def test_kinds_of_tasks_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vinecore.api import code
+
+    monkeypatch.setattr(code, "KINDS_LIMIT_COUNT", 50)
+    with DaskVine(local_cores=1, reuse=False) as m:
+        for name in ("early", "late"):
+            dsk = {f"{name} {number:03d}x": (abs, -number) for number in range(100)}
+            assert m.get(dsk, list(dsk)) == tuple(range(100))
+        assert len(m.engine.kinds) == 50 and ("dask:late 099x", m.engine.default_shape) in m.engine.kinds
+
+
 @pytest.mark.parametrize("mode", ["function-calls", "tasks"])
 def test_large_functions_are_forgotten_by_their_bytes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from vinecore.api import code, engine

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # in this process, in slots and on the disks of workers.
 CODES_LIMIT_COUNT = 128
 CODES_LIMIT_BYTES = 64 * 1024 * 1024
+# Kinds of tasks remembered, the latest ones; higher: more memory where names never repeat.
+KINDS_LIMIT_COUNT = 10_000
 
 
 class CodeMethods:
@@ -79,7 +81,10 @@ class CodeMethods:
         key = (name, shape)
         kind = self.kinds.get(key)
         if kind is None:
-            kind = self.kinds.setdefault(key, self._entries.Kind(name, shape))
+            with self._lock:
+                if len(self.kinds) >= KINDS_LIMIT_COUNT:
+                    del self.kinds[next(iter(self.kinds))]
+                kind = self.kinds.setdefault(key, self._entries.Kind(name, shape))
         return kind
 
     def code_of(self, function: object) -> tuple[CodeEntry, Kind]:
