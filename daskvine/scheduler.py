@@ -34,7 +34,7 @@ from vinecore.api.engine import Engine
 from vinecore.api.graphs import Apart, GraphSubmission, Piece, VertexPlan
 from vinecore.api.numbers import checked_priority
 from vinecore.errors import UnpicklableError, UsageError
-from vinecore.runtime import captures, raised
+from vinecore.runtime import captures, error_texts, raised
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.library_code import import_named
 from vinecore.runtime.vertex import Program, is_plain, pack_vertex
@@ -226,8 +226,22 @@ class _Planner:
             info = VertexInfo(self._plan.order[number], self._kind(number).name.removeprefix("dask:"))
             for name, value in variables.items():
                 if callable(value):
-                    variables[name] = checked_variable(name, value(self._manager, info))
+                    variables[name] = self._asked(name, value, info)
         return self.apart.box({name: value for name, value in variables.items() if not callable(value)}, wall_time_s)
+
+    def _asked(self, name: str, value: Any, info: VertexInfo) -> str:
+        """A variable of one vertex, from the user's function.
+
+        Raises:
+            UsageError: the function raised, or returned no text.
+        """
+        try:
+            text = value(self._manager, info)
+        except Exception as error:
+            what = error_texts.line_of(error)
+            said = f"the function env_vars[{name!r}] raised {what}, when it was asked for the key {info.key!r}"
+            raise UsageError(said) from error
+        return checked_variable(name, text)
 
     def _annotate(self, numbers: range, plans: list[VertexPlan]) -> None:
         """``dask.annotate(retries=, priority=, resources=)``."""
