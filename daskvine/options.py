@@ -112,6 +112,11 @@ class GetOptions:
         return cls(**_checked(values))
 
 
+def spelled(option: str, given: Mapping[str, Any]) -> str:
+    """The name under which an option was given."""
+    return next((name for name in given if _ALIASES.get(name) == option), option)
+
+
 def _unknown(name: str, known: set[str]) -> str:
     names = sorted({*known, *_ALIASES})
     if name in _ELSEWHERE:

@@ -9,7 +9,6 @@ so several threads may call ``get`` at once.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import pickle
 from collections.abc import Hashable, Iterator
@@ -19,15 +18,25 @@ from dask.utils import key_split
 
 from daskvine.functional import Manager
 from daskvine.graph import Plan, annotations_of
-from daskvine.options import TASKS, GetOptions, VertexInfo, checked_retries, checked_variable, request_apart, request_together
+from daskvine.options import (
+    TASKS,
+    GetOptions,
+    VertexInfo,
+    checked_retries,
+    checked_variable,
+    request_apart,
+    request_together,
+    spelled,
+)
 from daskvine.progress import Progress
 from daskvine.reuse import Results
 from vinecore.api.engine import Engine
 from vinecore.api.graphs import Apart, GraphSubmission, Piece, VertexPlan
 from vinecore.api.numbers import checked_priority
 from vinecore.errors import UnpicklableError, UsageError
-from vinecore.runtime import captures, raised
+from vinecore.runtime import captures, error_texts, raised
 from vinecore.runtime import payload as payloads
+from vinecore.runtime.library_code import import_named
 from vinecore.runtime.vertex import Program, is_plain, pack_vertex
 
 MANAGER_OPTIONS = tuple(inspect.signature(Manager).parameters)
@@ -81,7 +90,7 @@ class DaskVine(Manager):
         """
         chosen = GetOptions.parse({"reuse": self._reuse, **options})
         self.engine.refuse_in_loop("get")
-        self._check_modules(chosen.lib_modules)
+        self._check_modules(chosen.lib_modules, spelled("lib_modules", options))
         plan = Plan(dsk, keys)
         planner = _Planner(self, plan, chosen, annotations_of(dsk))
         pieces = pack(self.engine, plan, chosen, planner.library)
@@ -105,23 +114,27 @@ class DaskVine(Manager):
         graph.end(keep)
         return plan.pack(values)
 
-    def _check_modules(self, names: tuple[str, ...]) -> None:
-        """Modules that the user named must exist where vertices run; each is asked for once.
+    def _check_modules(self, names: tuple[str, ...], option: str) -> None:
+        """Modules that the user named must exist where vertices run; each is asked for once. ``option``: as the user spelled it.
 
         Raises:
             ModuleNotFoundError: one does not.
         """
         new = [name for name in names if name not in self._modules]
         if new:
-            self._executor.submit(_import_all, new).result()
+            self._executor.submit(_import_all, new, option).result()
             self._modules.update(new)
 
     __call__ = get
 
 
-def _import_all(names: list[str]) -> None:
+def _import_all(names: list[str], option: str) -> None:
     for name in names:
-        importlib.import_module(name)
+        try:
+            import_named(name, option)
+        except Exception as error:
+            raised.add_note(error, f"raised by importing {name!r}, which {option} names")
+            raise
 
 
 def _run(graph: GraphSubmission, plan: Plan, pieces: Iterator[Piece], planner: _Planner) -> dict[int, Any]:
@@ -222,8 +235,22 @@ class _Planner:
             info = VertexInfo(self._plan.order[number], _category(self._plan.order[number]))
             for name, value in variables.items():
                 if callable(value):
-                    variables[name] = checked_variable(name, value(self._manager, info))
+                    variables[name] = self._asked(name, value, info)
         return self.apart.box({name: value for name, value in variables.items() if not callable(value)}, wall_time_s)
+
+    def _asked(self, name: str, value: Any, info: VertexInfo) -> str:
+        """A variable of one vertex, from the user's function.
+
+        Raises:
+            UsageError: the function raised, or returned no text.
+        """
+        try:
+            text = value(self._manager, info)
+        except Exception as error:
+            what = error_texts.line_of(error)
+            said = f"the function env_vars[{name!r}] raised {what}, when it was asked for the key {info.key!r}"
+            raise UsageError(said) from error
+        return checked_variable(name, text)
 
     def _annotate(self, numbers: range, plans: list[VertexPlan]) -> None:
         """``dask.annotate(retries=, priority=, resources=)``."""

@@ -504,6 +504,24 @@ def test_bad_options(calls: DaskVine, options: dict[str, Any], text: str) -> Non
         calls.get({"x": (inc, 1)}, "x", **options)
 
 
+@pytest.mark.parametrize("option", ["lib_modules", "hoisting_modules", "import_modules"])
+@pytest.mark.parametrize("name", ["a_module_that_is_nowhere", "a_module_that_is_nowhere.part", "json.part"])
+def test_a_module_that_workers_do_not_have(m: DaskVine, option: str, name: str) -> None:
+    said = f"{option} names the module '{name}', which a worker on .* does not have: install .* leave it out of {option}"
+    with pytest.raises(ModuleNotFoundError, match=said):
+        m.get({"x": (inc, 1)}, "x", **{option: ["json", name]})
+
+
+def test_a_module_whose_own_imports_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there itself: installing it is not what helps."""
+    (tmp_path / "wants_more.py").write_text("import a_module_that_is_nowhere\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    with DaskVine(local_cores=1) as m, pytest.raises(ModuleNotFoundError) as caught:
+        m.get({"x": (inc, 1)}, "x", lib_modules=["wants_more"])
+    assert str(caught.value) == "No module named 'a_module_that_is_nowhere'"
+    assert "raised by importing 'wants_more', which lib_modules names" in caught.value.__notes__
+
+
 def test_good_options(m: DaskVine) -> None:
     options = {"priority": -2.5, "reuse": False, "lazy_transfers": True, "progress_disable": True, "progress_label": "mine"}
     assert m.get({"x": (inc, 1)}, "x", lib_modules=(operator, "json"), **options) == 2

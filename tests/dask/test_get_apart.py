@@ -334,6 +334,21 @@ def test_variables(apart: DaskVine, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(told, key=repr) == [(apart, key, "v") for key in graph]
 
 
+@pytest.mark.parametrize("error", [LookupError("no model of that name"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad")])
+def test_a_variable_whose_function_raises(apart: DaskVine, error: Exception) -> None:
+    """Nothing else says that it came from there: the function runs here, while the graph is handed over."""
+
+    def ask(manager: Any, vertex: Any) -> str:
+        raise error
+
+    with pytest.raises(UsageError) as caught:
+        apart.get({("v", 7): (variables, "A")}, ("v", 7), env_vars={"B": "1", "A": ask})
+    said = f"{type(error).__name__}: {error}"
+    assert str(caught.value) == f"the function env_vars['A'] raised {said}, when it was asked for the key ('v', 7)"
+    assert caught.value.__cause__ is error
+    assert apart.get({"x": (inc, 1)}, "x") == 2
+
+
 def test_values_made_under_other_variables_are_not_reused(apart: DaskVine, runs: Runs) -> None:
     def get(value: Any) -> Any:
         return apart.get({"x": (mark_variable, str(runs.path), "SETTING")}, "x", env_vars={"SETTING": value})

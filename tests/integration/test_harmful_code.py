@@ -262,6 +262,29 @@ def close_descriptors() -> None:
     os.closerange(3, 100)
 
 
+def close_then_open() -> dict[str, Any]:
+    os.closerange(3, 100)
+    return {"files": [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]}
+
+
+def close_then_raise() -> dict[str, Any]:
+    os.closerange(3, 100)
+    raise ValueError("no data")
+
+
+@pytest.mark.parametrize("options", [{"exec_mode": "direct"}, {}, {"init_command": "true &&"}], ids=["direct", "fork", "init"])
+@pytest.mark.parametrize("context", [close_descriptors, close_then_open, close_then_raise])
+def test_a_context_function_that_closes_what_it_has_not_opened(options: dict[str, Any], context: Callable[[], Any]) -> None:
+    """Its process cannot tell anybody what has happened to it."""
+    with Manager(local_cores=1) as manager:
+        library = manager.create_library_from_functions("C", plus_one, library_context_info=[context], **options)
+        manager.install_library(library)
+        (failure,) = finish(manager, FunctionCall("C", "plus_one", 1))
+    assert isinstance(failure, LibraryFailed) and f"running its context function {context.__name__}" in str(failure)
+    said = "code of the library most likely closed descriptors that it had not opened, as os.closerange(3, 100) does"
+    assert f"its process ended with exit code 76 ({said}" in str(failure)
+
+
 def allow_few_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (4, 4))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -331,7 +332,12 @@ def test_a_named_module_that_is_not_there_fails_the_library(m: Manager, install:
     """A misspelled name would otherwise go unnoticed: modules that are only found by looking at functions may be missing."""
     library = install(loaded, hoisting_modules=["chunk_that_is_not_there"])
     (failure,) = finish(m, FunctionCall(library, "loaded", "wave"))
-    assert isinstance(failure, ModuleNotFoundError) and "chunk_that_is_not_there" in str(failure)
+    assert isinstance(failure, ModuleNotFoundError) and failure.name == "chunk_that_is_not_there"
+    assert re.fullmatch(
+        "hoisting_modules names the module 'chunk_that_is_not_there', which a worker on .+ does not have: "
+        "install it where workers run, or leave it out of hoisting_modules",
+        str(failure),
+    )
 
 
 def imports_inside() -> bool:

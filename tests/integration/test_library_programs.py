@@ -348,6 +348,17 @@ def test_a_program_that_does_not_start(
     assert said in capfd.readouterr().err, "the worker's standard error has it, too"
 
 
+def test_a_program_whose_interpreter_is_not_there(m: Manager, program: Callable[..., str], tmp_path: Path) -> None:
+    """The shell says that the program is not found, which it is."""
+    path = tmp_path / "my tool"
+    path.write_text("#!/no/such/python -u\n")
+    path.chmod(0o755)
+    (failure,) = finish(m, FunctionCall(program("tool", path=path), "double", 1))
+    assert isinstance(failure, LibraryFailed)
+    said = "(the first line of 'my tool' names the interpreter '/no/such/python', which is not there on "
+    assert "ended with exit code 127" in str(failure) and said in str(failure), failure
+
+
 def test_what_cannot_be_a_program(m: Manager, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the program .*/nothing of library 'x' is no file"):
         m.create_library_from_command(tmp_path / "nothing", "x")

@@ -55,12 +55,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def workers(home: Path) -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
-    """Start workers of one core."""
+    """Start workers of one core; what they say goes into the file ``said``."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(port: int) -> subprocess.Popen[bytes]:
         words = [sys.executable, "-m", "vinecore.cli.worker", "127.0.0.1", str(port), "--cores", "1"]
-        worker = subprocess.Popen(words, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        with open(home / "said", "ab") as said:
+            worker = subprocess.Popen(words, stdout=said, env={**os.environ, "PYTHONPATH": str(ROOT)})
         started.append(worker)
         return worker
 
@@ -155,6 +156,7 @@ def test_idle_workers_can_be_told_to_end(workers: Callable[[int], Any], home: Pa
         assert eventually(lambda: connected(m.engine) == 1)
         assert m.workers_shutdown() == 1
         assert worker.wait(LIMIT_S) == 0
+        assert "left the manager: the manager shut it down\n" in (home / "said").read_text()
 
 
 def test_draining_by_hostname_ends_the_worker_when_it_is_empty(workers: Callable[[int], Any], home: Path) -> None:

@@ -52,6 +52,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "vinecore.api",
         "vinecore.errors",
         "vinecore.runtime.captures",
+        "vinecore.runtime.error_texts",
+        "vinecore.runtime.library_code",
         "vinecore.runtime.payload",
         "vinecore.runtime.functions",
         "vinecore.runtime.raised",

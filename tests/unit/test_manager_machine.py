@@ -433,3 +433,16 @@ def test_order_holds_among_tasks_with_different_requests() -> None:
         assert other.state is t.READY
         world.answer(call, messages.OK_INLINE)
     assert other.state is t.PLACED and late[0].state is t.READY
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        (events.WorkerDrained(0.0, 1), "the manager shut it down"),
+        (events.HostsChanged(0.0, drain="host"), "it was drained"),
+    ],
+)
+def test_a_worker_that_is_to_leave_is_told_why(event: events.Event, why: str) -> None:
+    world = ManagerWorld(1)
+    world.do(event)
+    assert world.sent(messages.Release) == [messages.Release(True, why)]

@@ -104,7 +104,7 @@ class ManagerMachine:
                 on_hosts.changed(state, event)
             case events.WorkerDrained():
                 if event.worker_id in state.workers:
-                    on_drain.drain(state, state.workers[event.worker_id], True)
+                    on_drain.drain(state, state.workers[event.worker_id], True, on_drain.SHUT_DOWN)
             case events.Tick():
                 on_workers.tick(state)
             case events.WorkerSaid() | events.TasksSubmitted() | events.VerticesSubmitted():

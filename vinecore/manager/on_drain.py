@@ -13,10 +13,13 @@ from vinecore.wire import messages
 
 # Asking for more than a worker can hold gives back all that has not started.
 EVERYTHING = 1_000_000
+# Why a worker is released, as it tells whoever started it; one that said goodbye tells its own reason.
+DRAINED = "it was drained"
+SHUT_DOWN = "the manager shut it down"
 
 
-def drain(state: ManagerState, worker: WorkerEntry, on: bool) -> None:
-    """Begin or end the draining of a worker."""
+def drain(state: ManagerState, worker: WorkerEntry, on: bool, why: str = DRAINED) -> None:
+    """Begin or end the draining of a worker. ``why``: what it is told when it is released."""
     worker.close(draining=on)
     if not on:
         state.drains.pop(worker.worker_id, None)
@@ -27,7 +30,7 @@ def drain(state: ManagerState, worker: WorkerEntry, on: bool) -> None:
                 if len(shape.ready):
                     state.activate(shape)
         return
-    state.drains[worker.worker_id] = worker
+    state.drains[worker.worker_id] = worker, why
     for library_id, instance in worker.instances.items():
         near.abandon(state, instance)
         if instance.groups_out > instance.slots:
@@ -37,7 +40,7 @@ def drain(state: ManagerState, worker: WorkerEntry, on: bool) -> None:
 def goodbye(state: ManagerState, worker: WorkerEntry) -> None:
     """A worker wants to leave now: its calls run elsewhere, which counts as no loss; its sole copies are fetched."""
     worker.close(draining=True)
-    state.drains[worker.worker_id] = worker
+    state.drains[worker.worker_id] = worker, DRAINED
     for instance in worker.instances.values():
         near.abandon(state, instance)
     on_tasks.taken_back(state, worker.placed())
@@ -45,7 +48,7 @@ def goodbye(state: ManagerState, worker: WorkerEntry) -> None:
 
 def settle(state: ManagerState) -> None:
     """Move what draining workers alone hold; release those that are empty."""
-    for worker in list(state.drains.values()):
+    for worker, why in list(state.drains.values()):
         if worker.placed_count():
             continue
         sole = [file for file in worker.held.values() if _is_sole(state, file, worker.worker_id)]
@@ -53,7 +56,7 @@ def settle(state: ManagerState) -> None:
             _hand_over(state, file, worker)
         if not sole:
             del state.drains[worker.worker_id]
-            state.orders.append(orders.SendTo(worker.worker_id, messages.Release(True, "it was drained")))
+            state.orders.append(orders.SendTo(worker.worker_id, messages.Release(True, why)))
 
 
 def _is_sole(state: ManagerState, file: FileEntry, worker_id: int) -> bool:

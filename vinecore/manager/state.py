@@ -111,8 +111,8 @@ class ManagerState:
     epoch_offset_s: float = 0.0
     # Functions that no caller holds, and that unfinished tasks still call.
     unused_codes: list[CodeEntry] = field(default_factory=list)
-    # Workers that are to leave when nothing runs there and nothing is held there alone.
-    drains: dict[int, WorkerEntry] = field(default_factory=dict)
+    # Workers that are to leave when nothing runs there and nothing is held there alone, with the reason that they are told.
+    drains: dict[int, tuple[WorkerEntry, str]] = field(default_factory=dict)
     # Hosts that get no work, with the time at which that ends; infinity for ever.
     blocked_hosts: dict[str, float] = field(default_factory=dict)
     # When to look again whether work should move between workers; None: no reason to.

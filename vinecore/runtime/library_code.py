@@ -39,6 +39,24 @@ def import_quietly(names: Iterable[str]) -> list[str]:
     return done
 
 
+def import_named(name: str, option: str) -> None:
+    """Import a module that the user named in an option. Whatever the import raises comes out.
+
+    Raises:
+        ModuleNotFoundError: this machine does not have it.
+    """
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not (error.name and f"{name}.".startswith(f"{error.name}.")):
+            raise  # It is there, and imports one that is not.
+        raise ModuleNotFoundError(
+            f"{option} names the module {name!r}, which a worker on {os.uname().nodename} does not have: install it where "
+            f"workers run, or leave it out of {option}",
+            name=error.name,
+        ) from error
+
+
 def load_functions(begin: Begin, tell: Callable[[int, str], None] | None = None) -> dict[int, Callable[..., object]]:
     """Unpickle a library's functions by code id, and fill its context. Whatever user code raises comes out.
 
@@ -58,7 +76,7 @@ def load_functions(begin: Begin, tell: Callable[[int, str], None] | None = None)
         if tell is not None:
             tell(step, name)
         if step == NAMED:
-            importlib.import_module(name)
+            import_named(name, "hoisting_modules")
         else:
             import_quietly([name])
     if not data:

@@ -76,6 +76,8 @@ class Host:
         # What it was doing when loading failed; its number, which user code that forks must not answer for.
         self.doing = "putting its files in place"
         self.pid = os.getpid()
+        # What its descriptors are, by which it is known whether they still are what they were.
+        self.files = {sock.fileno(): os.fstat(sock.fileno())}
 
     def send(self, message: object) -> None:
         self.sock.sendall(self.writer.write(messages.encode(message)))
@@ -83,6 +85,7 @@ class Host:
     def serve(self) -> None:
         """Obey until the socket ends, then take the slots along."""
         self.wake_read, self.wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.files.update({fd: os.fstat(fd) for fd in (self.wake_read, self.wake_write)})
         self.listen()
         self.selector.register(self.sock, selectors.EVENT_READ)
         self.selector.register(self.wake_read, selectors.EVENT_READ)
@@ -105,6 +108,13 @@ class Host:
             if self.box is not None:
                 os.chdir("/")
                 self.box.remove()
+
+    def has_lost_descriptors(self) -> bool:
+        """Whether user code has closed some that this process needs, or put something else in their place."""
+        try:
+            return not all(os.path.samestat(os.fstat(fd), was) for fd, was in self.files.items())
+        except OSError:
+            return True
 
     def listen(self) -> None:
         """Hear of the ends of slots, whatever user code has made of their signal; in slots it has its usual effect."""
@@ -362,9 +372,8 @@ def main() -> None:
     sys.argv = ["vine_library"]
     extra_path = os.environ.get("VINE_EXTRA_PATH", "")
     spawned_slot.extend_path()
-    sock = socket.socket(fileno=fd)
+    host = Host(socket.socket(fileno=fd))
     try:
-        host = Host(sock)
         host.extra_path = extra_path
         if rest:
             begin_fd, stdout_fd, stderr_fd = rest
@@ -372,6 +381,11 @@ def main() -> None:
         host.serve()
     except (BrokenPipeError, ConnectionResetError):
         pass
+    except (OSError, ValueError) as error:
+        if not host.has_lost_descriptors():
+            raise
+        sys.excepthook(type(error), error, error.__traceback__)
+        os._exit(messages.NO_CHANNEL)
     os._exit(0)
 
 

@@ -20,6 +20,7 @@ import json
 import os
 import pickle
 import select
+import shlex
 import signal
 import socket
 import sys
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vinecore.errors import TaskFailed
-from vinecore.runtime import error_texts
+from vinecore.runtime import error_texts, unrunnable
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.ends import end_text
 from vinecore.runtime.guard import Guard
@@ -106,6 +107,9 @@ class Program:
 
     def __init__(self, begin: messages.Begin) -> None:
         self.name = begin.name
+        # The file that the kernel runs; empty: the worker's interpreter reads it, whatever its first line names.
+        run, *rest = shlex.split(begin.program)
+        self._file = "" if rest else run
         # What it said beyond the last message.
         self.received = b""
         theirs_in, self._calls = os.pipe()
@@ -218,12 +222,15 @@ class Program:
         poll = select.poll()
         poll.register(self._handle, select.POLLIN)
         if poll.poll(END_WAIT_MS):
-            how = end_text(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
+            code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            how = end_text(code)
         else:
             # Something that it started may have the pipes, or it closed them.
             os.kill(self.pid, signal.SIGKILL)
-            how = "closed its pipes"
-        return f"the program {how}{self._words.last_text(WORDS_WAIT_S)}"
+            code, how = 0, "closed its pipes"
+        words = self._words.last_text(WORDS_WAIT_S)
+        why = unrunnable.why(self._file, code, words.removeprefix(": ")) if self._file else ""
+        return f"the program {how}{words}{why and f' ({why})'}"
 
 
 class ProgramSlot(Slot):

@@ -20,6 +20,7 @@ from vinecore.shell.descriptors import restore_descriptors
 from vinecore.shell.guard import VARIABLE, marks_with
 from vinecore.shell.local_link import SOCKET_BUFFER_BYTES, LocalLink
 from vinecore.shell.own_words import STDERR, say
+from vinecore.wire import messages
 from vinecore.worker.state import NOT_REVOKED
 
 CLAIM_BYTES = 16
@@ -32,6 +33,10 @@ INIT_TEXT_BYTES = 2000
 _INIT_HINT = (
     " (the init_command is put in front of the interpreter's command line, which has not run:"
     " let it end with '&&', or be a program that runs the command line after it)"
+)
+_CLOSED_HINT = (
+    " (code of the library most likely closed descriptors that it had not opened, as os.closerange(3, 100) does:"
+    " the connection to the worker is one of them)"
 )
 _HOST_CODE = "from vinecore.runtime.library_host import main; main()"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "MKL_NUM_THREADS")
@@ -62,6 +67,8 @@ class HostProcess:
         theirs.close()
         self.sock = ours
         self.link: LocalLink | None = None
+        # It had to be killed, as it did not end by itself.
+        self.was_killed = False
         # Readable when it has ended. Its socket may live on without it, in something that its library's context forked.
         self.handle = os.pidfd_open(self.process.pid)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -89,7 +96,7 @@ class HostProcess:
         if self.process.returncode is None:
             poll = select.poll()
             poll.register(self.handle, select.POLLIN)
-            poll.poll(limit_s * 1000)
+            self.was_killed = not poll.poll(limit_s * 1000)
             # Before its number is free for others.
             kill_group(self.process.pid)
             self.process.wait()
@@ -100,6 +107,9 @@ class HostProcess:
         """How it ended, for people; call it when its socket has closed."""
         code = self.end(END_GRACE_S)
         said = self._init_text()
+        if not said and (self.was_killed or code == messages.NO_CHANNEL):
+            how = "closed its connection to the worker, and was ended" if self.was_killed else end_text(code)
+            return f"its process {how}{_CLOSED_HINT}"
         return f"its process {end_text(code)}{said}{_INIT_HINT if said and code == 0 else ''}"
 
     def remove_files(self) -> None:

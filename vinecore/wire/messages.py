@@ -42,6 +42,9 @@ NO_INPUT = 6  # an input was not here; value holds its name as text
 SPOILT_INPUT = 7  # never started: an earlier task of this slot wrote into an input, which was dropped; the same value
 WRITTEN_LATER = 8  # what was OK_KEPT, after all: value holds it, or size_bytes is the length of its object
 
+# With this code a library's process ends when its descriptors are not its own any more: no message can say so.
+NO_CHANNEL = 76
+
 # Loading.step
 INIT = 0  # its init command runs
 FOUND = 1  # a module that its functions import: only a courtesy to them
