@@ -288,3 +288,32 @@ def test_where_a_task_is_can_be_said_in_words() -> None:
     ready = alone.builder.call()
     alone.submit(ready)
     assert alone.machine.story(ready.task_id)[0] == f"task {ready.task_id} (f) is ready and waits: no worker is connected"
+
+
+def test_work_waits_until_enough_workers_have_come_and_not_for_those_that_go() -> None:
+    """The loss of one of them stopped everything, without a word."""
+    world = ManagerWorld(0)
+    state = world.machine.state
+    state.tunables.set("wait-for-workers", 2)
+    calls = [world.builder.call() for _ in range(3)]
+    world.submit(*calls)
+    for worker_id in (1, 2):
+        assert [call.state for call in calls] == [t.READY] * 3
+        if worker_id == 2:
+            world.now += state.tunables.no_worker_notice + 1
+            world.do(events.Tick(0.0))
+            world.now += state.tunables.no_worker_notice + 1
+            world.do(events.Tick(0.0))
+            (said,) = [o.text for o in world.of(orders.Say)]
+            assert said == "3 tasks wait: 1 worker is connected, and work begins with 2 (wait-for-workers)"
+        world.do(events.WorkerJoined(0.0, worker_id, hello(1, name=f"h{worker_id}"), "host"))
+        world.say(worker_id, messages.LibraryReady(1, 1))
+    assert all(call.state is t.PLACED for call in calls)
+    world.do(events.WorkerLeft(0.0, 1, "gone"))
+    world.answer(calls[1] if calls[1].instance is not None and calls[1].instance.worker_id == 2 else calls[0], messages.OK_INLINE)
+    world.do(events.Tick(0.0))
+    assert any(call.state is t.PLACED for call in calls), "it goes on with the other one"
+    state.tunables.set("wait-for-workers", 3)
+    more = world.builder.call()
+    world.submit(more)
+    assert more.state is t.READY, "a new wish counts anew"

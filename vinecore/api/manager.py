@@ -86,7 +86,7 @@ class WorkerMethods:
             tasks_running=running,
             tasks_on_workers=running,
             tasks_with_results=len(self._done),
-            tasks_submitted=count.submitted,
+            tasks_submitted=count.submitted + count.rerun,
             tasks_dispatched=count.dispatched,
             tasks_done=count.done,
             tasks_failed=count.failed,

@@ -157,6 +157,8 @@ class ManagerMachine:
         if (state.tasks or state.stalls) and (notice is None or state.workers):
             # Another reason may begin while one waits to be told; one that was told may be over, and then begin again.
             due.append(state.ticked_at + STUCK_LOOK_S)
+        if state.expiring:
+            due.append(state.expiring[0][0])
         if state.even_out_at is not None:
             due.append(state.even_out_at)
         elif len(state.workers) > 1 and state.tasks:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import islice
 
 from vinecore.errors import UsageError
-from vinecore.manager import on_tasks, orders
+from vinecore.manager import on_tasks, orders, placement
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry
 from vinecore.manager.state import ManagerState, Stall
@@ -26,6 +26,8 @@ INPUTS_NAMED = 10
 NO_WORKER = "no worker"
 # Key of the reason that those that came were not let in.
 REFUSED = "refused"
+# Key of the reason that work waits for more workers.
+GATHERING = "gathering"
 
 
 def notice(state: ManagerState) -> None:
@@ -83,6 +85,8 @@ def reasons(state: ManagerState) -> dict[object, str]:
             none[REFUSED] = f"{who} not let in, the latest from {state.refused}"
         return none
     found: dict[object, str] = {}
+    if placement.is_gathering(state):
+        return {GATHERING: f"{_tasks(len(state.tasks), 'wait')}: {_gathering(state)}"}
     all_closed = _closed(state, Resources())
     ready = sum(len(shape.ready) for shape in state.active)
     if all_closed and ready:
@@ -106,6 +110,12 @@ def reasons(state: ManagerState) -> dict[object, str]:
 def _tasks(count: int, do: str) -> str:
     """So many tasks do something."""
     return f"1 task {do}s" if count == 1 else f"{count} tasks {do}"
+
+
+def _gathering(state: ManagerState) -> str:
+    count = len(state.workers)
+    who = "1 worker is" if count == 1 else f"{count} workers are"
+    return f"{who} connected, and work begins with {state.tunables.wait_for_workers:g} (wait-for-workers)"
 
 
 def lacking_everywhere(state: ManagerState, request: Resources) -> str:
@@ -201,10 +211,8 @@ def _why_ready(state: ManagerState, entry: TaskEntry) -> str:
     fitting = [worker for worker in state.workers.values() if not shape.request.missing_in(worker.total)]
     if not state.workers:
         return "no worker is connected"
-    if len(state.workers) < state.tunables.wait_for_workers:
-        return (
-            f"{len(state.workers)} workers are connected, work begins with {state.tunables.wait_for_workers:g} (wait-for-workers)"
-        )
+    if placement.is_gathering(state):
+        return _gathering(state)
     if not fitting:
         return f"no worker is large enough; the first one lacks {lacking_everywhere(state, shape.request)}"
     closed = _closed(state, shape.request)

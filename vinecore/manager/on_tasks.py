@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
+
 from vinecore.errors import FileLost, LibraryFailed, LostError, SlotLost, TaskFailed, VineError, WorkerLost
 from vinecore.manager import lineage, orders, placement, replication
 from vinecore.manager import transitions as t
@@ -26,6 +28,9 @@ from vinecore.wire.messages import Result
 MEAN_WEIGHT = 0.1
 # A measurement counts as at most this many means: one long vertex among thousands must not make all bundles small.
 OUTLIER_FACTOR = 10.0
+# Seconds in which a worker says that it has ended a task whose end has come; the exit code of one that nobody has begun.
+EXPIRED_S = 2.0
+EXPIRED_CODE = 9
 # What is said of a call whose result, or whose code, its worker's disk did not take.
 NO_ROOM = ("could not be written", "could not be fetched")
 
@@ -39,6 +44,8 @@ def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
         shape = entry.kind.shape
         tasks[entry.task_id] = entry
         library = shape.library
+        if entry.sandbox is not None and entry.sandbox.end_at_s:
+            heappush(state.expiring, (entry.sandbox.end_at_s - state.epoch_offset_s, entry.task_id))
         if entry.inputs:
             entry.state = t.WAITING
             entry.inputs = tuple(i if type(i) is FileEntry else _output_of(i) for i in entry.inputs)  # type: ignore[arg-type]
@@ -59,6 +66,35 @@ def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
             if not shape.queued:
                 state.activate(shape)
     state.counters.submitted += len(entries)
+
+
+def expire(state: ManagerState) -> None:
+    """Tasks whose end has come before they were done: those that wait end here, those that run are ended where they run.
+
+    One that was placed, and is heard of no more in time, waits behind others there, or its worker does not answer.
+    """
+    while state.expiring and state.expiring[0][0] <= state.now:
+        _, task_id = heappop(state.expiring)
+        entry = state.tasks.get(task_id)
+        if entry is None or entry.sandbox is None:
+            continue
+        due = entry.sandbox.end_at_s - state.epoch_offset_s
+        if entry.state is t.PLACED and state.now < due + EXPIRED_S:
+            heappush(state.expiring, (due + EXPIRED_S, task_id))
+            continue
+        if entry.state is t.PLACED:
+            _revoke(state, entry, [])
+        entry.report = messages.Report(EXPIRED_CODE, b"", [], [], [], "max end time")
+        entry.value = b""
+        state.counters.done += 1
+        output = entry.output
+        if output is not None:
+            _inline(state, output, b"")
+        finish(state, entry)
+        if output is not None:
+            lineage.became_available(state, output)
+            if not output.is_needed():
+                lineage.release(state, output)
 
 
 def _fail_removed(state: ManagerState, entry: TaskEntry) -> None:

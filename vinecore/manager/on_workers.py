@@ -212,5 +212,7 @@ def tick(state: ManagerState) -> None:
         state.keepalive_due = max(first + state.keepalive_for, state.now + pause)
     if state.blocked_hosts:
         on_hosts.look(state)
+    if state.expiring:
+        on_tasks.expire(state)
     state.even_out_at = placement.even_out(state)
     on_stalls.notice(state)

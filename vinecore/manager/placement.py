@@ -48,7 +48,7 @@ def place(state: ManagerState) -> None:
     """Give every hungry instance what it can take; keep shapes that still have ready entries active."""
     if not state.active:
         return
-    if len(state.workers) < state.tunables.wait_for_workers:
+    if is_gathering(state):
         return
     if len(state.active) > 1:
         state.active.sort(key=_turn)
@@ -86,6 +86,14 @@ def place(state: ManagerState) -> None:
         else:
             shape.queued = False
     state.active = still
+
+
+def is_gathering(state: ManagerState) -> bool:
+    """Whether work still waits until enough workers are there: once they have been, those that go are not waited for."""
+    wanted = state.tunables.wait_for_workers
+    if wanted > state.gathered and len(state.workers) >= wanted:
+        state.gathered = wanted
+    return wanted > state.gathered
 
 
 def _turn(shape: Shape) -> tuple[float, int]:

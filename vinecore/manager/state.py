@@ -107,6 +107,10 @@ class ManagerState:
     # Key and certificate (PEM) that workers show to each other when links are encrypted.
     peer_key: bytes = b""
     peer_certificate: bytes = b""
+    # Tasks with an end by the calendar: when to look at each (a heap).
+    expiring: list[tuple[float, int]] = field(default_factory=list)
+    # The highest wait-for-workers that was reached: it is forgotten then.
+    gathered: float = 0
     # Seconds since the epoch at the machine's time 0: tickets expire by the calendar, which events do not carry.
     epoch_offset_s: float = 0.0
     # Functions that no caller holds, and that unfinished tasks still call.

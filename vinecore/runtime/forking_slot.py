@@ -283,7 +283,10 @@ class ForkingSlot(Slot):
                 self._spoilt.difference_update(str(mount.source) for mount in spec.mounts)
             began = time.time()
             limits = Limits(spec, box)
-            if spec.command:
+            if outcome := limits.exceeded():
+                # Its end had come before its turn.
+                result, report = _ended(call, outcome)
+            elif spec.command:
                 try:
                     result, report = self._command(call, spec, box, limits)
                 except UsageError as error:
@@ -367,7 +370,7 @@ class ForkingSlot(Slot):
     def _function(self, call: Call, box: Box, limits: Limits) -> tuple[Result, Report]:
         result, outcome, how = self._fork(call, limits, box)
         if outcome:
-            return Result(call.task_id, call.attempt, messages.OK_INLINE, 0), Report(9, b"", [], [], [], outcome)
+            return _ended(call, outcome)
         if result is None:
             lost = Result(call.task_id, call.attempt, messages.LOST, 0, f"its process {how}".encode())
             return lost, Report(-1, b"", [], [], [])
@@ -542,6 +545,11 @@ def _children() -> list[int]:
             return [int(pid) for pid in file.read().split()]
     except OSError:
         return []  # a kernel without that list: the group was killed, which is nearly always all
+
+
+def _ended(call: Call, outcome: str) -> tuple[Result, Report]:
+    """One of its limits ended it, or had passed before it began: no value."""
+    return Result(call.task_id, call.attempt, messages.OK_INLINE, 0), Report(9, b"", [], [], [], outcome)
 
 
 def _refused(call: Call, why: str) -> Result:
