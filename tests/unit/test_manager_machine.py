@@ -7,7 +7,7 @@ import pytest
 from tests.kit.builders import RUN, Builder, declared, hello
 from tests.kit.manager_world import ManagerWorld, graph_in
 from vinecore.errors import FileLost, ProtocolError, SlotLost, TaskFailed, WorkerLost
-from vinecore.manager import events, orders
+from vinecore.manager import events, orders, placement
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import CANCELLED, RAISED, Kind, Shape, TaskEntry
 from vinecore.manager.ready import ReadyQueue
@@ -446,3 +446,45 @@ def test_a_worker_that_is_to_leave_is_told_why(event: events.Event, why: str) ->
     world = ManagerWorld(1)
     world.do(event)
     assert world.sent(messages.Release) == [messages.Release(True, why)]
+
+
+def test_one_that_asks_for_more_is_not_passed_for_ever() -> None:
+    """Whatever ended made room for something later that asked for less."""
+    world = ManagerWorld(1, 4)
+    world.builder.library.slots = 4
+    small, large = (Kind(f"k{cores}", Shape(world.builder.library, Resources(cores=cores))) for cores in (1, 4))
+    small.mean_us = large.mean_us = 1e6
+    running = [world.builder.call(kind=small) for _ in range(4)]
+    wanted = world.builder.call(kind=large)
+    world.submit(*running, wanted)
+    steps = 0
+    while wanted.state is t.READY and steps < 12:
+        steps += 1
+        later = world.builder.call(kind=small)
+        world.submit(later)
+        world.now += placement.RESERVE_S / 4
+        ended = next(entry for entry in running if entry.state is t.PLACED)
+        world.answer(ended, messages.OK_INLINE)
+        running.append(later)
+    assert wanted.state is t.PLACED and steps > 4
+    waiting = [entry for entry in running if entry.state is t.READY]
+    assert (waiting and world.machine.state.reserved is None) or not world.machine.state.reserved.worker_id
+    world.answer(wanted, messages.OK_INLINE)
+    assert all(entry.state is t.PLACED for entry in waiting[:4])
+
+
+def test_nothing_is_kept_for_one_that_was_cancelled() -> None:
+    world = ManagerWorld(1, 4)
+    small, large = (Kind(f"k{cores}", Shape(world.builder.library, Resources(cores=cores))) for cores in (1, 4))
+    small.mean_us = large.mean_us = 1e6
+    running = [world.builder.call(kind=small) for _ in range(4)]
+    wanted, later = world.builder.call(kind=large), world.builder.call(kind=small)
+    world.submit(*running, wanted, later)
+    for _ in range(2):
+        world.now += placement.RESERVE_S
+        world.do(events.Tick(0.0))
+    assert world.machine.state.reserved is not None and world.machine.state.reserved.worker_id == 1
+    world.answer(running[0], messages.OK_INLINE)
+    assert later.state is t.READY
+    world.do(events.TasksCancelled(0.0, [wanted]))
+    assert later.state is t.PLACED

@@ -6,7 +6,7 @@ from tests.kit.builders import declared
 from tests.kit.manager_world import ManagerWorld, graph_in
 from vinecore.manager import events, near
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import TaskEntry
+from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.wire import messages
 
 # Leaves first, so that the order of submission does not keep together what is read together.
@@ -97,7 +97,7 @@ def test_a_free_slot_beside_busy_ones_takes_only_what_needs_nothing_from_there()
         entry.state = t.READY
         near.line_up(state, entry, full)
     assert near.to_take_over(library, other, world.now) is None, "the reader's turn comes last, and its input is there"
-    assert near.to_take_over(library, other, world.now + 1) == (full, reader), "it would wait behind long calls there"
+    assert near.to_take_over(library, other, world.now + 1) == (full, leaf), "both would wait behind long calls there"
     full.local.remove(reader)  # type: ignore[union-attr]
     assert near.to_take_over(library, other, world.now) == (full, leaf)
     full.local.remove(leaf)  # type: ignore[union-attr]
@@ -148,3 +148,31 @@ def test_what_a_worker_gives_back_is_not_put_behind_the_same_long_call_again() -
     world.now += 1.0
     world.answer(reader, messages.HANDED_BACK)
     assert at(reader) == 2 and busy.progress_at == began
+
+
+def test_what_waits_behind_a_long_call_is_not_passed_by_what_came_later() -> None:
+    """It waited for its worker until nothing was ready for others any more."""
+    world = slow_world(2)
+    library = world.builder.library
+    made = world.builder.call()
+    made.output = FileEntry(made.task_id)
+    made.output.producer, made.output.holds = made, 1
+    world.submit(made)
+    keeper = at(made)
+    world.stored(made)
+    calls = [world.builder.call() for _ in range(4)]
+    world.submit(*calls)
+    first, second = (world.builder.call(made) for _ in range(2))
+    later = [world.builder.call() for _ in range(4)]
+    world.submit(first, second, *later)
+    assert kept_at(world, keeper) == [first, second]
+    other = next(call for call in calls if call.state is t.PLACED and at(call) != keeper)
+    world.now += near.STUCK_S * 2
+    placed = []
+    for _ in range(4):
+        world.answer(other, messages.OK_INLINE, b"")
+        other = next(e for e in (*calls, first, second, *later) if e.state is t.PLACED and at(e) != keeper)
+        placed.append(other)
+        world.now += near.STUCK_S * 2
+    assert placed.index(first) < placed.index(second) and not {*placed[: placed.index(second)]} & {*later}
+    assert library.instances[keeper].outstanding

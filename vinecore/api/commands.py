@@ -419,7 +419,8 @@ class PythonTask(SandboxedTask, TempOutput):
 
     Parameters:
         function: what to run; it and its arguments travel pickled.
-        args, kwargs: its arguments; buffers stand for their content, values of calls (temps) and other tasks' ``output_file`` for their value.
+        args, kwargs: its arguments; buffers stand for their content, values of calls (temps) and other tasks' ``output_file`` for
+            their value.
     """
 
     def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:

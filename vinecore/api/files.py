@@ -230,7 +230,7 @@ class FileMethods:
         return File(self.engine, None, BUFFER, None if buffer is None else bytes(buffer))
 
     def declare_temp(self) -> File:
-        """A file that a task will make and that stays in the cluster: give it to ``add_output``, or to ``FunctionCall.set_output``."""
+        """A file that a task will make and that stays in the cluster: for ``add_output``, or ``FunctionCall.set_output``."""
         entry = self.engine.new_temp()
         entry.holds = 1
         entry.promised = True
@@ -239,7 +239,8 @@ class FileMethods:
     def fetch_file(self, file: File, timeout: float | None = None) -> str | None:
         """Bring the content of a file here and return it as text; ``file.contents()`` then has the bytes.
 
-        For the value of a call or vertex these are its pickle, for a file that a command made its content. None when it cannot be had (not produced, failed).
+        For the value of a call or vertex these are its pickle, for a file that a command made its content. None
+        when it cannot be had (not produced, failed).
 
         Raises:
             UsageError: not a file of this manager. TimeoutError: it did not come in time.

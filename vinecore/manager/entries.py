@@ -209,6 +209,7 @@ class LibraryEntry:
         "exec_mode",
         "file",
         "fleet",
+        "freed_at",
         "functions",
         "hungry",
         "idle",
@@ -266,6 +267,8 @@ class LibraryEntry:
         self.piled: OrderedDict[int, Instance] = OrderedDict()
         # Slots of all instances that are up.
         self.slots_up = 0
+        # When calls that hold up entries of their instance were looked for.
+        self.freed_at = 0.0
         # ManagerState.fleet when every worker that takes work had an instance.
         self.fleet = -1
         # When the first instance that failed may be started again; infinity: none has failed.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import islice
 
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, Instance, LibraryEntry, TaskEntry
+from vinecore.manager.entries import FileEntry, Instance, LibraryEntry, Shape, TaskEntry
 from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.state import ManagerState
 
@@ -21,6 +21,8 @@ NEAR_COPIES = 8
 TOGETHER = 8
 # Instances with entries of their own that are looked at for an idle one; higher: sooner a balance, more work for nothing.
 STEAL_LOOKS = 4
+# Instances with entries of their own that are looked at for calls that hold these up, once in STUCK_S for each library.
+FREED_LOOKS = 16
 # Work behind calls that have run this long without an answer goes where a slot is free; lower: more messages for nothing.
 STUCK_S = 0.03
 
@@ -111,10 +113,34 @@ def to_take_over(library: LibraryEntry, instance: Instance, now: float) -> tuple
         elif other is not instance and other.outstanding:  # had it room, it would have taken them before
             entry = other.local.last()
             # What has inputs there waits for a moment, unless nothing at all runs here: that worker may have time for it soon.
-            is_stuck = instance.outstanding == 0 or now - other.progress_at > STUCK_S
-            if entry is not None and (is_stuck or not entry.inputs):
+            is_stuck = now - other.progress_at > STUCK_S
+            if is_stuck:
+                entry = other.local.first()
+            if entry is not None and (is_stuck or instance.outstanding == 0 or not entry.inputs):
                 return other, entry
     return None
+
+
+def free_stuck(state: ManagerState, library: LibraryEntry, shape: Shape) -> None:
+    """What waits for an instance behind a long call, and would be before others in the common line, goes there."""
+    library.freed_at = state.now
+    for worker_id, other in list(islice(library.stocked.items(), FREED_LOOKS)):
+        # The next look begins behind it.
+        del library.stocked[worker_id]
+        if not other.local:
+            continue
+        library.stocked[worker_id] = other
+        if other.groups_out < other.slots or state.now - other.progress_at <= STUCK_S:
+            continue
+        entry, first = other.local.first(), shape.ready.first()
+        if entry is not None and first is not None and turn(entry) < turn(first):
+            other.local.remove(entry)
+            put_back(state, entry)
+
+
+def turn(entry: TaskEntry) -> tuple[float, int]:
+    """By this entries are ordered: priority, then submission."""
+    return -entry.priority, entry.task_id
 
 
 def put_back(state: ManagerState, entry: TaskEntry) -> None:

@@ -43,6 +43,16 @@ class Splice:
 
 
 @dataclass(slots=True)
+class Reservation:
+    """An entry that was first of all and fitted nowhere, since when, and the worker that is kept for it (0: none yet)."""
+
+    shape: Shape
+    task_id: int
+    since: float
+    worker_id: int = 0
+
+
+@dataclass(slots=True)
 class Stall:
     """One reason why ready work has no place to run."""
 
@@ -107,6 +117,8 @@ class ManagerState:
     # Key and certificate (PEM) that workers show to each other when links are encrypted.
     peer_key: bytes = b""
     peer_certificate: bytes = b""
+    # The first entry that fits nowhere, while others run.
+    reserved: Reservation | None = None
     # Tasks with an end by the calendar: when to look at each (a heap).
     expiring: list[tuple[float, int]] = field(default_factory=list)
     # The highest wait-for-workers that was reached: it is forgotten then.
