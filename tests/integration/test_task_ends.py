@@ -95,7 +95,7 @@ def test_many_directories_as_outputs_make_no_endless_reason(tmp_path: Path) -> N
     name = "n" * 240
     (tmp_path / name).mkdir()
     report = Report(0, b"", [], [name] * 30_000, [])
-    text = _missing_text(report, tmp_path)
+    text = _missing_text(report, tmp_path, {})
     assert text.startswith(f"its output {name} is a directory") and len(text) < 100_000
 
 

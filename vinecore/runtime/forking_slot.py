@@ -18,7 +18,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
 
@@ -33,7 +33,7 @@ from vinecore.runtime.library_code import load_functions, threads_beside
 from vinecore.runtime.lifeline import adopt_orphans
 from vinecore.runtime.places import Place
 from vinecore.runtime.randomness import reseed
-from vinecore.runtime.sandbox import STDOUT, Box, read_regular
+from vinecore.runtime.sandbox import STDOUT, Box, Unreadable, read_regular
 from vinecore.runtime.slot import Broken, Codes, MissingInput, Slot
 from vinecore.runtime.strays import end_stray
 from vinecore.runtime.streams import flush_streams
@@ -302,12 +302,13 @@ class ForkingSlot(Slot):
     def _finish(self, result: Result, report: Report, spec: Sandbox, box: Box, limits: Limits) -> None:
         """Outputs, standard output and damage, whatever the end was."""
         succeeded = report.exit_code == 0 and not report.outcome and result.status <= messages.OK_KEPT
+        box.regain()
         if report.outcome in ("", "max wall time", "max end time"):
             report.products, report.missing = box.collect(succeeded, self.inline_limit_bytes)
         if report.outcome:
             report.missing = []
         if report.missing:
-            report.reason = _missing_text(report, box.path)
+            report.reason = _missing_text(report, box.path, box.unread)
         report.damaged = box.damaged()
         for name in report.damaged:
             # At once: tasks that wait here already must not read it.
@@ -560,13 +561,14 @@ def _refused(call: Call, why: str) -> Result:
     return Result(call.task_id, call.attempt, messages.OK_INLINE, 0, report=report)
 
 
-def _missing_text(report: Report, sandbox: Path) -> str:
+def _missing_text(report: Report, sandbox: Path, unread: Mapping[str, str]) -> str:
     """Why outputs are missing, where that says more than their names; otherwise empty. Bounded: they may be many."""
-    directories = [name for name in report.missing if os.path.isdir(sandbox / name)]
-    if not directories and not report.reason:
+    directories = [name for name in report.missing if name not in unread and os.path.isdir(sandbox / name)]
+    if not directories and not unread and not report.reason:
         return ""
-    absent = ", ".join(name for name in report.missing if name not in directories)
+    absent = ", ".join(name for name in report.missing if name not in directories and name not in unread)
     parts = [report.reason, f"it did not make {absent}" if absent else ""]
+    parts += [f"its output {name} cannot be read: {why}" for name, why in unread.items()]
     parts += [
         f"its output {name} is a directory, which cannot be an output: pack it (tar -cf {name}.tar {name}) and take the archive"
         for name in directories
@@ -575,9 +577,11 @@ def _missing_text(report: Report, sandbox: Path) -> str:
 
 
 def _read_limited(path: Path, limit_bytes: int) -> tuple[bytes, bool]:
-    """The beginning of a file, and whether that is not all of it."""
+    """The beginning of a file, and whether that is not all of it; a line that says why when it cannot be read."""
     try:
         data = read_regular(path, limit_bytes + 1)
     except FileNotFoundError:
         return b"", False
+    except Unreadable as error:
+        return f"its standard output cannot be read: {error.strerror}\n".encode(), False
     return data[:limit_bytes], len(data) > limit_bytes

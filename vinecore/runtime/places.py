@@ -1,4 +1,4 @@
-"""Directories that user code can reach and replace: known again before they are used, and removed without following a link.
+"""Directories that user code can reach and replace: known before they are used, measured and removed without following a link.
 
 Slots import this and fork for every task: ``shutil`` is not used, since the compressors behind it make each fork dearer. Besides,
 it calls itself for each level, and a task may have made more of these than calls or descriptors go deep.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 TEMPORARY = ".vine.tmp"
@@ -18,10 +18,14 @@ _SPARE = "spare"
 _PRIVATE = stat.S_IFDIR | 0o700
 _KNOW = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# So many directories inside each other are open at once while they are removed; higher: fewer are moved, more descriptors needed.
+# So many directories inside each other are open at once while they are removed or measured; higher: fewer are moved or opened
+# again, more descriptors needed.
 _OPEN_LEVELS = 64
 # Times that a directory is made before giving up: others may put something in its place meanwhile.
 _TRIES = 10
+
+# Names in a directory, each with those below it.
+_Names = dict[str, "_Names"]
 
 
 class Place:
@@ -140,6 +144,34 @@ class Place:
         """Remove what has this name there, read-only parts too."""
         if self._handle >= 0:
             _remove_in(self._handle, name)
+
+    def regain(self, name: str) -> None:
+        """Give this process its rights in the place, and in a sandbox there, again if a task has taken them away."""
+        try:
+            _give_missing_rights(self._handle)
+            handle = os.open(name, _KNOW, dir_fd=self._handle)
+            try:
+                _give_missing_rights(handle)
+            finally:
+                os.close(handle)
+        except OSError:
+            pass  # the task has removed or replaced it: there is nothing of its own to be read then
+
+    def size_bytes(self, name: str, left_out: Iterable[str]) -> int:
+        """What the files in a sandbox hold, without those of these relative names, as far as can be seen."""
+        known: _Names = {}
+        for path in left_out:
+            below = known
+            for part in Path(path).parts:
+                below = below.setdefault(part, {})
+        try:
+            top = os.open(name, _READ, dir_fd=self._handle)
+        except OSError:
+            return 0
+        try:
+            return _measure(top, known)
+        finally:
+            os.close(top)
 
 
 def _identity(info: os.stat_result) -> tuple[int, int]:
@@ -302,6 +334,93 @@ def _delete(function: Callable[..., None], place: int, name: str) -> None:
 def _give_rights(handle: int) -> None:
     """To the owner of an open directory; a handle without rights of its own can be used by its name only."""
     os.chmod(f"/proc/self/fd/{handle}", 0o700)
+
+
+def _give_missing_rights(handle: int) -> None:
+    if os.fstat(handle).st_mode & 0o700 != 0o700:
+        _give_rights(handle)
+
+
+class _Level:
+    """One directory on the way down through a tree that is measured."""
+
+    def __init__(self, handle: int, left_out: _Names) -> None:
+        # -1: closed for a while, since the way goes on far below it.
+        self.handle = handle
+        self.known = _identity(os.fstat(handle))
+        self.left_out = left_out
+        # Directories in it that are left to be measured.
+        self.left: list[str] = []
+
+
+def _measure(top: int, left_out: _Names) -> int:
+    """Bytes of the files in an open directory and below, as far as this process may look, while others change what is there.
+
+    The way down is a list, not calls, and each directory is opened from the one around it: neither the length of a path nor the
+    depth of a tree is a limit. Of a deep way only the last levels are open; those above are found again by ``..``.
+    """
+    way = [_Level(top, left_out)]
+    total = _count(way[0])
+    try:
+        while way:
+            level = way[-1]
+            if level.left:
+                name = level.left.pop()
+                try:
+                    way.append(_Level(os.open(name, _READ, dir_fd=level.handle), level.left_out.get(name, {})))
+                except OSError:
+                    continue  # gone meanwhile, or without rights
+                total += _count(way[-1])
+                if len(way) - 2 > _OPEN_LEVELS:
+                    _close(way[-2 - _OPEN_LEVELS])
+                continue
+            way.pop()
+            if way and way[-1].handle < 0 and not _reopen(way[-1], level.handle):
+                # The task has moved it: what is left to be seen from there is seen the next time.
+                del way[1:]
+            if way:
+                os.close(level.handle)
+    finally:
+        for level in way[1:]:
+            _close(level)
+    return total
+
+
+def _count(level: _Level) -> int:
+    """Bytes of the files in a directory; notes the directories."""
+    total = 0
+    try:
+        with os.scandir(level.handle) as found:
+            for entry in found:
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        level.left.append(entry.name)
+                    elif level.left_out.get(entry.name) != {}:
+                        total += entry.stat(follow_symlinks=False).st_size
+                except OSError:
+                    continue
+    except OSError:
+        pass
+    return total
+
+
+def _close(level: _Level) -> None:
+    if level.handle >= 0:
+        os.close(level.handle)
+        level.handle = -1
+
+
+def _reopen(level: _Level, below: int) -> bool:
+    """Open a directory again from one in it; False when that is elsewhere by now."""
+    try:
+        handle = os.open("..", _READ, dir_fd=below)
+    except OSError:
+        return False
+    if _identity(os.fstat(handle)) != level.known:
+        os.close(handle)
+        return False
+    level.handle = handle
+    return True
 
 
 def _quietly_unlink(path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Inputs of the store are reflinked where the file system can, copied when small, else hard-linked read-only and checked afterwards:
 a task that wrote into one has damaged the object, which is reported. Outputs with more than one link are copied, others renamed
-into the store.
+into the store. What cannot be read of a task's files is the task's affair (``Unreadable``), what the store does not take is not.
 
 Slots import this and fork for every task: ``shutil`` is not used, since the compressors behind it make each fork dearer.
 """
@@ -14,6 +14,7 @@ import fcntl
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from vinecore.errors import UsageError
 from vinecore.runtime.places import TEMPORARY, Place
@@ -28,7 +29,21 @@ COPY_BELOW_BYTES = 1 << 20
 INLINE_TOTAL_BYTES = 1 << 20
 STDOUT = ".vine.stdout"
 _SEND_BYTES = 1 << 30
+_PIECE_BYTES = 1 << 16
+# There is no such file: nothing, links in a circle, or a file in the place of a directory above it.
+_ABSENT = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
+# A file cannot be opened, which is not its fault: this process, or the machine, has no room for one more.
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# A file is not renamed since the disk does not take it; a copy would not help.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class Unreadable(OSError):
+    """A file that a task has left, and that cannot be read: no fault of the disk, another try would leave the same."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
 
 
 class Box:
@@ -48,6 +63,8 @@ class Box:
         self.store = store
         # Hard-linked inputs: (object, size, mtime_ns) as they were.
         self._linked: list[tuple[str, int, int]] = []
+        # Of the outputs that are missing, those that are there and cannot be read, and why.
+        self.unread: dict[str, str] = {}
 
     def build(self, inline: dict[int, bytes]) -> None:
         """Make the directory and put the inputs in place. Of two inputs under one name the last one counts.
@@ -146,8 +163,14 @@ class Box:
         merged: dict[str, str | None] = {**base, **self.variables()}
         return {name: value for name, value in merged.items() if value is not None}
 
+    def regain(self) -> None:
+        """Give this process the rights in the directory, and in that around it, that the task may have taken away."""
+        self.place.regain(self.path.name)
+
     def collect(self, succeeded: bool, inline_limit_bytes: int) -> tuple[list[tuple[str, int, bytes]], list[str]]:
         """Outputs go into the store: (name, size, content when small and wanted home) of each, and the paths that are missing.
+
+        What is there and cannot be read is missing too; ``unread`` says why.
 
         Raises:
             OSError: the disk does not take one of them; none is in the store then.
@@ -162,38 +185,55 @@ class Box:
         for number, product in enumerate(self.spec.products):
             if product.flags & (messages.ON_SUCCESS if not succeeded else messages.ON_FAILURE):
                 continue
-            source = self.path / product.path
-            if not is_there or not source.is_file():
-                missing.append(product.path)
-                continue
             limit = min(inline_limit_bytes, INLINE_TOTAL_BYTES - inline_bytes)
             try:
-                taken.append(self._take(product, source, limit, last[product.path] == number))
+                found = self._take(product, limit, last[product.path] == number) if is_there else None
+            except Unreadable as error:
+                self.unread[product.path] = str(error.strerror)
+                found = None
             except OSError:
                 # The task counts as lost: what it has left so far would never be asked for, on a disk that may be full.
                 for name, _, _ in taken:
                     (self.store / name).unlink(missing_ok=True)
                 raise
-            inline_bytes += len(taken[-1][2])
+            if found is None:
+                missing.append(product.path)
+                continue
+            taken.append(found)
+            inline_bytes += len(found[2])
         return taken, missing
 
-    def _take(self, product: Product, source: Path, inline_limit_bytes: int, may_move: bool) -> tuple[str, int, bytes]:
-        info = source.stat()
-        size = info.st_size
-        if size == 0 or (product.flags & messages.HOME and size <= inline_limit_bytes):
-            return product.name, size, source.read_bytes()
-        aside = self.store / f".aside-{product.name}"
+    def _take(self, product: Product, inline_limit_bytes: int, may_move: bool) -> tuple[str, int, bytes] | None:
+        """One output; None when there is no such file.
+
+        Raises:
+            Unreadable: it cannot be read. OSError: the store does not take it.
+        """
+        source = self.path / product.path
         try:
-            if may_move and info.st_nlink == 1 and self._is_own(source):
-                _move(source, aside)
-            else:
-                copy_file(source, aside)
-                aside.chmod(stat.S_IMODE(info.st_mode) | 0o600)
-            aside.rename(self.store / product.name)
-        except OSError:
-            # A partial object must not stay behind: it would hold the space that the next try needs.
-            aside.unlink(missing_ok=True)
-            raise
+            # Not opened unless it is a file: that alone wakes up who waits at the other end of a pipe.
+            if not stat.S_ISREG(_look(source).st_mode):
+                return None
+            file = _open_regular(source)
+        except FileNotFoundError:
+            return None
+        aside = self.store / f".aside-{product.name}"
+        with file:
+            info = os.fstat(file.fileno())
+            size = info.st_size
+            if size == 0 or (product.flags & messages.HOME and size <= inline_limit_bytes):
+                return product.name, size, _read(file)
+            try:
+                # A file that could not be read in the store either is not moved there: it has been opened.
+                if not (may_move and info.st_nlink == 1 and self._is_own(source) and _move(source, aside)):
+                    with open(aside, "wb", buffering=0) as new:
+                        _send(file.fileno(), new.fileno())
+                    aside.chmod(stat.S_IMODE(info.st_mode) | 0o600)
+                aside.rename(self.store / product.name)
+            except OSError:
+                # A partial object must not stay behind: it would hold the space that the next try needs.
+                aside.unlink(missing_ok=True)
+                raise
         return product.name, size, b""
 
     def _is_own(self, source: Path) -> bool:
@@ -214,18 +254,8 @@ class Box:
         return out
 
     def size_mb(self) -> int:
-        """Megabytes that the task wrote (inputs are not counted)."""
-        inputs = {str(self.path / mount.path) for mount in self.spec.mounts}
-        total = 0
-        for directory, _, files in os.walk(self.path):
-            for name in files:
-                path = f"{directory}/{name}"
-                if path not in inputs:
-                    try:
-                        total += os.lstat(path).st_size
-                    except FileNotFoundError:
-                        continue
-        return total >> 20
+        """Megabytes that the task wrote, as far as can be seen (inputs are not counted)."""
+        return self.place.size_bytes(self.path.name, [mount.path for mount in self.spec.mounts]) >> 20
 
     def remove(self) -> None:
         """Delete the directory, read-only parts too."""
@@ -241,19 +271,58 @@ def read_regular(path: Path, limit_bytes: int = -1) -> bytes:
 
     Raises:
         FileNotFoundError: there is no such file, or it is no regular one.
+        Unreadable: it cannot be read.
+    """
+    with _open_regular(path) as file:
+        return _read(file, limit_bytes)
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a file that a task has left.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it is no regular one.
+        Unreadable: it cannot be opened. OSError: nothing can be opened here now.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        # A socket, links in a circle, or a file in the place of a directory above it.
-        if error.errno in (errno.ENXIO, errno.ELOOP, errno.ENOTDIR):
-            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from None
-        raise
+        # ENXIO: a socket.
+        raise error if error.errno in _SHORT else _unusable(path, error, (*_ABSENT, errno.ENXIO)) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
-    with open(fd, "rb") as file:
-        return file.read(limit_bytes)
+    return open(fd, "rb")
+
+
+def _look(path: Path) -> os.stat_result:
+    """What is there, as ``_open_regular`` raises."""
+    try:
+        return os.stat(path)
+    except ValueError:
+        raise FileNotFoundError(errno.ENOENT, "no name of a file", str(path)) from None
+    except OSError as error:
+        raise _unusable(path, error, _ABSENT) from None
+
+
+def _unusable(path: Path, error: OSError, absent: tuple[int, ...]) -> OSError:
+    return FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) if error.errno in absent else Unreadable(error)
+
+
+def _read(file: BinaryIO, limit_bytes: int = -1) -> bytes:
+    """The beginning of a file that a task has left.
+
+    Raises:
+        Unreadable: the kernel does not give it.
+    """
+    try:
+        content: bytes | None = file.read(limit_bytes)
+    except OSError as error:
+        raise Unreadable(error) from None
+    if content is None:
+        # A file of the kernel's that has nothing to say yet.
+        raise Unreadable(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+    return content
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -263,17 +332,46 @@ def copy_file(source: Path, target: Path) -> None:
         OSError: it cannot be read, or the disk does not take it.
     """
     with open(source, "rb", buffering=0) as old, open(target, "wb", buffering=0) as new:
-        while os.sendfile(new.fileno(), old.fileno(), None, _SEND_BYTES):
+        _send(old.fileno(), new.fileno())
+
+
+def _send(old: int, new: int) -> None:
+    """Copy the rest of an open file into another one.
+
+    Raises:
+        Unreadable: it cannot be read. OSError: the disk does not take it.
+    """
+    try:
+        while os.sendfile(new, old, None, _SEND_BYTES):
             pass
+        return
+    except OSError:
+        pass
+    # That does not tell which of the two has failed: from where it got to, in pieces.
+    while True:
+        try:
+            piece = memoryview(os.read(old, _PIECE_BYTES))
+        except OSError as error:
+            raise Unreadable(error) from None
+        if not piece:
+            return
+        while piece:
+            piece = piece[os.write(new, piece) :]
 
 
-def _move(source: Path, target: Path) -> None:
+def _move(source: Path, target: Path) -> bool:
+    """Rename a file; False when only a copy can be had: another disk, or a directory that must not change.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
     try:
         source.rename(target)
     except OSError as error:
-        if error.errno != errno.EXDEV:
+        if error.errno in _FULL:
             raise
-        copy_file(source, target)
+        return False
+    return True
 
 
 def _reflink(source: Path, target: Path) -> bool:
