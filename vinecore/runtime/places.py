@@ -206,7 +206,8 @@ def remove_tree(directory: str) -> None:
 
     A link is deleted and never followed, whatever a task puts in the place of its directory or of one below, now or meanwhile:
     directories are opened without following links, and entries deleted relative to these. A task may have taken rights away, even
-    its own: they are given back where they are missed. What is above it may be a link: not for user code's paths.
+    its own: they are given back where they are missed. Links above it are followed, so
+    user code must not be able to replace what is there.
     """
     parent, name = os.path.split(directory)
     try:

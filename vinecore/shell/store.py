@@ -15,6 +15,7 @@ import secrets
 import stat
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import TextIO
 
@@ -109,6 +110,8 @@ class Store:
             self._own_handle = os.open(own, KNOW)
             self._objects_handle = os.open("objects", KNOW, dir_fd=self._own_handle)
             self._objects_known = identity(os.fstat(self._objects_handle))
+            self._handles = [self._objects_handle, self._own_handle, self._handle, self._above]
+            self._close_handles = weakref.finalize(self, _close_all, self._handles)
         except OSError as error:
             raise UsageError(
                 f"cannot use {self.workspace} as the workspace ({error.strerror}): name another directory"
@@ -155,7 +158,7 @@ class Store:
     @property
     def kept_fds(self) -> list[int]:
         """The descriptors that keep the workspace locked, and by which ``remove`` knows it."""
-        return [self._lock.fileno(), self._above, self._handle, self._own_handle]
+        return [self._lock.fileno(), *self._handles]
 
     def is_gone(self) -> bool:
         """Whether somebody has removed the directory of objects, or replaced it or what is above."""
@@ -195,10 +198,12 @@ class Store:
     def remove(self) -> None:
         """Remove what this worker put there; the last one in a workspace that a worker made removes that too."""
         if self._own == self.workspace:
-            # Slots make the last ones; those of other workers are in directories of these.
-            names = [name for name in _names_in(self._handle) if name.startswith("sandboxes-")]
-            for name in (self.objects.name, self.temporary.name, self.libraries.name, *names):
+            for name in (self.objects.name, self.temporary.name, self.libraries.name):
                 remove_in(self._handle, name)
+            # Slots made these; those of other workers are in the directories of these.
+            for name in _names_in(self._handle):
+                if name.startswith("sandboxes-"):
+                    remove_in(self._handle, name)
         else:
             remove_known(self._own_handle)
             _unlink_link(self._own.name, self._handle)
@@ -212,8 +217,7 @@ class Store:
             else:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(LOCK, dir_fd=self._handle)
-        for handle in (self._objects_handle, self._own_handle, self._handle, self._above):
-            os.close(handle)
+        self._close_handles()
         self._lock.close()
 
 
@@ -235,6 +239,11 @@ def _alone(lock: TextIO) -> bool:
     return True
 
 
+def _close_all(handles: list[int]) -> None:
+    for handle in handles:
+        os.close(handle)
+
+
 def _is_at(lock: TextIO, workspace: int, or_gone: bool = False) -> bool:
     """Whether this open file still is the lock of that open directory. ``or_gone``: or that has none any more."""
     try:
@@ -252,7 +261,11 @@ def _unlink_link(name: str, place: int) -> None:
 
 
 def _names_in(place: int) -> list[str]:
-    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    """What is in an open directory; nothing if it cannot be read."""
+    try:
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    except OSError:
+        return []
     try:
         return os.listdir(directory)
     finally:
