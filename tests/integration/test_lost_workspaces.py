@@ -86,3 +86,57 @@ def test_an_embedded_worker_is_replaced(
         finish(manager, tasks)
         assert manager.stats.workers_joined == 2
     assert f"vine_worker: its workspace {place} is gone" in capfd.readouterr().err
+
+
+KEPT = ("objects", "libraries", "tmp", "sandboxes-x")
+
+
+def filled(victim: Path) -> Path:
+    """A directory with names in it that a workspace has too."""
+    for name in KEPT:
+        (victim / name).mkdir(parents=True)
+        (victim / name / "precious").touch()
+    return victim
+
+
+def contents(victim: Path) -> list[str]:
+    return sorted(str(path.relative_to(victim)) for path in victim.rglob("*"))
+
+
+def put_link(victim: Path) -> Task:
+    """A task that puts a link in the place of its worker's workspace, which it moves aside."""
+    return Task(f"cd /; W=$(dirname $(dirname $VINE_SANDBOX)); mv $W $W.aside; ln -s {victim} $W")
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_link_in_the_place_of_the_workspace_is_not_followed(
+    start: Callable[..., Worker], tmp_path: Path, is_killed: bool
+) -> None:
+    victim = filled(tmp_path / "victim")
+    before = contents(victim)
+    with Manager(port=0) as manager:
+        worker = start("127.0.0.1", manager.port, "--cores", 1)
+        manager.submit(put_link(victim))
+        # A worker that has lost its workspace notices within seconds, one that is killed leaves that to its guard.
+        if is_killed:
+            assert manager.wait(LIMIT_S) is not None
+            worker.kill()
+        else:
+            assert worker.ended() == 1 and " is gone\n" in worker.err
+    assert eventually(lambda: not list(worker.tmp.iterdir())), list(worker.tmp.iterdir())
+    assert contents(victim) == before
+
+
+def test_a_link_in_the_place_of_an_embedded_workers_workspace_is_not_followed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path
+) -> None:
+    victim = filled(tmp_path / "victim")
+    before = contents(victim)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    with Manager(local_cores=1) as manager:
+        task = put_link(victim)
+        manager.submit(task)
+        assert manager.wait(LIMIT_S) is task
+    assert eventually(lambda: not list((tmp_path / "tmp").iterdir())), list((tmp_path / "tmp").iterdir())
+    assert contents(victim) == before

@@ -48,7 +48,7 @@ CLOSED = "code of the library most likely closed descriptors that it had not ope
 def test_a_library_that_has_lost_its_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, how: str) -> None:
     """It cannot say so itself."""
     monkeypatch.setattr(process, "_HOST_CODE", code)
-    host = process.HostProcess(str(tmp_path), tmp_path, "mark")
+    host = process.HostProcess(str(tmp_path), lambda pid: None, "mark")
     poll = select.poll()
     poll.register(host.sock, select.POLLIN)
     assert poll.poll(30_000), "its end shows"

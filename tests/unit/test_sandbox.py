@@ -467,3 +467,25 @@ def test_an_empty_product_is_no_object(store: Path) -> None:
     (box.path / "empty").write_bytes(b"")
     assert box.collect(True, LIMIT_BYTES) == ([("r-1.1.0", 0, b"")], [])
     assert list(store.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_link_around_a_place_is_not_followed(tmp_path: Path, is_shared: bool) -> None:
+    """A task has put it where the workspace was."""
+    around, victim = tmp_path / "workspace", tmp_path / "victim"
+    around.mkdir()
+    place, late = Place(around / "boxes", is_shared), Place(around / "boxes", is_shared)
+    place.make("one")
+    (victim / "boxes").mkdir(parents=True)
+    (victim / "boxes" / "precious").touch()
+    around.rename(tmp_path / "aside")
+    around.symlink_to(victim)
+    for which in (place, late, Place(around / "boxes", is_shared)):
+        with pytest.raises(OSError, match=str(around)):
+            which.make("two")
+        with pytest.raises(OSError):
+            which.find()
+        which.remove_all()
+    place.remove("one")
+    assert not list((tmp_path / "aside" / "boxes").iterdir())
+    assert [str(path.relative_to(victim)) for path in sorted(victim.rglob("*"))] == ["boxes", "boxes/precious"]

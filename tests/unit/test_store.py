@@ -170,3 +170,47 @@ def test_directories_deeper_than_calls_go_are_removed(temporary: Path, monkeypat
     private._lock.close()
     sweep_dead_workspaces()
     assert entries(temporary) == []
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_workspace_that_was_replaced_is_known_again(temporary: Path, is_first: bool) -> None:
+    """A task has moved it, and put a link to somebody's directory in its place."""
+    place, aside, victim = temporary / "shared", temporary / "aside", temporary / "victim"
+    pair = [Store(str(place)) for _ in range(2)]
+    made, other = pair if is_first else reversed(pair)
+    theirs = [victim / name / "precious" for name in ("objects", "libraries", "tmp", "sandboxes-1", made.objects.parent.name)]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (made.objects / "precious").touch()
+    assert not made.is_gone()
+    place.rename(aside)
+    place.symlink_to(victim)
+    assert made.is_gone()
+    made.unlink(["precious"])
+    assert not (aside / made.objects.relative_to(place) / "precious").exists()
+    made.clear()
+    made.remove_library(1)
+    made.remove()
+    assert LOCK in entries(aside) and (place.is_symlink(), all(path.exists() for path in theirs)) == (True, True)
+    other.remove()
+    assert not aside.exists() and not place.is_symlink() and all(path.exists() for path in theirs)
+
+
+def test_a_workspace_that_is_a_link_from_the_start(temporary: Path) -> None:
+    (temporary / "real").mkdir()
+    (temporary / "link").symlink_to("real")
+    made = Store(str(temporary / "link"))
+    assert made.workspace == temporary / "real" and not made.is_gone()
+    made.remove()
+    assert entries(temporary) == ["link", "real"] and entries(temporary / "real") == []
+
+
+def test_the_sweep_follows_no_link(temporary: Path) -> None:
+    victim, link = temporary / "victim", temporary / f"vine-worker-{os.getuid()}-x"
+    victim.mkdir()
+    (victim / "precious").touch()
+    os.utime(victim, (0, victim.stat().st_mtime - 2 * UNLOCKED_S))
+    link.symlink_to(victim)
+    sweep_dead_workspaces()
+    assert entries(victim) == ["precious"]

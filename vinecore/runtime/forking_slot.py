@@ -120,7 +120,7 @@ class ForkingSlot(Slot):
         self.sandboxes = Place(Path(begin.store).parent / f"sandboxes-{os.getpid()}")
         # Files of the library, which calls find where they run; this process began in the directory that has them.
         self._shared = [(mount.path, f"{os.getcwd()}/{mount.path}") for mount in begin.mounts]
-        self.guard = Guard(str(self.sandboxes.path))
+        self.guard = Guard(self.sandboxes)
         adopt_orphans()
         self._answers = Answers(begin.inline_limit_bytes)
         self._number = 0

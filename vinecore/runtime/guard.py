@@ -14,7 +14,7 @@ import mmap
 import os
 import signal
 
-from vinecore.runtime.places import remove_tree
+from vinecore.runtime.places import Place
 
 _GROUP_BYTES = 8
 
@@ -26,7 +26,7 @@ class Guard:
         sandboxes: directory whose content is the slot's alone.
     """
 
-    def __init__(self, sandboxes: str) -> None:
+    def __init__(self, sandboxes: Place) -> None:
         self._map = mmap.mmap(-1, _GROUP_BYTES)
         # The group of the running task; 0: none.
         self.group = memoryview(self._map).cast("Q")
@@ -42,7 +42,7 @@ class Guard:
         os.waitpid(between, 0)
         os.close(receive)
 
-    def _watch(self, receive: int, slot: int, sandboxes: str) -> None:
+    def _watch(self, receive: int, slot: int, sandboxes: Place) -> None:
         """Wait for the slot's end, in a session of its own: what kills the slot's group must not reach this."""
         try:
             os.setsid()
@@ -57,9 +57,10 @@ class Guard:
                 pass
             kill_group(slot)
             kill_group(self.group[0])
-            if _content(sandboxes):
-                _end_dwellers(sandboxes)
-            remove_tree(sandboxes)
+            if _content(str(sandboxes.path)):
+                _end_dwellers(str(sandboxes.path))
+            # What a task has moved away goes with the worker.
+            sandboxes.remove_all()
         finally:
             os._exit(0)
 

@@ -16,7 +16,7 @@ TEMPORARY = ".vine.tmp"
 # An emptied sandbox waits for the next task under this name: making and deleting directories costs as much as starting a shell.
 _SPARE = "spare"
 _PRIVATE = stat.S_IFDIR | 0o700
-_KNOW = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+KNOW = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # So many directories inside each other are open at once while they are removed or measured; higher: fewer are moved or opened
 # again, more descriptors needed.
@@ -32,7 +32,8 @@ class Place:
     """The directory around sandboxes.
 
     Tasks can put something else under its name, a link say: an open handle tells what this process has made, and what is made,
-    emptied and removed there is so relative to that.
+    emptied and removed there is so relative to that. They can do so with what is around it too, the workspace: nothing is made
+    or removed in another directory than the one that is around it now.
 
     Parameters:
         path: of it; made when needed.
@@ -42,6 +43,10 @@ class Place:
     def __init__(self, path: Path, is_shared: bool = False) -> None:
         self.path = path
         self._is_shared = is_shared
+        try:
+            self._around = identity(os.lstat(path.parent))
+        except OSError:
+            self._around = (0, 0)
         # The directory, by handle (-1: none yet) and by device and number.
         self._handle = -1
         self._known = (0, 0)
@@ -51,7 +56,7 @@ class Place:
     def stands(self) -> bool:
         """Whether what has its name is the directory that this process knows."""
         try:
-            return self._handle >= 0 and _identity(os.lstat(self.path)) == self._known
+            return self._handle >= 0 and identity(os.lstat(self.path)) == self._known
         except OSError:
             return False
 
@@ -61,11 +66,30 @@ class Place:
         Raises:
             OSError: it is not there, or something else is.
         """
-        handle = os.open(self.path, _KNOW)
+        around = self._open_around()
+        try:
+            self._find_in(around)
+        finally:
+            os.close(around)
+
+    def _open_around(self) -> int:
+        """The directory around it; user code may have put another one, or a link, in the place of that.
+
+        Raises:
+            OSError: it is not there any more.
+        """
+        handle = os.open(self.path.parent, KNOW)
+        if identity(os.fstat(handle)) != self._around:
+            os.close(handle)
+            raise FileNotFoundError(errno.ENOENT, "something else is in its place", str(self.path.parent))
+        return handle
+
+    def _find_in(self, around: int) -> None:
+        handle = os.open(self.path.name, KNOW, dir_fd=around)
         if self._handle >= 0:
             os.close(self._handle)
         self._handle = handle
-        self._known = _identity(os.fstat(handle))
+        self._known = identity(os.fstat(handle))
         self._spare = (0, 0)
 
     def ensure(self) -> None:
@@ -76,22 +100,26 @@ class Place:
         """
         tries = 0
         while not self.stands():
+            around = self._open_around()
             try:
-                self.path.mkdir(mode=0o700, parents=True)
-            except FileExistsError:
-                tries += 1
-                if tries > _TRIES:
-                    raise
-                if not self._is_shared:
-                    remove_tree(str(self.path))
-                    continue
-            try:
-                self.find()
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                    raise
-                # No directory, so nobody's place. It may be one again by now: that is not touched by this.
-                _quietly_unlink(self.path)
+                try:
+                    os.mkdir(self.path.name, 0o700, dir_fd=around)
+                except FileExistsError:
+                    tries += 1
+                    if tries > _TRIES:
+                        raise
+                    if not self._is_shared:
+                        remove_in(around, self.path.name)
+                        continue
+                try:
+                    self._find_in(around)
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                        raise
+                    # No directory, so nobody's place. It may be one again by now: that is not touched by this.
+                    _quietly_unlink(around, self.path.name)
+            finally:
+                os.close(around)
 
     def make(self, name: str) -> None:
         """Make a sandbox, with its directory for temporary files; nothing of what a task has put in its way is used.
@@ -106,18 +134,18 @@ class Place:
                 os.rename(_SPARE, name, src_dir_fd=self._handle, dst_dir_fd=self._handle)
                 handle = os.open(name, _READ, dir_fd=self._handle)
                 try:
-                    if _identity(os.fstat(handle)) == spare and _is_bare(handle):
+                    if identity(os.fstat(handle)) == spare and _is_bare(handle):
                         return
                 finally:
                     os.close(handle)
             except OSError:
                 pass
-            _remove_in(self._handle, _SPARE)
-            _remove_in(self._handle, name)
+            remove_in(self._handle, _SPARE)
+            remove_in(self._handle, name)
         try:
             os.mkdir(name, 0o700, dir_fd=self._handle)
         except FileExistsError:
-            _remove_in(self._handle, name)
+            remove_in(self._handle, name)
             os.mkdir(name, 0o700, dir_fd=self._handle)
         os.mkdir(f"{name}/{TEMPORARY}", 0o700, dir_fd=self._handle)
 
@@ -126,7 +154,7 @@ class Place:
         try:
             handle = os.open(name, _READ, dir_fd=self._handle)
             try:
-                known = _identity(os.fstat(handle))
+                known = identity(os.fstat(handle))
                 _clear(handle, TEMPORARY)
                 is_bare = _is_bare(handle)
             finally:
@@ -143,13 +171,24 @@ class Place:
     def remove(self, name: str) -> None:
         """Remove what has this name there, read-only parts too."""
         if self._handle >= 0:
-            _remove_in(self._handle, name)
+            remove_in(self._handle, name)
+
+    def remove_all(self) -> None:
+        """Remove the directory, whoever made it, unless what is around it has been replaced."""
+        try:
+            around = self._open_around()
+        except OSError:
+            return
+        try:
+            remove_in(around, self.path.name)
+        finally:
+            os.close(around)
 
     def regain(self, name: str) -> None:
         """Give this process its rights in the place, and in a sandbox there, again if a task has taken them away."""
         try:
             _give_missing_rights(self._handle)
-            handle = os.open(name, _KNOW, dir_fd=self._handle)
+            handle = os.open(name, KNOW, dir_fd=self._handle)
             try:
                 _give_missing_rights(handle)
             finally:
@@ -174,7 +213,8 @@ class Place:
             os.close(top)
 
 
-def _identity(info: os.stat_result) -> tuple[int, int]:
+def identity(info: os.stat_result) -> tuple[int, int]:
+    """What tells a file or directory from all others, whatever its name is."""
     return info.st_dev, info.st_ino
 
 
@@ -193,28 +233,49 @@ def _is_bare(handle: int) -> bool:
         os.close(inner)
 
 
-def remove_tree(directory: str, follow_above: bool = True) -> None:
+def remove_tree(directory: str) -> None:
     """Delete a directory with all that is in it; what cannot be deleted stays.
 
     A link is deleted and never followed, whatever a task puts in the place of its directory or of one below, now or meanwhile:
     directories are opened without following links, and entries deleted relative to these. A task may have taken rights away, even
-    its own: they are given back where they are missed.
-
-    Parameters:
-        follow_above: the directory around it may be a link; false: user code could have put one there, so nothing is done then.
+    its own: they are given back where they are missed. Links above it are followed, so
+    user code must not be able to replace what is there.
     """
     parent, name = os.path.split(directory)
     try:
-        place = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC if follow_above else _KNOW)
+        place = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return
     try:
-        _remove_in(place, name)
+        remove_in(place, name)
     finally:
         os.close(place)
 
 
-def _remove_in(place: int, name: str) -> None:
+def empty(place: int) -> None:
+    """Delete what is in an open directory."""
+    directory = _enter(place, ".")
+    if directory >= 0:
+        try:
+            _clear(directory)
+        finally:
+            os.close(directory)
+
+
+def remove_known(place: int) -> None:
+    """Empty an open directory, and remove it where it is now, which may be elsewhere than it was made; the handle stays open."""
+    empty(place)
+    try:
+        # The path without any link in it. A name that means something else by now is left alone, and so is what has content.
+        path = os.readlink(f"/proc/self/fd/{place}")
+        if identity(os.lstat(path)) == identity(os.fstat(place)):
+            os.rmdir(path)
+    except OSError:
+        pass
+
+
+def remove_in(place: int, name: str) -> None:
+    """As ``remove_tree``, in an open directory."""
     directory = _enter(place, name)
     if directory >= 0:
         try:
@@ -288,7 +349,7 @@ def _lift(place: int, name: str, top: int, lifted: str) -> bool:
             os.rename(name, lifted, src_dir_fd=place, dst_dir_fd=top)
         except PermissionError:
             # It changes itself too: it knows what is above it.
-            handle = os.open(name, _KNOW, dir_fd=place)
+            handle = os.open(name, KNOW, dir_fd=place)
             try:
                 for changed in (handle, place, top):
                     _give_rights(changed)
@@ -310,7 +371,7 @@ def _open_in(place: int, name: str) -> int:
         return os.open(name, _READ, dir_fd=place)
     except PermissionError:
         _give_rights(place)
-        handle = os.open(name, _KNOW, dir_fd=place)
+        handle = os.open(name, KNOW, dir_fd=place)
         try:
             _give_rights(handle)
         finally:
@@ -347,7 +408,7 @@ class _Level:
     def __init__(self, handle: int, left_out: _Names) -> None:
         # -1: closed for a while, since the way goes on far below it.
         self.handle = handle
-        self.known = _identity(os.fstat(handle))
+        self.known = identity(os.fstat(handle))
         self.left_out = left_out
         # Directories in it that are left to be measured.
         self.left: list[str] = []
@@ -416,15 +477,15 @@ def _reopen(level: _Level, below: int) -> bool:
         handle = os.open("..", _READ, dir_fd=below)
     except OSError:
         return False
-    if _identity(os.fstat(handle)) != level.known:
+    if identity(os.fstat(handle)) != level.known:
         os.close(handle)
         return False
     level.handle = handle
     return True
 
 
-def _quietly_unlink(path: Path) -> None:
+def _quietly_unlink(place: int, name: str) -> None:
     try:
-        os.unlink(path)
+        os.unlink(name, dir_fd=place)
     except OSError:
         pass

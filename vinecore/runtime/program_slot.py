@@ -254,7 +254,7 @@ class ProgramSlot(Slot):
                 "their directories between blanks: start the worker with another --workspace (or TMPDIR)"
             )
         self.sandboxes.ensure()
-        self.guard = Guard(str(path))
+        self.guard = Guard(self.sandboxes)
         self.program = Program(begin)
         self.failure: ProgramFailed | None = None
         # The last call that began.

@@ -39,10 +39,10 @@ class WorkerGuard:
     Parameters:
         mark: what marked processes have in ``VINE_WORKER_MARK``, among others; no other worker has the same.
         clean: removes what the worker has left of files; called in the guard, when no marked process is left.
-        lock_fd: stays open in the guard, so that what it stands for is locked until all is clean.
+        kept_fds: stay open in the guard, so that what they stand for is locked, and known, until all is clean.
     """
 
-    def __init__(self, mark: str, clean: Callable[[], None], lock_fd: int) -> None:
+    def __init__(self, mark: str, clean: Callable[[], None], kept_fds: list[int]) -> None:
         self._ours, theirs = socket.socketpair()
         wanted = mark.encode()
         # Twice: the worker takes note of the ends of its children, and the guard is to be nobody's child.
@@ -51,7 +51,7 @@ class WorkerGuard:
             # Whatever happens: no exception may get out of here, to where a copy of the worker would clean up in its place.
             try:
                 if os.fork() == 0:
-                    _watch(theirs.fileno(), wanted, clean, lock_fd)
+                    _watch(theirs.fileno(), wanted, clean, kept_fds)
             finally:
                 os._exit(0)
         os.waitpid(between, 0)
@@ -66,7 +66,7 @@ class WorkerGuard:
         self._ours.close()
 
 
-def _watch(connection: int, mark: bytes, clean: Callable[[], None], lock_fd: int) -> None:
+def _watch(connection: int, mark: bytes, clean: Callable[[], None], kept_fds: list[int]) -> None:
     """Wait for the worker's end, in a session of our own: what kills the worker's group must not reach this."""
     # First: the worker's own way to take these is of no use here.
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -76,8 +76,11 @@ def _watch(connection: int, mark: bytes, clean: Callable[[], None], lock_fd: int
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
-    os.closerange(3, lock_fd)
-    os.closerange(lock_fd + 1, os.sysconf("SC_OPEN_MAX"))
+    first = 3
+    for kept in sorted(kept_fds):
+        os.closerange(first, kept)
+        first = kept + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
     if os.read(0, 1) != _ALL_IS_WELL:
         for _ in end_processes(lambda: _open_marked(mark)):
             pass

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from vinecore.runtime.places import remove_tree
 from vinecore.shell.descriptors import restore_descriptors
 from vinecore.shell.guard import VARIABLE, marks_with
 from vinecore.shell.local_link import SOCKET_BUFFER_BYTES, LocalLink
@@ -47,11 +46,11 @@ class HostProcess:
 
     Parameters:
         temporary: directory for temporary files of user code.
-        libraries: where parents make directories for their libraries' files, each under its process id.
+        remove_files: removes the files of its library, given its process id.
         mark: by which the worker's guard knows what runs on behalf of its calls.
     """
 
-    def __init__(self, temporary: str, libraries: Path, mark: str) -> None:
+    def __init__(self, temporary: str, remove_files: Callable[[int], None], mark: str) -> None:
         ours, theirs = socket.socketpair()
         # Set before any import of user code: numerical libraries read them once.
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1"), "TMPDIR": temporary, VARIABLE: marks_with(mark)}
@@ -72,7 +71,7 @@ class HostProcess:
         # Readable when it has ended. Its socket may live on without it, in something that its library's context forked.
         self.handle = os.pidfd_open(self.process.pid)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._files = libraries / str(self.process.pid)
+        self._remove_files = remove_files
         # What the library's init command says, until the command has ended well (the parent writes and removes it).
         self._init_log = Path(temporary) / f"init-{self.process.pid}.log"
 
@@ -114,7 +113,7 @@ class HostProcess:
 
     def remove_files(self) -> None:
         """Remove its library's directory, if it could not do so itself; call it when it has ended, in a thread that may block."""
-        remove_tree(str(self._files), follow_above=False)
+        self._remove_files(self.process.pid)
 
     def end_and_clean(self) -> None:
         """Wait for its end, in a thread that may block; nobody asks how it was."""

@@ -57,7 +57,7 @@ class ProcessTree:
         # First: its imports take longest, and go on meanwhile.
         self.spare = self._new_host()
         # Before orphans are taken in, or the guard would be a child of this process.
-        self.guard = WorkerGuard(self.store.mark, self.store.remove, self.store.lock_fd)
+        self.guard = WorkerGuard(self.store.mark, self.store.remove, self.store.kept_fds)
         descendants.adopt_orphans()
 
     def reap_adopted(self) -> None:
@@ -65,7 +65,7 @@ class ProcessTree:
         descendants.reap_adopted(self._own_pids())
 
     def _new_host(self) -> HostProcess:
-        host = HostProcess(str(self.store.temporary), self.store.libraries, self.store.mark)
+        host = HostProcess(str(self.store.temporary), self.store.remove_library, self.store.mark)
         self._own.append(host)
         return host
 

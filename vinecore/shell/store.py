@@ -12,15 +12,17 @@ import fcntl
 import os
 import re
 import secrets
+import stat
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import TextIO
 
 import xxhash
 
 from vinecore.errors import ProtocolError, UsageError
-from vinecore.runtime.places import remove_tree
+from vinecore.runtime.places import KNOW, empty, identity, remove_in, remove_known
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}")
 READ_BYTES = 1 << 20
@@ -68,6 +70,9 @@ class Store:
         a letter in it          ``MADE``: one of them made the workspace; ``KEEP``: one of them was told to leave it there
         who gets it for itself  was the last one: removes the workspace if the letters say so, else the lock file
 
+    User code may put something else in the place of the workspace, a link say: an open handle tells which directory it is, and
+    what is removed is so relative to that. Only a workspace that is a link from the start is followed.
+
     Parameters:
         workspace: directory to use; None makes a private one under the system's directory for temporary files.
         keep: leave it there at the end.
@@ -87,6 +92,8 @@ class Store:
         # Tells this worker's processes from those of every other, also in the same workspace.
         self.mark = secrets.token_hex(16)
         try:
+            if self.workspace.is_symlink() and self.workspace.is_dir():
+                self.workspace = Path(os.path.realpath(self.workspace))
             # Held for the worker's life.
             self._lock = self._move_in(workspace is None)
             # Programs make sockets below it, whose paths have at most 107 characters: so the one that nobody comes before
@@ -100,6 +107,11 @@ class Store:
             self.temporary.mkdir(mode=0o700)
             # Parents make directories for the files of their libraries there.
             self.libraries = own / "libraries"
+            self._own_handle = os.open(own, KNOW)
+            self._objects_handle = os.open("objects", KNOW, dir_fd=self._own_handle)
+            self._objects_known = identity(os.fstat(self._objects_handle))
+            self._handles = [self._objects_handle, self._own_handle, self._handle, self._above]
+            self._close_handles = weakref.finalize(self, _close_all, self._handles)
         except OSError as error:
             raise UsageError(
                 f"cannot use {self.workspace} as the workspace ({error.strerror}): name another directory"
@@ -129,21 +141,31 @@ class Store:
                 lock.close()
                 continue
             fcntl.flock(lock, fcntl.LOCK_SH)
-            if _is_at(lock, path):
+            try:
+                self._handle = os.open(self.workspace, KNOW)
+            except FileNotFoundError:
+                lock.close()
+                continue
+            if _is_at(lock, self._handle):
+                self._above = os.open(self.workspace.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
                 lock.write(_MADE * self._made + _KEEP * self.keep)
                 lock.flush()
                 return lock
+            os.close(self._handle)
             lock.close()
         raise FileNotFoundError(errno.ENOENT, "it vanishes again and again", str(self.workspace))
 
     @property
-    def lock_fd(self) -> int:
-        """The descriptor that keeps the workspace locked."""
-        return self._lock.fileno()
+    def kept_fds(self) -> list[int]:
+        """The descriptors that keep the workspace locked, and by which ``remove`` knows it."""
+        return [self._lock.fileno(), *self._handles]
 
     def is_gone(self) -> bool:
-        """Whether somebody has removed the directory of objects."""
-        return not self.objects.is_dir()
+        """Whether somebody has removed the directory of objects, or replaced it or what is above."""
+        try:
+            return identity(os.lstat(self.objects)) != self._objects_known
+        except OSError:
+            return True
 
     def path(self, name: str) -> Path:
         """Where an object is, or would be."""
@@ -156,39 +178,46 @@ class Store:
     def unlink(self, names: list[str], partial: bool = False) -> None:
         """Drop objects; those that are not there are no error. ``partial``: their writers are dead and may have left parts."""
         for name in names:
-            self.path(name).unlink(missing_ok=True)
-            if partial:
-                self.aside(name).unlink(missing_ok=True)
+            for path in (self.path(name), self.aside(name))[: 1 + partial]:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path.name, dir_fd=self._objects_handle)
 
     def clear(self) -> None:
         """Drop all objects (another manager comes)."""
-        # Somebody else may have removed the directory, or put a link in its place, which must not be followed.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            place = os.open(self.objects, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        empty(self._objects_handle)
+
+    def remove_library(self, pid: int) -> None:
+        """Remove the files of a library whose parent had this process id."""
+        with contextlib.suppress(OSError):
+            libraries = os.open(self.libraries.name, KNOW, dir_fd=self._own_handle)
             try:
-                for name in os.listdir(place):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=place)
+                remove_in(libraries, str(pid))
             finally:
-                os.close(place)
+                os.close(libraries)
 
     def remove(self) -> None:
         """Remove what this worker put there; the last one in a workspace that a worker made removes that too."""
         if self._own == self.workspace:
-            # Slots make the last ones; those of other workers are in directories of these.
-            for path in (self.objects, self.temporary, self.libraries, *self.workspace.glob("sandboxes-*")):
-                remove_tree(str(path))
+            for name in (self.objects.name, self.temporary.name, self.libraries.name):
+                remove_in(self._handle, name)
+            # Slots made these; those of other workers are in the directories of these.
+            for name in _names_in(self._handle):
+                if name.startswith("sandboxes-"):
+                    remove_in(self._handle, name)
         else:
-            remove_tree(str(self._own))
-        path = self.workspace / LOCK
+            remove_known(self._own_handle)
+            _unlink_link(self._own.name, self._handle)
         # Who moves in meanwhile waits for the lock, then finds that its file is gone, and begins again.
-        if _alone(self._lock) and (_is_at(self._lock, path) or not path.exists()):
+        if _alone(self._lock) and _is_at(self._lock, self._handle, or_gone=True):
             self._lock.seek(0)
             letters = self._lock.read()
             if _MADE in letters and _KEEP not in letters:
-                remove_tree(str(self.workspace))
+                remove_known(self._handle)
+                _unlink_link(self.workspace.name, self._above)
             else:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(LOCK, dir_fd=self._handle)
+        self._close_handles()
         self._lock.close()
 
 
@@ -210,22 +239,64 @@ def _alone(lock: TextIO) -> bool:
     return True
 
 
-def _is_at(lock: TextIO, path: Path) -> bool:
-    """Whether this open file still is the one of that name."""
+def _close_all(handles: list[int]) -> None:
+    for handle in handles:
+        os.close(handle)
+
+
+def _is_at(lock: TextIO, workspace: int, or_gone: bool = False) -> bool:
+    """Whether this open file still is the lock of that open directory. ``or_gone``: or that has none any more."""
     try:
-        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(LOCK, dir_fd=workspace, follow_symlinks=False))
     except FileNotFoundError:
-        return False
+        return or_gone
+
+
+def _unlink_link(name: str, place: int) -> None:
+    """Remove a link that code of this user has put in the place of a directory of ours."""
+    with contextlib.suppress(OSError):
+        info = os.stat(name, dir_fd=place, follow_symlinks=False)
+        if stat.S_ISLNK(info.st_mode) and info.st_uid == os.getuid():
+            os.unlink(name, dir_fd=place)
+
+
+def _names_in(place: int) -> list[str]:
+    """What is in an open directory; nothing if it cannot be read."""
+    try:
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    except OSError:
+        return []
+    try:
+        return os.listdir(directory)
+    finally:
+        os.close(directory)
 
 
 def sweep_dead_workspaces() -> None:
     """Remove private workspaces of this user's workers that were killed: nobody holds their lock any more."""
     for place in Path(tempfile.gettempdir()).glob(_PREFIX.format(os.getuid()) + "*"):
-        try:
-            if not (place / LOCK).exists() and time.time() - place.stat().st_mtime < UNLOCKED_S:
-                continue
-            with open(place / LOCK, "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                remove_tree(str(place))
-        except OSError:
-            continue  # somebody lives there
+        with contextlib.suppress(OSError):  # somebody lives there, or it is no directory
+            handle = os.open(place, KNOW)
+            try:
+                _sweep(handle)
+            finally:
+                os.close(handle)
+
+
+def _sweep(handle: int) -> None:
+    """Remove an open directory if it is this user's and nobody lives there.
+
+    Raises:
+        OSError: somebody does.
+    """
+    info = os.fstat(handle)
+    if info.st_uid != os.getuid():
+        return
+    if LOCK not in _names_in(handle) and time.time() - info.st_mtime < UNLOCKED_S:
+        return
+    lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=handle)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_known(handle)
+    finally:
+        os.close(lock)
