@@ -488,3 +488,17 @@ def test_nothing_is_kept_for_one_that_was_cancelled() -> None:
     assert later.state is t.READY
     world.do(events.TasksCancelled(0.0, [wanted]))
     assert later.state is t.PLACED
+
+
+def test_nothing_is_kept_for_one_that_fits_nowhere_at_all() -> None:
+    world = ManagerWorld(2, 4)
+    small, large = (Kind(f"k{cores}", Shape(world.builder.library, Resources(cores=cores))) for cores in (1, 8))
+    small.mean_us = large.mean_us = 1e6
+    running = [world.builder.call(kind=small) for _ in range(12)]
+    world.submit(world.builder.call(kind=large), *running)
+    for _ in range(12):
+        world.now += placement.RESERVE_S
+        world.answer(next(entry for entry in running if entry.state is t.PLACED), messages.OK_INLINE)
+        reserved = world.machine.state.reserved
+        assert reserved is None or (reserved.worker_id == 0 and world.now - reserved.since < 2 * placement.RESERVE_S)
+    assert all(entry.state is t.FINISHED for entry in running)

@@ -129,7 +129,8 @@ def _reserve(state: ManagerState) -> None:
     if kept is None or kept.task_id != first.task_id:
         state.reserved = Reservation(shape, first.task_id, state.now)
     elif state.now - kept.since >= RESERVE_S:
-        kept.worker_id = _to_reserve(state, shape, first)
+        # All workers are looked at: when none is large enough, not again at once.
+        kept.worker_id, kept.since = _to_reserve(state, shape, first), state.now
 
 
 def _to_reserve(state: ManagerState, shape: Shape, entry: TaskEntry) -> int:
