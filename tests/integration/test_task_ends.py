@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,21 @@ def test_directories_deeper_than_calls_go_are_removed(killed: bool) -> None:
             os.kill(m.engine.embedded.process.pid, signal.SIGKILL)
     # Of a killed one its guard removes it too, at the same time.
     assert eventually(lambda: not Path(workspace).exists(), LIMIT_S if killed else 0)
+
+
+def test_what_has_passed_its_end_is_not_begun(m: Manager, tmp_path: Path) -> None:
+    """It came back as a success when it was quick enough."""
+    command, function = Task(f"touch {tmp_path}/ran", cores=1), PythonTask(Path.touch, tmp_path / "ran")
+    for task in (command, function):
+        task.set_time_end((time.time() - 5) * 1e6)
+        m.submit(task)
+        assert m.wait(LIMIT_S) is task and (task.result, task.exit_code) == ("max end time", 9)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_waits_for_a_worker_ends_at_its_time() -> None:
+    with Manager(port=0) as m:
+        task = Task("true", cores=1)
+        task.set_time_end((time.time() + 0.5) * 1e6)
+        m.submit(task)
+        assert m.wait(LIMIT_S) is task and (task.result, task.exit_code) == ("max end time", 9)

@@ -85,3 +85,16 @@ def codes_told(engine: Engine) -> set[int]:
 
     engine.machine.handle = watched  # type: ignore[method-assign]
     return told
+
+
+def outcome(call: Callable[[], object]) -> BaseException:
+    """What a call raises.
+
+    Raises:
+        AssertionError: nothing.
+    """
+    try:
+        call()
+    except BaseException as error:
+        return error
+    raise AssertionError("nothing was raised")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.kit.calls import outcome
 from vinecore.errors import ProtocolError, UnpicklableError
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.mapping import map_privately
@@ -58,14 +59,6 @@ def encoded(value: object) -> Encoded:
     result = encode(value)
     assert isinstance(result, Encoded)
     return result
-
-
-def outcome(call: Callable[[], object]) -> BaseException:
-    try:
-        call()
-    except BaseException as error:
-        return error
-    raise AssertionError("nothing was raised")
 
 
 # ---------------------------------------------------------------- values

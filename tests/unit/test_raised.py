@@ -8,22 +8,14 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from tests.kit.calls import outcome
 from vinecore.errors import RemoteError, RemoteTraceback
 from vinecore.runtime.raised import decode_error, encode_error
-
-
-def outcome(call: Callable[[], object]) -> BaseException:
-    try:
-        call()
-    except BaseException as error:
-        return error
-    raise AssertionError("nothing was raised")
 
 
 def carried(error: BaseException, note: str = "") -> BaseException:
