@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import subprocess
@@ -14,9 +15,9 @@ import pytest
 
 from daskvine import DaskVine, FuturesExecutor
 from tests.kit.calls import codes_told
-from vinecore import Manager, PythonTask
+from vinecore import Manager, PythonTask, Task
 from vinecore.api.engine import CODES_LIMIT_COUNT
-from vinecore.manager.entries import NO_REQUEST
+from vinecore.manager.entries import NO_REQUEST, TaskEntry
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 30.0
@@ -46,6 +47,32 @@ def test_functions_that_are_gone_are_forgotten() -> None:
             ex.submit(lambda n=number: n).result(LIMIT_S)
         assert len(ex.engine.codes) <= CODES_LIMIT_COUNT + 1
         assert 0 < len(known) <= 2 * CODES_LIMIT_COUNT
+
+
+def entries_alive() -> int:
+    gc.collect()
+    return sum(type(thing) is TaskEntry for thing in gc.get_objects())
+
+
+def test_what_has_read_a_value_that_stays_is_forgotten() -> None:
+    """It used to stay with its result as long as what it had read: a program without end grew without end."""
+    with Manager(local_cores=1) as m:
+        data = m.declare_buffer(b"for all")
+        before = entries_alive()
+        for _ in range(60):
+            task = Task("cat data")
+            task.add_input(data, "data")
+            m.submit(task)
+        while not m.empty():
+            done = m.wait(LIMIT_S)
+            assert done is not None and done.output == "for all"
+        del task, done
+        assert entries_alive() - before < 10
+    with FuturesExecutor(max_workers=1) as ex:
+        value = ex.submit(bytes, 300_000)
+        before = entries_alive()
+        assert [ex.submit(len, value).result(LIMIT_S) for _ in range(60)] == [300_000] * 60
+        assert entries_alive() - before < 10
 
 
 def test_large_functions_of_processes_are_forgotten() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
@@ -54,6 +54,16 @@ def without_worker(ids: Workers, worker_id: int) -> Workers:
     return tuple([other for other in ids if other != worker_id])
 
 
+class Readers(list["TaskEntry"]):
+    """Consumers of one file, when they are many. Those that cannot run again are dropped when they are half of them."""
+
+    __slots__ = ("ended_count",)
+
+    def __init__(self, entries: Iterable[TaskEntry] = ()) -> None:
+        super().__init__(entries)
+        self.ended_count = 0
+
+
 class FileEntry:
     """One immutable file or value: the output of a task, or something declared by the user.
 
@@ -93,8 +103,8 @@ class FileEntry:
         self.producer: TaskEntry | None = None
         self.promised = False  # declared before the task that makes it was submitted: readers wait for that
         self.never_made = False  # its producer ended well without it: another run would be no better
-        # Every entry that has it as input and was submitted; finished ones are skipped, not removed. A list when they are many.
-        self.consumers: list[TaskEntry] | tuple[TaskEntry, ...] = ()
+        # Every entry that has it as input and was submitted, but those that ended for good: a file may outlive millions of them.
+        self.consumers: Readers | tuple[TaskEntry, ...] = ()
         # Unfinished consumers, and references from outside (futures, requested keys, declarations).
         self.uses = 0
         self.holds = 0
@@ -106,12 +116,22 @@ class FileEntry:
     def read_by(self, entry: TaskEntry) -> None:
         """Note a consumer."""
         consumers = self.consumers
-        if type(consumers) is list:
+        if type(consumers) is Readers:
             consumers.append(entry)
         elif len(consumers) < FEW:
             self.consumers = (*consumers, entry)
         else:
-            self.consumers = [*consumers, entry]
+            self.consumers = Readers((*consumers, entry))
+
+    def left_by(self, entry: TaskEntry) -> None:
+        """A consumer has ended for good. What is iterated over meanwhile stays as it is."""
+        consumers = self.consumers
+        if type(consumers) is not Readers:
+            self.consumers = tuple([other for other in consumers if other is not entry])
+            return
+        consumers.ended_count += 1
+        if 2 * consumers.ended_count > len(consumers):
+            self.consumers = Readers([other for other in consumers if not other.is_final])
 
     def is_needed(self) -> bool:
         return self.uses > 0 or self.holds > 0 or self.to_come > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vinecore.errors import InvariantError
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, LibraryEntry, TaskEntry, WorkerEntry
+from vinecore.manager.entries import FileEntry, LibraryEntry, Readers, TaskEntry, WorkerEntry, outputs_of
 from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.state import MANAGER, ManagerState
 from vinecore.model.resources import Resources
@@ -39,9 +39,14 @@ def check(state: ManagerState) -> None:
     for entry in state.tasks.values():
         for file in entry.inputs:
             uses[file] = uses.get(file, 0) + 1
+            if entry not in file.consumers:
+                raise InvariantError(f"{entry} reads {file}, which does not know of it")
     for file, count in uses.items():
         if file.uses != count or file.remakes < 0:
             raise InvariantError(f"{file} is read by {count} unfinished entries")
+        if file.producer is not None and file not in outputs_of(file.producer):
+            raise InvariantError(f"{file} is read, and {file.producer} does not make it any more")
+        _check_consumers(file)
     for file in [*uses, *state.held.values()]:
         if not (file.on_workers or file.coming) and state.held.get(file.name) is file:
             raise InvariantError(f"{file} is said to have copies")
@@ -63,6 +68,13 @@ def check(state: ManagerState) -> None:
     for library in state.libraries.values():
         _check_library(library)
     _check_lines(state)
+
+
+def _check_consumers(file: FileEntry) -> None:
+    consumers = file.consumers
+    over = sum(consumer.is_final for consumer in consumers)
+    if 2 * over > (len(consumers) if type(consumers) is Readers else 0):
+        raise InvariantError(f"{file} remembers {over} readers that have ended for good, of {len(consumers)}")
 
 
 def _check_splices(state: ManagerState) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from vinecore.manager import near, orders
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry, Workers, outputs_of
+from vinecore.manager.entries import FileEntry, Readers, TaskEntry, WorkerEntry, Workers, outputs_of
 from vinecore.manager.state import ManagerState
 
 # Spares take at most this share of a worker's disk; higher: less is computed again after a loss, less room for values.
@@ -149,8 +149,11 @@ def use_ended(state: ManagerState, entry: TaskEntry) -> None:
             file.remakes += 1
     for file in inputs:
         file.uses -= 1
-        if not file.is_needed():
+        is_needed = file.is_needed()
+        if not is_needed:
             release(state, file)
+        if entry.is_final and (is_needed or file.remakes > 0):
+            file.left_by(entry)
 
 
 def release(state: ManagerState, file: FileEntry) -> None:
@@ -166,7 +169,10 @@ def release(state: ManagerState, file: FileEntry) -> None:
         file.data = None
         file.kept = False
         _forget_object(state, file)
-        if producer is not None and producer.state is t.FINISHED and producer.inputs:
+        if producer is None or producer.state is not t.FINISHED:
+            continue
+        file.producer = None  # nobody asks for it again: without this cycle both are freed as soon as nobody holds them
+        if producer.inputs:
             others = (other for other in outputs_of(producer) if other is not file)
             if not any(other.is_needed() or other.remakes > 0 for other in others):
                 pending += _let_go(producer)
@@ -180,6 +186,8 @@ def _let_go(producer: TaskEntry) -> list[FileEntry]:
         read.remakes -= 1
         if read.remakes <= 0 and not read.is_needed():
             unneeded.append(read)
+        else:
+            read.left_by(producer)
     return unneeded
 
 
@@ -189,7 +197,7 @@ def cut(state: ManagerState, file: FileEntry) -> None:
     if producer is None or producer.state is not t.FINISHED:
         return
     file.producer = None
-    file.consumers = [consumer for consumer in file.consumers if consumer.state is not t.FINISHED]
+    file.consumers = Readers([consumer for consumer in file.consumers if consumer.state is not t.FINISHED])
     for unneeded in _let_go(producer):
         release(state, unneeded)
 

@@ -37,7 +37,7 @@ def wanted(state: ManagerState, file: FileEntry, handle: object, gone: str = "")
     producer = file.producer
     is_over = producer is not None and producer.state is t.FINISHED and (producer.is_final or producer.error is not None)
     if producer is None or is_over or file.never_made or not file.is_needed():
-        why = "nothing made it" if producer is None else "the task ended without it" if file.never_made else "it was released"
+        why = "it was released" if not file.is_needed() else "the task ended without it" if file.never_made else "nothing made it"
         if producer is not None and producer.error is not None:
             why = f"the task that makes it failed: {producer.error}"
         state.orders.append(orders.FileFailed(file, handle, f"{why}, and no copy of it is left"))

@@ -216,7 +216,8 @@ def _succeeded(state: ManagerState, instance: Instance, entry: TaskEntry, result
     # True when a relay brought it while it was being made again.
     was_here = output is not None and output.is_available()
     if status == messages.OK_INLINE:
-        entry.value = result.value
+        if entry.handle is not None or output is None:
+            entry.value = result.value  # else nobody reads it here, and it may go before its graph does
         if output is not None:
             _inline(state, output, result.value)
     elif status == messages.OK_STORED and was_here:

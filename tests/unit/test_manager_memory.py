@@ -1,0 +1,109 @@
+"""What the manager remembers of tasks that have ended for good: nothing, however long what they read stays."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+from tests.kit.builders import declared
+from tests.kit.manager_world import ManagerWorld
+from vinecore.manager import events
+from vinecore.manager.entries import FEW, TaskEntry
+from vinecore.wire import messages
+
+
+def alive() -> int:
+    return sum(type(thing) is TaskEntry for thing in gc.get_objects())
+
+
+def run(world: ManagerWorld, *entries: TaskEntry) -> None:
+    """Let them all end with a value of their own, whatever order they are placed in."""
+    waiting = list(entries)
+    while waiting:
+        placed = [entry for entry in waiting if entry.instance is not None]
+        assert placed, waiting
+        for entry in placed:
+            world.answer(entry, messages.OK_INLINE, b"x" * 1000)
+            waiting.remove(entry)
+
+
+def test_readers_of_a_file_that_stays_are_forgotten_when_they_have_ended() -> None:
+    world = ManagerWorld(cores=4)
+    file = declared(1)
+    file.holds = 1
+    before = alive()
+    for count in (1, FEW, 3 * FEW, 100):
+        entries = [world.builder.call(file) for _ in range(count)]
+        world.submit(*entries)
+        run(world, *entries)
+        assert not file.consumers
+    del entries
+    assert alive() - before < 5  # one may still be in the orders of the last event
+    assert file.uses == 0
+
+
+def test_readers_that_end_in_any_order_are_forgotten_and_the_others_are_not() -> None:
+    rng = random.Random(5)
+    for _ in range(20):
+        world = ManagerWorld(cores=4)
+        file = declared(1)
+        file.holds = 1
+        unfinished: list[TaskEntry] = []
+        for _ in range(60):
+            if rng.random() < 0.6:
+                unfinished.append(world.builder.call(file))
+                world.submit(unfinished[-1])
+            for entry in [entry for entry in unfinished if entry.instance is not None and rng.random() < 0.4]:
+                if rng.random() < 0.3:
+                    world.answer(entry, messages.RAISED, b"error")
+                else:
+                    world.answer(entry, messages.OK_INLINE, b"value")
+                unfinished.remove(entry)
+            assert set(unfinished) <= set(file.consumers)
+            assert len(file.consumers) <= 2 * len(unfinished) + 1
+
+
+def test_a_reader_whose_value_may_be_lost_is_remembered_until_that_is_released() -> None:
+    world = ManagerWorld()
+    made = world.builder.call()
+    world.submit(made)
+    reader = world.builder.call(made)
+    world.submit(reader)
+    world.stored(made)
+    world.stored(reader)
+    assert made.output is not None and made.output.consumers == (reader,)
+    world.do(events.FileReleased(0.0, [reader.output]))  # type: ignore[list-item]
+    assert made.output.consumers == () and reader.is_final and not reader.inputs
+
+
+def test_values_between_vertices_are_gone_when_they_were_read() -> None:
+    world = ManagerWorld()
+    graph, (first, second, third) = world.builder.vertices([[], [0], [1]])
+    world.do(events.VerticesSubmitted(0.0, graph, [first, second, third]))
+    output = first.output
+    assert output is not None
+    world.answer(first, messages.OK_INLINE, b"large")
+    assert output.data == b"large" and first.value is None
+    world.answer(second, messages.OK_INLINE, b"read")
+    assert output.data is None and output.producer is None
+    world.answer(third, messages.OK_INLINE, b"asked for")
+    assert third.value == b"asked for"
+
+
+def test_what_has_ended_is_freed_without_the_collector() -> None:
+    world = ManagerWorld()
+    before = alive()
+    gc.disable()
+    try:
+        for _ in range(10):
+            made = world.builder.call()
+            reader = world.builder.call(made)
+            world.submit(made, reader)
+            run(world, made, reader)
+            assert made.output is not None
+            world.do(events.FileReleased(0.0, [made.output]))
+            del made, reader
+        world.do(events.Tick(0.0))
+        assert alive() == before
+    finally:
+        gc.enable()
