@@ -203,3 +203,40 @@ def test_what_waits_for_a_worker_ends_at_its_time() -> None:
         task.set_time_end((time.time() + 0.5) * 1e6)
         m.submit(task)
         assert m.wait(LIMIT_S) is task and (task.result, task.exit_code) == ("max end time", 9)
+
+
+def slow(seconds: float) -> bytes:
+    time.sleep(seconds)
+    return b"a value"
+
+
+@pytest.mark.parametrize("by", ["wall time", "end time"])
+@pytest.mark.parametrize("raw", [False, True])
+def test_the_value_of_one_that_a_limit_has_ended_cannot_be_read(m: Manager, by: str, raw: bool) -> None:
+    """It was read as an empty file, or as a value that nobody could decode; who reads it before and after its end is told."""
+    maker = PythonTask(slow, 60.0)
+    maker.set_cores(1)
+    maker.enable_temp_output()
+    if raw:
+        maker.disable_output_serialization()
+    if by == "wall time":
+        maker.set_time_max(0.5)
+    else:
+        maker.set_time_end((time.time() + 0.5) * 1e6)
+    m.submit(maker)
+    early, late = (Task("wc -c < data; touch made", cores=1, memory=10, disk=100) for _ in range(2))
+    for reader in (early, late):
+        reader.add_input(maker.output_file, "data")
+    m.submit(early)
+    assert m.wait(LIMIT_S) is maker and maker.result == f"max {by}"
+    m.submit(late)
+    for reader in (early, late):
+        assert m.wait(LIMIT_S) is reader
+        assert (reader.result, reader.output) == ("input missing", None)
+        assert f"was ended by its limit (max {by})" in reader.reason
+    if not raw:
+        called = PythonTask(len, maker.output_file)
+        called.set_cores(1)
+        m.submit(called)
+        assert m.wait(LIMIT_S) is called and called.result == "input missing"
+    assert m.fetch_file(maker.output_file) is None

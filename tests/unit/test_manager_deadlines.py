@@ -60,7 +60,7 @@ def test_one_whose_input_is_not_there_ends_in_time_and_so_do_its_readers() -> No
     assert entry.state is t.WAITING
     tick(world, IN_S)
     assert is_expired(entry) and entry.report is not None and entry.report.exit_code == 9
-    assert reader.state is t.FINISHED and "ended without making an input" in str(reader.error)
+    assert reader.state is t.FINISHED and "ended by its limit (max end time) without making" in str(reader.error)
     assert maker.state is t.PLACED and not maker.products[0].uses
 
 

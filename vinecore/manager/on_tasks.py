@@ -87,14 +87,30 @@ def expire(state: ManagerState) -> None:
         entry.report = messages.Report(EXPIRED_CODE, b"", [], [], [], "max end time")
         entry.value = b""
         state.counters.done += 1
-        output = entry.output
-        if output is not None:
-            _inline(state, output, b"")
-        finish(state, entry)
-        if output is not None:
-            lineage.became_available(state, output)
-            if not output.is_needed():
-                lineage.release(state, output)
+        _ended_without_value(state, entry)
+
+
+def _never_made(entry: TaskEntry) -> str:
+    """Why there is no such input."""
+    who = f"task {entry.task_id} ({entry.kind.name})"
+    if entry.report is not None and entry.report.outcome:
+        return f"{who} was ended by its limit ({entry.report.outcome}) without making an input"
+    return f"{who} ended without making an input"
+
+
+def _ended_without_value(state: ManagerState, entry: TaskEntry) -> None:
+    """One of its limits has ended a task: it is done, and what was to be its value is nowhere. Who reads that fails."""
+    output = entry.output
+    if output is not None:
+        output.never_made = True
+    finish(state, entry)
+    if output is None:
+        return
+    for reader in output.consumers:
+        if reader.state is t.WAITING:
+            fail(state, reader, FileLost(_never_made(entry)), b"")
+    if not output.is_needed():
+        lineage.release(state, output)
 
 
 def _fail_removed(state: ManagerState, entry: TaskEntry) -> None:
@@ -110,8 +126,10 @@ def _output_of(producer: TaskEntry) -> FileEntry:
         output.producer = producer
         output.holds = 1  # the future's, which releases it
         if producer.state is t.FINISHED and producer.error is None and producer.value is not None:
-            output.data = producer.value
-            output.size_bytes = len(producer.value)
+            output.never_made = producer.report is not None and bool(producer.report.outcome)
+            if not output.never_made:
+                output.data = producer.value
+                output.size_bytes = len(producer.value)
     return output
 
 
@@ -213,6 +231,10 @@ def _succeeded(state: ManagerState, instance: Instance, entry: TaskEntry, result
     state.counters.done += 1
     if entry.graph is not None:
         entry.report = None  # only the error of a vertex says what it printed
+    elif output is not None and entry.report is not None and entry.report.outcome:
+        entry.value = result.value
+        _ended_without_value(state, entry)
+        return
     # True when a relay brought it while it was being made again.
     was_here = output is not None and output.is_available()
     if status == messages.OK_INLINE:
@@ -331,7 +353,7 @@ def _products_settled(state: ManagerState, entry: TaskEntry) -> None:
             # Whoever made this entry fail deals with its readers too.
             for reader in file.consumers if entry.error is None else ():
                 if reader.state is t.WAITING:
-                    fail(state, reader, FileLost(f"task {entry.task_id} ({entry.kind.name}) ended without making an input"), b"")
+                    fail(state, reader, FileLost(_never_made(entry)), b"")
         elif not file.is_needed():
             lineage.release(state, file)
 
@@ -549,7 +571,11 @@ def fail_lost(state: ManagerState) -> None:
     for file in files:
         for reader in file.consumers:
             if reader.state is t.WAITING and not file.is_available():
-                fail(state, reader, FileLost(f"{file.name or 'a value'} is gone, and nothing can make it again"), b"")
+                maker = file.producer
+                why = f"{file.name or 'a value'} is gone, and nothing can make it again"
+                if file.never_made and maker is not None:
+                    why = _never_made(maker)
+                fail(state, reader, FileLost(why), b"")
 
 
 def taken_back(state: ManagerState, entries: list[TaskEntry]) -> None:
