@@ -23,6 +23,7 @@ from pathlib import Path
 from time import perf_counter, thread_time
 
 from tests.kit.builders import RUN, declared, hello
+from tests.sim import memory
 from tests.sim.plot import Line, plot
 from vinecore.manager import events, orders
 from vinecore.manager.entries import CodeEntry, FileEntry, GraphEntry, Kind, LibraryEntry, Shape, TaskEntry
@@ -628,6 +629,7 @@ def main() -> int:
         tasks = max(args.tasks, waiting)
         by_waiting.append(best(args.repeats, 100, tasks, waiting, *rest))
         print(by_waiting[-1].text(), flush=True)
+    print(f"a cache line that is not near costs {memory.text()} more")
     if args.plot:
         lines = [
             Line(f"workers, {args.tasks:,} tasks", [(row.workers, row.total_us) for row in by_workers]),
