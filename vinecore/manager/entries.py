@@ -190,7 +190,7 @@ class Kind:
 class Shape:
     """Where a group of tasks can run: one library and one request."""
 
-    __slots__ = ("allocates", "constrained", "library", "queued", "ready", "request")
+    __slots__ = ("allocates", "constrained", "library", "queued", "ready", "refused_by", "request", "tried")
 
     def __init__(self, library: LibraryEntry, request: Resources = NO_REQUEST, allocates: bool = False) -> None:
         self.library = library
@@ -200,6 +200,12 @@ class Shape:
         self.constrained = allocates or not request.is_unset()
         self.ready: ReadyQueue[TaskEntry] = ReadyQueue()
         self.queued = False  # is in ManagerState.active
+        # Of those that ask for something: all instances offered up to this number (Instance.offered_at) lack it, of idle and of
+        # hungry ones; and the instance that lacked it last.
+        self.tried = [0, 0]
+        self.refused_by: Instance | None = None
+        if self.constrained:
+            library.number()
         library.shapes.append(self)
 
 
@@ -225,6 +231,7 @@ class LibraryEntry:
     """A library as the user declared it."""
 
     __slots__ = (
+        "asks",
         "eager",
         "exec_mode",
         "file",
@@ -239,6 +246,7 @@ class LibraryEntry:
         "modules",
         "name",
         "near",
+        "offers",
         "payload",
         "piled",
         "removed",
@@ -272,6 +280,7 @@ class LibraryEntry:
         self.setup = setup
         self.functions: dict[str, CodeEntry] = {}
         self.shapes: list[Shape] = []
+        self.asks = False  # some of them ask for something
         self.eager = False  # started on every worker at once, before there is work
         self.instances: dict[int, Instance] = {}
         # Instances that may have room, by worker id, in the order in which they were offered (ordered dicts, because they are
@@ -280,6 +289,8 @@ class LibraryEntry:
         self.idle: OrderedDict[int, Instance] = OrderedDict()
         # The one offered last is in neither yet: where work waits it is filled at once, which spares four changes of tables.
         self.latest: Instance | None = None
+        # Counts offers, where something is asked for.
+        self.offers = 0
         # Instances with ready entries of their own, and those of them that may have room.
         self.stocked: dict[int, Instance] = {}
         self.near: dict[int, Instance] = {}
@@ -316,6 +327,23 @@ class LibraryEntry:
             self.hungry[worker_id] = instance
             if instance.groups_out < instance.slots:
                 self.idle[worker_id] = instance
+            if self.asks:
+                self.move_back(instance)
+
+    def number(self) -> None:
+        """From now on offers are numbered: some shape asks for something."""
+        if not self.asks:
+            self.asks = True
+            for instance in [*self.idle.values(), *self.hungry.values()]:
+                self.move_back(instance)
+
+    def move_back(self, instance: Instance) -> None:
+        """It is the last of those that may have room, as if it had been offered now."""
+        self.offers += 1
+        instance.offered_at = self.offers
+        for table in (self.hungry, self.idle):
+            if instance.worker_id in table:
+                table.move_to_end(instance.worker_id)
 
     def withdraw(self, worker_id: int) -> None:
         """An instance takes nothing any more."""
@@ -348,6 +376,7 @@ class Instance:
         "library",
         "local",
         "mean_us",
+        "offered_at",
         "outstanding",
         "progress_at",
         "slots",
@@ -376,6 +405,8 @@ class Instance:
         # Grows when everything that was sent here has to be sent again; and the function that was used last and is here.
         self.code_life = 0
         self.known_code: CodeEntry | None = None
+        # LibraryEntry.offers when it was offered last.
+        self.offered_at = 0
         # Is in LibraryEntry.piled.
         self.is_piled = False
         # Ready entries whose large inputs are here. Tables that are empty most of the time are None then: of thousands of

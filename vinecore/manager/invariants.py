@@ -67,6 +67,8 @@ def check(state: ManagerState) -> None:
             raise InvariantError(f"entries wait for a transfer of worker {source_id}, which has none under way")
     for library in state.libraries.values():
         _check_library(library)
+        if library.asks:
+            _check_offers(state, library)
     _check_lines(state)
 
 
@@ -128,6 +130,21 @@ def _check_library(library: LibraryEntry) -> None:
             raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots")
         if instance.local is not None and len(instance.local) and worker_id not in library.stocked:
             raise InvariantError(f"{instance} has entries of its own that nobody looks at")
+
+
+def _check_offers(state: ManagerState, library: LibraryEntry) -> None:
+    """What asks for something is tried wherever it may have room since it was refused there."""
+    for shape in library.shapes:
+        entry = shape.ready.first() if shape.constrained else None
+        for deep, table in enumerate((library.idle, library.hungry)):
+            for instance in table.values() if entry is not None else ():
+                worker = instance.worker
+                if instance.offered_at > shape.tried[deep] or not instance.is_open or instance.groups_out >= instance.slots:
+                    continue
+                lacks = worker.amount_of(shape).missing_in(worker.total.minus(worker.committed))
+                is_kept = state.reserved is not None and state.reserved.worker_id == instance.worker_id
+                if not lacks and not is_kept and not (entry is not None and entry.no_room_at):
+                    raise InvariantError(f"{instance} has room for {entry}, and is not looked at")
 
 
 def _check_worker(worker: WorkerEntry) -> None:

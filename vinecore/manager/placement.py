@@ -156,6 +156,9 @@ def _is_kept_from(state: ManagerState, entry: TaskEntry, instance: Instance) -> 
 
 def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance], deep: bool) -> None:
     """Fill instances in the order in which they were offered, while entries are ready; those found full are dropped."""
+    if shape.constrained:
+        _serve_asking(state, shape, offered, deep)
+        return
     kept: list[Instance] = []
     while offered and len(shape.ready):
         _, instance = offered.popitem(last=False)
@@ -165,6 +168,25 @@ def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance
         worker_id = instance.worker_id
         offered[worker_id] = instance
         offered.move_to_end(worker_id, last=False)
+
+
+def _serve_asking(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance], deep: bool) -> None:
+    """The same for entries that ask for something: only instances offered since they were refused by all are looked at."""
+    library = shape.library
+    since: list[Instance] = []
+    for instance in reversed(offered.values()):
+        if instance.offered_at <= shape.tried[deep]:
+            break
+        since.append(instance)
+    for instance in reversed(since):
+        if not len(shape.ready):
+            return
+        offered_at, shape.refused_by = instance.offered_at, None
+        if not _fill(state, shape, instance, deep):
+            offered.pop(instance.worker_id, None)
+        elif shape.refused_by is not instance:
+            library.move_back(instance)  # it may take more
+        shape.tried[deep] = offered_at
 
 
 def _serve_near(state: ManagerState, shape: Shape, deep: bool) -> None:
@@ -184,7 +206,10 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
         if not _has_room(state, instance, 0.0, False):
             del library.idle[worker_id]
             continue
-        library.idle.move_to_end(worker_id)
+        if library.asks:
+            library.move_back(instance)
+        else:
+            library.idle.move_to_end(worker_id)
         found = near.to_take_over(library, instance, state.now)
         if found is None:
             continue
@@ -300,7 +325,10 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
                 break
             continue
         own = entry.kind.shape  # entries near their inputs may be of another shape of this library
-        full = own.constrained and (not _fits(state, instance, entry) or _is_kept_from(state, entry, instance))
+        lacks = own.constrained and not _fits(state, instance, entry)
+        if lacks and own is shape:
+            shape.refused_by = instance
+        full = lacks or (own.constrained and _is_kept_from(state, entry, instance))
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
             if line is not None and line is instance.local and instance.groups_out:
@@ -660,6 +688,10 @@ def unplace(entry: TaskEntry) -> Instance:
     if shape.constrained:
         worker = instance.worker
         worker.committed = worker.committed.minus(worker.amount_of(shape))
+        if len(worker.instances) > 1:
+            for other in worker.instances.values():
+                if other.library.asks and other.is_open and other is not instance:
+                    other.library.offer(other)  # it may have lacked what is free now
     return instance
 
 

@@ -1,0 +1,93 @@
+"""Tasks with requests: every place that may have room is tried, and those that lacked it are not tried again at each event."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kit.builders import Builder
+from tests.kit.manager_world import ManagerWorld
+from vinecore.manager import events, placement
+from vinecore.manager import transitions as t
+from vinecore.manager.entries import Instance, Kind, Shape, TaskEntry
+from vinecore.manager.state import ManagerState
+from vinecore.model.resources import Resources
+from vinecore.wire import messages
+
+
+def asking(world: ManagerWorld, count: int, **amounts: float) -> list[TaskEntry]:
+    kind = Kind("asks", Shape(world.builder.library, Resources(**amounts)))  # type: ignore[arg-type]
+    return [world.builder.call(kind=kind) for _ in range(count)]
+
+
+def placed(entries: list[TaskEntry]) -> list[TaskEntry]:
+    return [entry for entry in entries if entry.state is t.PLACED]
+
+
+def looks_for_answers(workers: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often it is looked whether a request fits somewhere, over 20 answers, each of which makes room for one more."""
+    world = ManagerWorld(workers, cores=3)  # each has a free core and a free slot all the time
+    entries = asking(world, 5 * workers + 40, cores=2)
+    world.submit(*entries)
+    assert len(placed(entries)) == workers
+    count = 0
+    right = placement._fits
+
+    def counted(state: ManagerState, instance: Instance, entry: TaskEntry) -> bool:
+        nonlocal count
+        count += 1
+        return right(state, instance, entry)
+
+    monkeypatch.setattr(placement, "_fits", counted)
+    for entry in placed(entries)[:20]:
+        world.now += 0.001
+        world.answer(entry, messages.OK_INLINE)
+        assert len(placed(entries)) == workers
+    monkeypatch.setattr(placement, "_fits", right)
+    return count
+
+
+def test_an_answer_makes_as_many_looks_with_many_workers_as_with_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert looks_for_answers(200, monkeypatch) == looks_for_answers(20, monkeypatch)
+
+
+def test_smaller_requests_find_the_room_that_larger_ones_lacked() -> None:
+    world = ManagerWorld(3, cores=3)
+    large, small = asking(world, 6, cores=2), asking(world, 3, cores=1)
+    world.submit(*large)
+    assert len(placed(large)) == 3
+    world.submit(*small)
+    assert len(placed(small)) == 3
+    for entry in small:
+        world.answer(entry, messages.OK_INLINE)
+    assert len(placed(large)) == 3
+    for entry in placed(large):
+        world.answer(entry, messages.OK_INLINE)
+    assert len(placed(large)) == 3
+
+
+def test_room_that_another_library_makes_is_found() -> None:
+    world = ManagerWorld(3, cores=4)
+    other = Builder(request=Resources(cores=3), library_id=2)
+    world.do(events.LibraryInstalled(0.0, other.library))
+    for worker_id in (1, 2, 3):
+        world.say(worker_id, messages.LibraryReady(2, 4))
+    first = [other.call() for _ in range(3)]
+    world.submit(*first)
+    refused = asking(world, 6, cores=2)
+    world.submit(*refused)
+    assert placed(refused) == []
+    for number, entry in enumerate(first, 1):
+        world.answer(entry, messages.OK_INLINE)
+        assert len(placed(refused)) == 2 * number
+
+
+def test_requests_that_come_after_instances_were_offered_are_served_by_all() -> None:
+    world = ManagerWorld(4, cores=2)
+    plain = [world.builder.call() for _ in range(2)]
+    world.submit(*plain)
+    entries = asking(world, 8, cores=1)
+    world.submit(*entries)
+    assert len({entry.instance for entry in placed(entries)}) == 4
+    for entry in plain:
+        world.answer(entry, messages.OK_INLINE)
+    assert len(placed(entries)) == 8
