@@ -71,7 +71,7 @@ ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("events", "orders", "invariants"),
         ("near",),
         ("replicas", "transfers", "splices", "lineage"),
-        ("bundles", "policy", "replication"),
+        ("bundles", "policy", "replication", "reserving"),
         ("placement",),
         ("on_*",),
         ("machine",),

@@ -7,7 +7,7 @@ import pytest
 from tests.kit.builders import RUN, Builder, declared, hello
 from tests.kit.manager_world import ManagerWorld, graph_in
 from vinecore.errors import FileLost, ProtocolError, SlotLost, TaskFailed, WorkerLost
-from vinecore.manager import events, orders, placement
+from vinecore.manager import events, orders, reserving
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import CANCELLED, RAISED, Kind, Shape, TaskEntry
 from vinecore.manager.ready import ReadyQueue
@@ -462,7 +462,7 @@ def test_one_that_asks_for_more_is_not_passed_for_ever() -> None:
         steps += 1
         later = world.builder.call(kind=small)
         world.submit(later)
-        world.now += placement.RESERVE_S / 4
+        world.now += reserving.RESERVE_S / 4
         ended = next(entry for entry in running if entry.state is t.PLACED)
         world.answer(ended, messages.OK_INLINE)
         running.append(later)
@@ -481,7 +481,7 @@ def test_nothing_is_kept_for_one_that_was_cancelled() -> None:
     wanted, later = world.builder.call(kind=large), world.builder.call(kind=small)
     world.submit(*running, wanted, later)
     for _ in range(2):
-        world.now += placement.RESERVE_S
+        world.now += reserving.RESERVE_S
         world.do(events.Tick(0.0))
     assert world.machine.state.reserved is not None and world.machine.state.reserved.worker_id == 1
     world.answer(running[0], messages.OK_INLINE)
@@ -497,8 +497,8 @@ def test_nothing_is_kept_for_one_that_fits_nowhere_at_all() -> None:
     running = [world.builder.call(kind=small) for _ in range(12)]
     world.submit(world.builder.call(kind=large), *running)
     for _ in range(12):
-        world.now += placement.RESERVE_S
+        world.now += reserving.RESERVE_S
         world.answer(next(entry for entry in running if entry.state is t.PLACED), messages.OK_INLINE)
         reserved = world.machine.state.reserved
-        assert reserved is None or (reserved.worker_id == 0 and world.now - reserved.since < 2 * placement.RESERVE_S)
+        assert reserved is None or (reserved.worker_id == 0 and world.now - reserved.since < 2 * reserving.RESERVE_S)
     assert all(entry.state is t.FINISHED for entry in running)

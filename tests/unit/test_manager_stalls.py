@@ -317,3 +317,14 @@ def test_work_waits_until_enough_workers_have_come_and_not_for_those_that_go() -
     more = world.builder.call()
     world.submit(more)
     assert more.state is t.READY, "a new wish counts anew"
+
+
+def test_workers_that_came_while_no_work_waited_are_counted() -> None:
+    world = ManagerWorld(0)
+    world.machine.state.tunables.wait_for_workers = 2
+    world.join(1)
+    world.join(2)
+    world.do(events.WorkerLeft(0.0, 2, "gone"))
+    call = world.builder.call()
+    world.submit(call)
+    assert call.state is t.PLACED

@@ -8,6 +8,7 @@ A line of an instance is a preference, not a promise: idle instances take over w
 
 from __future__ import annotations
 
+import math
 from itertools import islice
 
 from vinecore.manager import transitions as t
@@ -141,6 +142,12 @@ def free_stuck(state: ManagerState, library: LibraryEntry, shape: Shape) -> None
 def turn(entry: TaskEntry) -> tuple[float, int]:
     """By this entries are ordered: priority, then submission."""
     return -entry.priority, entry.task_id
+
+
+def turn_of(shape: Shape) -> tuple[float, int]:
+    """By this shapes are served: as their first entries would be in one line."""
+    first = shape.ready.first()
+    return (math.inf, 0) if first is None else turn(first)
 
 
 def put_back(state: ManagerState, entry: TaskEntry) -> None:

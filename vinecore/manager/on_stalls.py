@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import islice
 
 from vinecore.errors import UsageError
-from vinecore.manager import on_tasks, orders, placement
+from vinecore.manager import on_tasks, orders, placement, reserving
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry
 from vinecore.manager.state import ManagerState, Stall
@@ -224,7 +224,12 @@ def _why_ready(state: ManagerState, entry: TaskEntry) -> str:
     if entry.queue is None:
         return "other transfers must end before an input can be brought to a worker"
     full = f"; {len(entry.no_room_at)} workers had no room for its result or an input" if entry.no_room_at else ""
-    return f"the {len(instances)} workers that could run it are busy with other tasks{full}"
+    kept_id, kept = reserving.told(state, entry)
+    if not kept_id:
+        return f"the {len(instances)} workers that could run it are busy with other tasks{full}"
+    others = len(instances) - 1
+    more = f"; {others} more that could run it {'is' if others == 1 else 'are'} busy with other tasks" if others else ""
+    return kept + more + full
 
 
 def _why_missing(file: FileEntry) -> str:

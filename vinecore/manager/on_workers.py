@@ -116,6 +116,7 @@ def _said_rarely(state: ManagerState, worker: WorkerEntry, message: object) -> N
 
 def left(state: ManagerState, worker_id: int, reason: str) -> None:
     """A worker is gone: its calls run elsewhere, what only it held is made again where it is needed."""
+    placement.is_gathering(state)  # counts them: they may have been enough while no work waited
     worker = state.workers.pop(worker_id, None)
     if worker is None:
         return

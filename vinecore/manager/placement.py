@@ -11,7 +11,7 @@ import math
 from collections import OrderedDict
 from itertools import islice
 
-from vinecore.manager import bundles, near, orders, splices, transfers
+from vinecore.manager import bundles, near, orders, reserving, splices, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import (
     Bundle,
@@ -24,7 +24,7 @@ from vinecore.manager.entries import (
     WorkerEntry,
     with_worker,
 )
-from vinecore.manager.state import ManagerState, Relay, Reservation
+from vinecore.manager.state import ManagerState, Relay
 from vinecore.wire import messages
 from vinecore.wire.messages import Call
 
@@ -33,9 +33,6 @@ MOST_PER_SLOT = 1000
 # A Run message is sent when this many calls have gathered; bounds a frame.
 RUN_CALLS = 512
 ASK_AGAIN_S = 0.1
-# Seconds for which the first entry that fits nowhere is passed by later ones before a worker is kept for it; higher: fewer cores
-# idle for it, lower: it waits less.
-RESERVE_S = 1.0
 # Busy instances looked at, and calls moved, at one time at most; and seconds between two looks for each instance of a library.
 EVEN_OUT_LOOKS = 256
 EVEN_OUT_PAUSE_S = 1e-5
@@ -54,7 +51,7 @@ def place(state: ManagerState) -> None:
     if is_gathering(state):
         return
     if len(state.active) > 1:
-        state.active.sort(key=_turn)
+        state.active.sort(key=near.turn_of)
     still: list[Shape] = []
     is_asking = False
     for shape in state.active:
@@ -94,7 +91,7 @@ def place(state: ManagerState) -> None:
             shape.queued = False
     state.active = still
     if state.reserved is not None or is_asking:
-        _reserve(state)
+        reserving.look(state)
 
 
 def is_gathering(state: ManagerState) -> bool:
@@ -103,55 +100,6 @@ def is_gathering(state: ManagerState) -> bool:
     if wanted > state.gathered and len(state.workers) >= wanted:
         state.gathered = wanted
     return wanted > state.gathered
-
-
-def _turn(shape: Shape) -> tuple[float, int]:
-    """By this shapes are served: as their first entries would be in one line."""
-    first = shape.ready.first()
-    return (math.inf, 0) if first is None else near.turn(first)
-
-
-def _reserve(state: ManagerState) -> None:
-    """Keep a worker for the first entry that fits nowhere while others, which ask for less, go on: what ends there is for it."""
-    kept = state.reserved
-    if kept is not None:
-        first = kept.shape.ready.first()
-        if first is None or first.task_id != kept.task_id:
-            state.reserved = kept = None
-        elif kept.worker_id and (kept.worker_id not in state.workers or not state.workers[kept.worker_id].takes_work()):
-            kept.worker_id = 0
-    if kept is not None and kept.worker_id:
-        return
-    shape = min((shape for shape in state.active if shape.constrained), key=_turn, default=None)
-    first = None if shape is None else shape.ready.first()
-    if shape is None or first is None:
-        return
-    if kept is None or kept.task_id != first.task_id:
-        state.reserved = Reservation(shape, first.task_id, state.now)
-    elif state.now - kept.since >= RESERVE_S:
-        # All workers are looked at: when none is large enough, not again at once.
-        kept.worker_id, kept.since = _to_reserve(state, shape, first), state.now
-
-
-def _to_reserve(state: ManagerState, shape: Shape, entry: TaskEntry) -> int:
-    """The worker with most free cores of those that are large enough; 0: there is none now."""
-    best, most = 0, -math.inf
-    for worker in state.workers.values():
-        instance = shape.library.instances.get(worker.worker_id)
-        if instance is None or not instance.is_open or worker.amount_of(shape).missing_in(worker.total):
-            continue
-        free = worker.total.minus(worker.committed).cores or 0
-        if free > most and worker.worker_id not in (entry.no_room_at or ()):
-            best, most = worker.worker_id, free
-    return best
-
-
-def _is_kept_from(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
-    """Whether a worker is kept for another entry that comes before this one."""
-    kept = state.reserved
-    if kept is None or kept.worker_id != instance.worker_id or kept.shape is entry.kind.shape:
-        return False
-    return _turn(kept.shape) < near.turn(entry)
 
 
 def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance], deep: bool) -> None:
@@ -328,7 +276,7 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
         lacks = own.constrained and not _fits(state, instance, entry)
         if lacks and own is shape:
             shape.refused_by = instance
-        full = lacks or (own.constrained and _is_kept_from(state, entry, instance))
+        full = lacks or (own.constrained and reserving.is_kept_from(state, entry, instance))
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
             if line is not None and line is instance.local and instance.groups_out:

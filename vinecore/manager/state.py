@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -44,12 +45,18 @@ class Splice:
 
 @dataclass(slots=True)
 class Reservation:
-    """An entry that was first of all and fitted nowhere, since when, and the worker that is kept for it (0: none yet)."""
+    """A worker that is kept for an entry that fits nowhere now (reserving.py)."""
 
     shape: Shape
     task_id: int
+    # When it was chosen, or something that is lacking was given back there last; for how long it is kept without that.
     since: float
+    hold_s: float
     worker_id: int = 0
+    # How much is lacking there, as little as it has ever been.
+    lacks: float = math.inf
+    # Workers that were kept for it in vain.
+    tried: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -117,8 +124,11 @@ class ManagerState:
     # Key and certificate (PEM) that workers show to each other when links are encrypted.
     peer_key: bytes = b""
     peer_certificate: bytes = b""
-    # The first entry that fits nowhere, while others run.
+    # The worker that is kept for an entry which later ones have passed.
     reserved: Reservation | None = None
+    # First entries of shapes that ask for resources, in their order, and since when: those that stay first may be reserved for.
+    passed: dict[Shape, int] = field(default_factory=dict)
+    passed_since: float = 0.0
     # Tasks with an end by the calendar: when to look at each (a heap).
     expiring: list[tuple[float, int]] = field(default_factory=list)
     # The highest wait-for-workers that was reached: it is forgotten then.

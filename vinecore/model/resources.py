@@ -74,6 +74,20 @@ class Resources:
                 lacks.append(f"{want:g}{unit} {name} (it has {has:g}{unit})")
         return ", ".join(lacks)
 
+    def shortage(self, have: Resources) -> float:
+        """How much ``have`` lacks for this request, the lacking parts of all amounts added up; 0: it fits."""
+        pairs = zip(self.amounts(), have.amounts(), strict=True)
+        return sum([(want - max(has, 0)) / want for want, has in pairs if want and want > has])
+
+    def takes_from(self, other: Resources, have: Resources) -> bool:
+        """Whether this request takes from what ``have`` has something that the other one would lack then."""
+        triples = zip(self.amounts(), other.amounts(), have.amounts(), strict=True)
+        return any(mine and theirs and round(mine + theirs, _DIGITS) > has for mine, theirs, has in triples)
+
+    def amounts(self) -> tuple[float, float, float, float]:
+        """Cores, memory, disk, gpus; unset counted as nothing."""
+        return self.cores or 0, self.memory or 0, self.disk or 0, self.gpus or 0
+
     def plus(self, other: Resources) -> Resources:
         """The sum, unset counted as nothing."""
         return Resources(
