@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -39,7 +40,7 @@ def why(path: str, code: int, said: str) -> str:
 
 def _program_of(words: list[str]) -> str:
     """What ``env`` is told to run; empty when it is nothing."""
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in itertools.pairwise(words):
         if not word.startswith("-") and "=" not in word and not _WITH_VALUE.fullmatch(before):
             return word
     return ""
