@@ -5,8 +5,9 @@ Chunks are calls of the engine; partial values of a tree stay on workers and mov
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from daskvine.futures import FuturesExecutor, VineFuture
@@ -18,13 +19,16 @@ class Manager(CoreManager):
     """vinecore's Manager with the functional helpers."""
 
     def map(self, fn: Callable[[Any], Any], seq: Sequence[Any], chunksize: int = 1) -> list[Any]:
-        """``[fn(x) for x in seq]``, ``chunksize`` consecutive items to a call.
+        """``[fn(x) for x in seq]``, ``chunksize`` consecutive items to a call. After an error or Ctrl-C, the rest is cancelled.
 
         Raises:
             UsageError: chunksize below 1. Exception: what ``fn`` raised.
         """
         chunks = _chunks(list(seq), _checked(chunksize, 1))
-        return self._gather([self._executor.submit(_map_chunk, fn, chunk) for chunk in chunks])
+        with _all_or_none() as submitted:
+            for chunk in chunks:
+                submitted.append(self._executor.submit(_map_chunk, fn, chunk))
+            return [value for future in submitted for value in future.result()]
 
     def pair(
         self, fn: Callable[[tuple[Any, Any]], Any], seq1: Sequence[Any], seq2: Sequence[Any], chunksize: int = 1
@@ -39,7 +43,8 @@ class Manager(CoreManager):
     def tree_reduce(self, fn: Callable[[list[Any]], Any], seq: Sequence[Any], chunksize: int = 2) -> Any:
         """Replace chunks of the sequence by ``fn(chunk)`` until one value is left; ``fn`` takes one list.
 
-        A sequence of one item is that item. Levels are submitted at once: values between them stay on the workers.
+        A sequence of one item is that item. Levels are submitted at once: values between them stay on the workers. After an error
+        or Ctrl-C, the rest is cancelled.
 
         Raises:
             IndexError: the sequence is empty. UsageError: chunksize below 2. Exception: what ``fn`` raised.
@@ -50,11 +55,13 @@ class Manager(CoreManager):
             raise IndexError("tree_reduce of an empty sequence has no value")
         if len(level) == 1:
             return level[0]
-        submitted: list[VineFuture] = []
-        while len(level) > 1:
-            level = [self._executor.submit(fn, chunk) for chunk in _chunks(level, size)]
-            submitted.extend(level)
-        return level[0].result()
+        with _all_or_none() as submitted:
+            while len(level) > 1:
+                start = len(submitted)
+                for chunk in _chunks(level, size):
+                    submitted.append(self._executor.submit(fn, chunk))
+                level = submitted[start:]
+            return level[0].result()
 
     @property
     def _executor(self) -> FuturesExecutor:
@@ -63,13 +70,17 @@ class Manager(CoreManager):
             executor = self.__dict__["_functional"] = FuturesExecutor(manager=self)
         return executor
 
-    def _gather(self, futures: list[VineFuture]) -> list[Any]:
-        try:
-            return [value for future in futures for value in future.result()]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
+
+@contextlib.contextmanager
+def _all_or_none() -> Iterator[list[VineFuture]]:
+    """A list for futures: on an error, also one of submitting, those that have not been sent to a worker are cancelled."""
+    futures: list[VineFuture] = []
+    try:
+        yield futures
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
 
 
 def _checked(chunksize: int, least: int) -> int:

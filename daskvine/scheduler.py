@@ -50,6 +50,9 @@ AT_ONCE_COUNT = 2000
 # Pieces converted before the core is waited for. Higher: more of the graph comes at its end, all at once; lower: both threads of
 # one interpreter take turns more often.
 LEAD_PIECES = 4
+# Groups of like keys in one get; beyond, keys are alike if they end in the same function. Higher: as many vertices more go one by
+# one where each key is a name of its own, since nothing is known of such a one before it has run.
+GROUPS_LIMIT_COUNT = 256
 # Keys of a chain that failed that are named besides its last one; more say nothing more.
 KEYS_SHOWN = 5
 
@@ -181,6 +184,7 @@ class _Planner:
         self._options = options
         self._notes = notes
         self._kinds: dict[Hashable, Any] = {}
+        self._groups: set[str] = set()
         is_apart = options.task_mode == TASKS
         self.library = engine.process_library() if is_apart else engine.python
         self.apart = Apart(engine, options.extra_files) if is_apart else None
@@ -211,7 +215,7 @@ class _Planner:
     def _kind(self, number: int) -> Any:
         """Vertices whose keys begin alike are alike; tokens and numbers at the end of names do not count."""
         key = self._plan.order[number]
-        name = key[0] if type(key) is tuple and key else key
+        name = _name_in(key)
         kind = self._kinds.get(name)
         if kind is None:
             shape = self._engine.shape_for(self.library, self._options.resources, self.apart is not None)
@@ -219,13 +223,21 @@ class _Planner:
         return kind
 
     def _group_of(self, name: Hashable, number: int) -> str:
-        """What the name of a key begins with, as Dask takes it; where it ends in a number, or is one, the function counts too."""
-        group: str = key_split(name)
-        if isinstance(name, str | bytes) and not group[-1:].isdigit():
-            return group
-        # Each of them would be a group of its own, of which nothing is known before it has run: all would go one by one.
-        stem = group.rstrip("0123456789") if isinstance(name, str | bytes) else ""
-        return f"{stem}# {self._plan.function_name(number)}".rstrip()
+        """What the name of a key begins with, as Dask takes it; where it ends in a number, or is one, the function counts too.
+
+        Only the function counts where a get has very many groups.
+        """
+        group, stem = _beginning(name), ""
+        if isinstance(name, str | bytes):
+            # Each of them would be a group of its own, of which nothing is known before it has run: all would go one by one.
+            stem = group.rstrip("0123456789") if group[-1:].isdigit() else group
+        if stem != group:
+            group = f"{stem}# {self._plan.function_name(number)}".rstrip()
+        if group not in self._groups:
+            if len(self._groups) >= GROUPS_LIMIT_COUNT:
+                return f"# {self._plan.function_name(number)}".rstrip()
+            self._groups.add(group)
+        return group
 
     def _box_for(self, number: int | None, wall_time_s: float) -> Any:
         """The box of one vertex, or of all of them (None)."""
@@ -277,9 +289,20 @@ class _Planner:
 
 
 def _category(key: Hashable) -> str:
-    """What a key's name begins with, as Dask takes it."""
-    category: str = key_split(key[0] if type(key) is tuple and key else key)
-    return category
+    """What VertexInfo says that a key's vertex is."""
+    return _beginning(_name_in(key))
+
+
+def _name_in(key: Hashable) -> Hashable:
+    return key[0] if type(key) is tuple and key else key
+
+
+def _beginning(name: Hashable) -> str:
+    """What the name of a key begins with, as Dask takes it."""
+    try:
+        return str(key_split(name))
+    except (IndexError, UnicodeError):
+        return "Other"  # an empty tuple, bytes that are no text: what Dask says of all names that it cannot split
 
 
 def pack(engine: Engine, plan: Plan, options: GetOptions, library: Any) -> Iterator[Piece]:

@@ -51,6 +51,16 @@ class Nameless:
         raise RuntimeError("nobody may see me")
 
 
+class Unasked:
+    """A callable that has no attribute and says so in its own way."""
+
+    def __call__(self, x: int) -> int:
+        return x + 1
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"do not ask me for {name}")
+
+
 def mark(path: str, value: Any, *inputs: Any) -> Any:
     with open(path, "a") as file:
         file.write(f"{value}\n")
@@ -165,6 +175,35 @@ def test_keys_that_are_numbered_by_hand_are_alike(m: DaskVine) -> None:
 
 def test_numbered_keys_of_what_has_no_name(m: DaskVine) -> None:
     assert m.get({"x1": (Nameless(), 4), "y2": 5, ("z3", 0): (list, ["x1", "y2"])}, ("z3", 0)) == [5, 5]
+
+
+def test_keys_that_all_differ_are_alike_in_the_end(m: DaskVine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was a kind of its own, also in a graph of 10,000 file names."""
+    monkeypatch.setattr(scheduler, "GROUPS_LIMIT_COUNT", 20)
+    before = kinds(m)
+    dsk: Graph = {f"part{number}.parquet": (inc, number) for number in range(60)}
+    dsk |= {f"{number}_left": (operator.neg, f"part{number}.parquet") for number in range(60)}
+    assert m.get(dsk, list(dsk), reuse=False) == (*range(1, 61), *range(-1, -61, -1))
+    found = kinds(m) - before
+    assert "dask:part19.parquet" in found and len(found) <= 22
+    assert {"dask:# inc", "dask:# neg"} <= kinds(m)
+
+
+@pytest.mark.parametrize("key", [(), ((),), b"\xff", (b"\xff", 1), "", b"", None])
+def test_keys_that_cannot_be_split(m: DaskVine, key: Any) -> None:
+    asked: list[str] = []
+
+    def note(manager: DaskVine, vertex: Any) -> str:
+        asked.append(vertex.category)
+        return "1"
+
+    assert m.get({key: (inc, 1)}, [key], reuse=False) == (2,)
+    m.get({key: (inc, 1)}, [key], task_mode="tasks", env_vars={"NOTED": note})
+    assert asked == ["Other"]
+
+
+def test_a_callable_that_raises_when_it_is_asked_for_its_name(m: DaskVine) -> None:
+    assert m.get({"x": (Unasked(), 4), "y1": (Unasked(), "x")}, "y1") == 6
 
 
 def test_values_of_many_sizes_and_kinds(m: DaskVine) -> None:

@@ -277,6 +277,16 @@ def test_context_that_is_no_dict(m: Manager, install: Callable[..., str]) -> Non
     assert isinstance(error, UsageError) and "must return a dict of names to values, not list" in str(error)
 
 
+def numbered_context() -> Any:
+    return {"first": 1, 2: "second"}
+
+
+def test_context_with_a_key_that_is_no_name(m: Manager, install: Callable[..., str]) -> None:
+    error = finish(m, FunctionCall(install(add, library_context_info=[numbered_context]), "add", 1))[0]
+    assert isinstance(error, UsageError)
+    assert "must return a dict of names to values, all of whose keys are str: 2 is of type int" in str(error)
+
+
 def test_context_that_exits(m: Manager, install: Callable[..., str]) -> None:
     error = finish(m, FunctionCall(install(add, library_context_info=[exiting_context]), "add", 1))[0]
     assert isinstance(error, BaseException) and "3" in str(error)

@@ -105,6 +105,19 @@ def test_kinds_of_tasks_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(m.engine.kinds) == 50 and ("dask:late 099x", m.engine.default_shape) in m.engine.kinds
 
 
+def test_kinds_that_are_used_again_and_again_are_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vinecore.api import code
+
+    monkeypatch.setattr(code, "KINDS_LIMIT_COUNT", 20)
+    with DaskVine(local_cores=1, reuse=False) as m:
+        m.get({"mine": (abs, -1)}, "mine")
+        mine = m.engine.kind_for("dask:mine", m.engine.default_shape)
+        for number in range(20):
+            dsk = {f"other {number} {letter}": (abs, -1) for letter in "abcde"}
+            m.get({**dsk, "mine": (abs, -number)}, [*dsk, "mine"])
+            assert m.engine.kind_for("dask:mine", m.engine.default_shape) is mine and len(m.engine.kinds) <= 20
+
+
 @pytest.mark.parametrize("mode", ["function-calls", "tasks"])
 def test_large_functions_are_forgotten_by_their_bytes(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from vinecore.api import code, engine

@@ -183,8 +183,8 @@ def test_directories_deeper_than_calls_go_are_removed(killed: bool) -> None:
         if killed:
             assert m.engine.embedded is not None
             os.kill(m.engine.embedded.process.pid, signal.SIGKILL)
-    # Of a killed one its guard removes it too, at the same time.
-    assert eventually(lambda: not Path(workspace).exists(), LIMIT_S if killed else 0)
+    # Of a killed one its guard removes it; so it does of one that was given up because that took it too long on a busy machine.
+    assert eventually(lambda: not Path(workspace).exists(), LIMIT_S)
 
 
 def test_what_has_passed_its_end_is_not_begun(m: Manager, tmp_path: Path) -> None:

@@ -131,6 +131,11 @@ def test_cancel_in_each_state() -> None:
     assert [m.tasks for m in world.sent(messages.Cancel)] == [[(placed.task_id, 1)]]
     world.do(events.TasksCancelled(0.0, [placed]))
     assert not world.delivered()
+    reader = world.builder.call(placed)
+    world.submit(reader)
+    assert reader.error == CANCELLED
+    counters = world.machine.state.counters
+    assert (counters.cancelled, counters.failed) == (3, 0)
     alone = ManagerWorld(0)
     ready = alone.builder.call()
     alone.submit(ready)

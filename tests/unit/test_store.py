@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.kit.deep import make_deep
+from vinecore.errors import UsageError
 from vinecore.shell import store
 from vinecore.shell.store import LOCK, UNLOCKED_S, Store, sweep_dead_workspaces
 
@@ -214,3 +216,42 @@ def test_the_sweep_follows_no_link(temporary: Path) -> None:
     link.symlink_to(victim)
     sweep_dead_workspaces()
     assert entries(victim) == ["precious"]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# Calls of ``os.open`` and ``open`` by a Store: the lock, the workspace, what is above, its own directory, the one of objects.
+@pytest.mark.parametrize("place", ["private", "new", "there", "shared"])
+@pytest.mark.parametrize("fails_at", range(1, 6))
+def test_a_workspace_that_cannot_be_used_leaves_nothing(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, place: str, fails_at: int
+) -> None:
+    name = None if place == "private" else str(temporary / "mine")
+    if place == "there":
+        Path(str(name)).mkdir()
+    other = Store(name) if place == "shared" else None
+    before, opened = descriptors(), []
+
+    def failing(real: Any) -> Any:
+        def fail(path: Any, *args: Any, **kwargs: Any) -> Any:
+            opened.append(path)
+            if len(opened) >= fails_at:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return real(path, *args, **kwargs)
+
+        return fail
+
+    names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "open", failing(open), raising=False)
+        patch.setattr(store.os, "open", failing(os.open))
+        with pytest.raises(UsageError, match="Too many open files"):
+            Store(name)
+    assert len(opened) == fails_at
+    assert descriptors() == before
+    assert sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*")) == names
+    if other is not None:
+        other.remove()
+        assert not other.workspace.exists()

@@ -25,6 +25,9 @@ from vinecore.runtime import unrunnable
         (b"#!/usr/bin/env python3\r\n", 127, "", r"names 'python3\\r': its lines end as on Windows"),
         (b"#!/usr/bin/env no-such-tool\n", 127, "", "names 'no-such-tool', which is not in the PATH of the worker on .*"),
         (b"#!/usr/bin/env -S A=1 no-such-tool -u\n", 127, "", "names 'no-such-tool', which is not in the PATH"),
+        (b"#!/usr/bin/env -S -i -u FOO no-such-tool\n", 127, "", "names 'no-such-tool', which is not in the PATH"),
+        (b"#!/usr/bin/env -S --unset FOO --chdir /etc -uBAR no-such-tool -u\n", 127, "", "names 'no-such-tool', which is"),
+        (b"#!/usr/bin/env -S -iC /no/such sh\n", 127, "", ""),
         (b"#!/no/\xff\n", 127, "", r"names the interpreter '/no/\\udcff'"),
         (b"\x7fELF\x02", 127, "/bin/sh: 1: exec: ./tool: not found", "'tool' was built for a loader .*"),
         # These have run, or nothing is missing.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # in this process, in slots and on the disks of workers.
 CODES_LIMIT_COUNT = 128
 CODES_LIMIT_BYTES = 64 * 1024 * 1024
-# Kinds of tasks remembered, the latest ones; higher: more memory where names never repeat.
+# Kinds of tasks remembered: the latest ones, and those that are used again; higher: more memory where names never repeat.
 KINDS_LIMIT_COUNT = 10_000
 
 
@@ -80,12 +80,23 @@ class CodeMethods:
         """What is measured of tasks of this name, one object for equal ones."""
         key = (name, shape)
         kind = self.kinds.get(key)
-        if kind is None:
-            with self._lock:
-                if len(self.kinds) >= KINDS_LIMIT_COUNT:
-                    del self.kinds[next(iter(self.kinds))]
-                kind = self.kinds.setdefault(key, self._entries.Kind(name, shape))
-        return kind
+        if kind is not None:
+            kind.is_recent = True
+            return kind
+        with self._lock:
+            if key not in self.kinds:
+                self._drop_kinds()
+                self.kinds[key] = self._entries.Kind(name, shape)
+            return self.kinds[key]
+
+    def _drop_kinds(self) -> None:
+        """Make room for one kind more. Second chance: what was used since it last came up goes to the end once more."""
+        while len(self.kinds) >= KINDS_LIMIT_COUNT:
+            key = next(iter(self.kinds))
+            kind = self.kinds.pop(key)
+            if kind.is_recent:
+                kind.is_recent = False
+                self.kinds[key] = kind
 
     def code_of(self, function: object) -> tuple[CodeEntry, Kind]:
         """Intern a function for the default library.

@@ -178,13 +178,14 @@ class CodeEntry:
 class Kind:
     """Tasks that are alike: the same function under the same shape. Carries what was measured of them."""
 
-    __slots__ = ("mean_bytes", "mean_us", "name", "shape")
+    __slots__ = ("is_recent", "mean_bytes", "mean_us", "name", "shape")
 
     def __init__(self, name: str, shape: Shape) -> None:
         self.name = name
         self.shape = shape
         self.mean_us = 0.0  # 0 until measured
         self.mean_bytes = 0.0
+        self.is_recent = False  # was asked for once more since it was last thought of forgetting it
 
 
 class Shape:

@@ -494,7 +494,10 @@ def fail(state: ManagerState, entry: TaskEntry, error: Exception | str | None, v
         if task.state is t.FINISHED:
             continue
         task.error, task.value = error, value
-        state.counters.failed += 1
+        if error == CANCELLED:
+            state.counters.cancelled += 1
+        else:
+            state.counters.failed += 1
         if task.state is t.NEW:
             task.inputs = ()  # it came in the same event and has not been counted as a reader
         if task.before is not None:
@@ -540,7 +543,6 @@ def cancelled(state: ManagerState, entries: list[TaskEntry]) -> None:
     """The user gives entries up; what needs them fails too."""
     for entry in entries:
         if entry.state is not t.FINISHED and entry.task_id in state.tasks:
-            state.counters.cancelled += 1
             fail(state, entry, CANCELLED, b"")
 
 

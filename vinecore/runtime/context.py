@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vinecore.errors import UsageError
+from vinecore.runtime.error_texts import safe_text
+
+# Of a key that is no name, as much as one sees at a glance.
+_SHOWN_CHARACTERS = 100
 
 _variables: dict[str, object] = {}
 
@@ -18,10 +22,13 @@ def fill(variables: object, library: str) -> None:
     Raises:
         UsageError: the context function returned something that is no dict with names as keys.
     """
-    if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
-        raise UsageError(
-            f"the context function of library {library!r} must return a dict of names to values, not {type(variables).__name__}"
-        )
+    must = f"the context function of library {library!r} must return a dict of names to values"
+    if not isinstance(variables, Mapping):
+        raise UsageError(f"{must}, not {type(variables).__name__}")
+    for name in variables:
+        if not isinstance(name, str):
+            shown = safe_text(repr, name)[:_SHOWN_CHARACTERS]
+            raise UsageError(f"{must}, all of whose keys are str: {shown} is of type {type(name).__name__}")
     _variables.update(variables)
 
 

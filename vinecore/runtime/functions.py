@@ -198,7 +198,10 @@ def name_of(function: Any) -> str:
     """Return how messages name a callable; never raises for odd ones."""
     while isinstance(function, functools.partial):
         function = function.func
-    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    try:
+        name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None)
+    except Exception:
+        name = None  # its ``__getattr__`` raises
     return name if isinstance(name, str) else type(function).__qualname__
 
 

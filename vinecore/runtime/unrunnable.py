@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ import shutil
 _HEAD_BYTES = 256
 # What a shell ends with when the program cannot be run, or is not found.
 _CODES = (126, 127)
+# Options of env whose value is the next word.
+_WITH_VALUE = re.compile("-[iv0]*[uCa]|--unset|--chdir|--argv0")
 
 
 def why(path: str, code: int, said: str) -> str:
@@ -35,6 +38,14 @@ def why(path: str, code: int, said: str) -> str:
     return ""
 
 
+def _program_of(words: list[str]) -> str:
+    """What ``env`` is told to run; empty when it is nothing."""
+    for before, word in itertools.pairwise(words):
+        if not word.startswith("-") and "=" not in word and not _WITH_VALUE.fullmatch(before):
+            return word
+    return ""
+
+
 def _missing_of(line: str, machine: str) -> str:
     """What such a line (without ``#!``) names that cannot be run, and what to do; empty when all is there."""
     # As the kernel does: other white space is part of a name.
@@ -43,7 +54,7 @@ def _missing_of(line: str, machine: str) -> str:
     what, where = f"the interpreter {words[0]!r}", f"which {'is no program on' if exists else 'is not there on'} {machine}"
     is_there = not words[0] or (os.path.isfile(words[0]) and os.access(words[0], os.X_OK))
     if is_there and os.path.basename(words[0]) == "env":
-        named = next((word for word in words[1:] if not word.startswith("-") and "=" not in word), "")
+        named = _program_of(words)
         is_there = not named or shutil.which(named) is not None
         what, where = repr(named), f"which is not in the PATH of the worker on {machine}"
     if is_there:

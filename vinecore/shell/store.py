@@ -91,31 +91,59 @@ class Store:
         self.keep = keep
         # Tells this worker's processes from those of every other, also in the same workspace.
         self.mark = secrets.token_hex(16)
+        self._handles: list[int] = []
         try:
             if self.workspace.is_symlink() and self.workspace.is_dir():
                 self.workspace = Path(os.path.realpath(self.workspace))
             # Held for the worker's life.
             self._lock = self._move_in(workspace is None)
-            # Programs make sockets below it, whose paths have at most 107 characters: so the one that nobody comes before
-            # has no directory more.
-            own = self.workspace if self._made else Path(tempfile.mkdtemp("", f"w{os.getpid()}-", self.workspace))
-            self._own = own
-            self.objects = own / "objects"
-            self.objects.mkdir(mode=0o700)
-            # What user code makes there ends with the worker, also when its slots are killed.
-            self.temporary = own / "tmp"
-            self.temporary.mkdir(mode=0o700)
-            # Parents make directories for the files of their libraries there.
-            self.libraries = own / "libraries"
-            self._own_handle = os.open(own, KNOW)
-            self._objects_handle = os.open("objects", KNOW, dir_fd=self._own_handle)
-            self._objects_known = identity(os.fstat(self._objects_handle))
-            self._handles = [self._objects_handle, self._own_handle, self._handle, self._above]
+            try:
+                # Programs make sockets below it, whose paths have at most 107 characters: so the one that nobody comes before
+                # has no directory more.
+                own = self.workspace if self._made else Path(tempfile.mkdtemp("", f"w{os.getpid()}-", self.workspace))
+                self._settle(own)
+            except OSError:
+                self._move_out(self._lock)
+                raise
             self._close_handles = weakref.finalize(self, _close_all, self._handles)
         except OSError as error:
             raise UsageError(
                 f"cannot use {self.workspace} as the workspace ({error.strerror}): name another directory"
             ) from error
+
+    def _settle(self, own: Path) -> None:
+        """Make this worker's directories in ``own``, which is new and empty.
+
+        Raises:
+            OSError: they cannot be made or opened.
+        """
+        self._own = own
+        self.objects = own / "objects"
+        # What user code makes there ends with the worker, also when its slots are killed.
+        self.temporary = own / "tmp"
+        # Parents make directories for the files of their libraries there.
+        self.libraries = own / "libraries"
+        try:
+            self.objects.mkdir(mode=0o700)
+            self.temporary.mkdir(mode=0o700)
+            self._own_handle = os.open(own, KNOW)
+            self._handles.append(self._own_handle)
+            self._objects_handle = os.open(self.objects.name, KNOW, dir_fd=self._own_handle)
+            self._handles.append(self._objects_handle)
+            self._objects_known = identity(os.fstat(self._objects_handle))
+        except OSError:
+            _remove_empty(self.objects, self.temporary, *([] if self._made else [own]))
+            raise
+
+    def _move_out(self, lock: TextIO) -> None:
+        """A workspace of no use: what was made of it is empty, and goes without a descriptor, of which there may be none left."""
+        with contextlib.suppress(OSError):
+            if _alone(lock) and os.path.samestat(os.fstat(lock.fileno()), os.lstat(lock.name)):
+                os.unlink(lock.name)
+                if self._made:
+                    self.workspace.rmdir()
+        _close_all(self._handles)
+        lock.close()
 
     def _move_in(self, is_private: bool) -> TextIO:
         """Make the workspace and lock it; once more when somebody took it for a dead one before it was locked.
@@ -135,25 +163,43 @@ class Store:
                 lock = open(path, "a+")  # noqa: SIM115 - the caller keeps it
             except FileNotFoundError:
                 continue
-            if _alone(lock) and os.fstat(lock.fileno()).st_size:
-                # They were all killed, their guards too. Whoever wrote there that the workspace may be removed is long gone.
-                path.unlink(missing_ok=True)
-                lock.close()
-                continue
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            except OSError:
+                if self._made:
+                    _remove_empty(self.workspace)
+                raise
             try:
-                self._handle = os.open(self.workspace, KNOW)
-            except FileNotFoundError:
-                lock.close()
-                continue
-            if _is_at(lock, self._handle):
-                self._above = os.open(self.workspace.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                lock.write(_MADE * self._made + _KEEP * self.keep)
-                lock.flush()
-                return lock
-            os.close(self._handle)
+                if self._hold(lock):
+                    return lock
+            except OSError:
+                self._move_out(lock)
+                raise
             lock.close()
         raise FileNotFoundError(errno.ENOENT, "it vanishes again and again", str(self.workspace))
+
+    def _hold(self, lock: TextIO) -> bool:
+        """Lock the workspace, and open it; False if it vanishes, or was one of dead workers.
+
+        Raises:
+            OSError: it cannot be locked or opened.
+        """
+        if _alone(lock) and os.fstat(lock.fileno()).st_size:
+            # They were all killed, their guards too. Whoever wrote there that the workspace may be removed is long gone.
+            Path(lock.name).unlink(missing_ok=True)
+            return False
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            self._handle = os.open(self.workspace, KNOW)
+        except FileNotFoundError:
+            return False
+        self._handles = [self._handle]
+        if not _is_at(lock, self._handle):
+            _close_all(self._handles)
+            return False
+        self._above = os.open(self.workspace.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._handles.append(self._above)
+        lock.write(_MADE * self._made + _KEEP * self.keep)
+        lock.flush()
+        return True
 
     @property
     def kept_fds(self) -> list[int]:
@@ -230,6 +276,12 @@ def _new_directory(path: Path) -> bool:
     return True
 
 
+def _remove_empty(*places: Path) -> None:
+    for place in places:
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
 def _alone(lock: TextIO) -> bool:
     """Take the lock for this process alone if nobody else has it; if not, it is not locked by this process any more."""
     try:
@@ -240,8 +292,8 @@ def _alone(lock: TextIO) -> bool:
 
 
 def _close_all(handles: list[int]) -> None:
-    for handle in handles:
-        os.close(handle)
+    while handles:
+        os.close(handles.pop())
 
 
 def _is_at(lock: TextIO, workspace: int, or_gone: bool = False) -> bool:
