@@ -7,6 +7,7 @@ Entries are slotted and changed in place: purity is kept at the border of the ma
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Handle(Protocol):
 # set's memory, and of what has to come into the processor's caches. Beyond FEW it becomes a set.
 Workers = set[int] | tuple[int, ...]
 FEW = 8
+# LibraryEntry.offers holds at least this many before outdated ones are taken out.
+LOG_LEAST = 256
 
 
 def with_worker(ids: Workers, worker_id: int) -> Workers:
@@ -201,8 +204,8 @@ class Shape:
         self.constrained = allocates or not request.is_unset()
         self.ready: ReadyQueue[TaskEntry] = ReadyQueue()
         self.queued = False  # is in ManagerState.active
-        # Of those that ask for something: all instances offered up to this number (Instance.offered_at) lack it, of idle and of
-        # hungry ones; and the instance that lacked it last.
+        # Of those that ask for something: how many of LibraryEntry.offers were tried for it, as idle and as hungry ones. What was
+        # tried and still has room lacks what is asked for. And the instance that lacked it last.
         self.tried = [0, 0]
         self.refused_by: Instance | None = None
         if self.constrained:
@@ -290,8 +293,8 @@ class LibraryEntry:
         self.idle: OrderedDict[int, Instance] = OrderedDict()
         # The one offered last is in neither yet: where work waits it is filled at once, which spares four changes of tables.
         self.latest: Instance | None = None
-        # Counts offers, where something is asked for.
-        self.offers = 0
+        # Offers in their order, where something is asked for: each shape knows which of them it has tried.
+        self.offers: list[Instance] = []
         # Instances with ready entries of their own, and those of them that may have room.
         self.stocked: dict[int, Instance] = {}
         self.near: dict[int, Instance] = {}
@@ -329,22 +332,27 @@ class LibraryEntry:
             if instance.groups_out < instance.slots:
                 self.idle[worker_id] = instance
             if self.asks:
-                self.move_back(instance)
+                self.log(instance)
 
     def number(self) -> None:
         """From now on offers are numbered: some shape asks for something."""
         if not self.asks:
             self.asks = True
-            for instance in [*self.idle.values(), *self.hungry.values()]:
-                self.move_back(instance)
+            for instance in {**self.idle, **self.hungry}.values():
+                self.log(instance)
 
-    def move_back(self, instance: Instance) -> None:
-        """It is the last of those that may have room, as if it had been offered now."""
-        self.offers += 1
-        instance.offered_at = self.offers
-        for table in (self.hungry, self.idle):
-            if instance.worker_id in table:
-                table.move_to_end(instance.worker_id)
+    def log(self, instance: Instance) -> None:
+        """It may have room for what it lacked until now."""
+        if len(self.offers) >= LOG_LEAST + 2 * len(self.instances):
+            # Offers that were followed by another one of the same instance say nothing.
+            valid = [number for number, other in enumerate(self.offers) if other.offered_at == number]
+            self.offers = [self.offers[number] for number in valid]
+            for number, other in enumerate(self.offers):
+                other.offered_at = number
+            for shape in self.shapes:
+                shape.tried = [bisect_left(valid, number) for number in shape.tried]
+        instance.offered_at = len(self.offers)
+        self.offers.append(instance)
 
     def withdraw(self, worker_id: int) -> None:
         """An instance takes nothing any more."""
@@ -406,8 +414,8 @@ class Instance:
         # Grows when everything that was sent here has to be sent again; and the function that was used last and is here.
         self.code_life = 0
         self.known_code: CodeEntry | None = None
-        # LibraryEntry.offers when it was offered last.
-        self.offered_at = 0
+        # The number of its last one among LibraryEntry.offers.
+        self.offered_at = -1
         # Is in LibraryEntry.piled.
         self.is_piled = False
         # Ready entries whose large inputs are here. Tables that are empty most of the time are None then: of thousands of

@@ -134,12 +134,16 @@ def _check_library(library: LibraryEntry) -> None:
 
 def _check_offers(state: ManagerState, library: LibraryEntry) -> None:
     """What asks for something is tried wherever it may have room since it was refused there."""
+    for table in (library.idle, library.hungry):
+        for instance in table.values():
+            if not 0 <= instance.offered_at < len(library.offers) or library.offers[instance.offered_at] is not instance:
+                raise InvariantError(f"{instance} may have room, and what asks for something does not know of it")
     for shape in library.shapes:
         entry = shape.ready.first() if shape.constrained else None
         for deep, table in enumerate((library.idle, library.hungry)):
             for instance in table.values() if entry is not None else ():
                 worker = instance.worker
-                if instance.offered_at > shape.tried[deep] or not instance.is_open or instance.groups_out >= instance.slots:
+                if instance.offered_at >= shape.tried[deep] or not instance.is_open or instance.groups_out >= instance.slots:
                     continue
                 lacks = worker.amount_of(shape).missing_in(worker.total.minus(worker.committed))
                 is_kept = state.reserved is not None and state.reserved.worker_id == instance.worker_id

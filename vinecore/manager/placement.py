@@ -119,22 +119,24 @@ def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance
 
 
 def _serve_asking(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance], deep: bool) -> None:
-    """The same for entries that ask for something: only instances offered since they were refused by all are looked at."""
+    """The same for entries that ask for something, of which only those are looked at that were offered since they lacked it."""
     library = shape.library
-    since: list[Instance] = []
-    for instance in reversed(offered.values()):
-        if instance.offered_at <= shape.tried[deep]:
-            break
-        since.append(instance)
-    for instance in reversed(since):
-        if not len(shape.ready):
-            return
-        offered_at, shape.refused_by = instance.offered_at, None
+    may_take_more: list[Instance] = []
+    while len(shape.ready) and shape.tried[deep] < len(library.offers):
+        number = shape.tried[deep]
+        shape.tried[deep] += 1
+        instance = library.offers[number]
+        if instance.offered_at != number or offered.get(instance.worker_id) is not instance:
+            continue
+        if deep and number < shape.tried[False] and instance.groups_out < instance.slots:
+            continue  # it lacked it a moment ago, when it was tried as an idle one
+        shape.refused_by = None
         if not _fill(state, shape, instance, deep):
             offered.pop(instance.worker_id, None)
         elif shape.refused_by is not instance:
-            library.move_back(instance)  # it may take more
-        shape.tried[deep] = offered_at
+            may_take_more.append(instance)
+    for instance in may_take_more:
+        library.log(instance)
 
 
 def _serve_near(state: ManagerState, shape: Shape, deep: bool) -> None:
@@ -154,10 +156,7 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
         if not _has_room(state, instance, 0.0, False):
             del library.idle[worker_id]
             continue
-        if library.asks:
-            library.move_back(instance)
-        else:
-            library.idle.move_to_end(worker_id)
+        library.idle.move_to_end(worker_id)
         found = near.to_take_over(library, instance, state.now)
         if found is None:
             continue
