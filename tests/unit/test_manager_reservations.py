@@ -113,6 +113,31 @@ def test_nothing_is_kept_where_one_of_its_like_must_end() -> None:
     assert gpus[1].state is t.PLACED
 
 
+def test_nothing_is_kept_where_earlier_ones_go_on_and_leave_no_room() -> None:
+    """It was not its turn there, and cores idled for it meanwhile."""
+    world = ManagerWorld(1, 4)
+    library = world.builder.library
+    large = kind_of(library, cores=0, memory=800)
+    queue = [world.builder.call(kind=large) for _ in range(4)]
+    middle = world.builder.call(kind=kind_of(library, cores=1, memory=500))
+    later = [world.builder.call(kind=kind_of(library, cores=4)) for _ in range(2)]
+    world.submit(*queue, middle, *later)
+    assert [entry.state for entry in (queue[0], queue[1], middle, later[0], later[1])] == [
+        t.PLACED,
+        t.READY,
+        t.READY,
+        t.PLACED,
+        t.READY,
+    ]
+    wait(world)
+    world.answer(later[0], messages.OK_INLINE)
+    assert later[1].state is t.PLACED and middle.state is t.READY
+    for entry in queue:
+        world.answer(entry, messages.OK_INLINE)
+    world.answer(later[1], messages.OK_INLINE)
+    assert middle.state is t.PLACED
+
+
 def test_nothing_is_kept_for_one_that_waits_for_a_slot_of_its_library() -> None:
     """It fits what is free, and those that have the slot are not like it."""
     world = ManagerWorld(1, 4)
@@ -199,17 +224,21 @@ def test_one_that_no_worker_can_hold_is_not_in_the_way_of_the_next() -> None:
 
 def test_a_queue_that_goes_on_before_it_is_not_in_its_way() -> None:
     """Each of that queue was first for less than RESERVE_S: the time began anew with each."""
-    world = ManagerWorld(1, 4)
-    early, late = kind_of(world.builder.library, cores=2), kind_of(world.builder.library, cores=1)
+    world = with_gpu(4)
+    library = world.builder.library
+    early, late = kind_of(library, cores=1, gpus=1), kind_of(library, cores=1)
     queue = [world.builder.call(kind=early) for _ in range(12)]
-    world.submit(*queue)
-    wanted = world.builder.call(kind=kind_of(world.builder.library, cores=3))
+    world.submit(*queue, *(running := [world.builder.call(kind=late) for _ in range(3)]))
+    wanted = world.builder.call(kind=kind_of(library, cores=3))
     world.submit(wanted, *[world.builder.call(kind=late) for _ in range(9)])
     for _ in range(6):
         wait(world, reserving.RESERVE_S / 2, reserving.RESERVE_S / 2)
         world.answer(next(entry for entry in queue if entry.state is t.PLACED), messages.OK_INLINE)
     reserved = world.machine.state.reserved
     assert reserved is not None and (reserved.worker_id, reserved.task_id) == (1, wanted.task_id)
+    for entry in running:
+        world.answer(entry, messages.OK_INLINE)
+    assert wanted.state is t.PLACED
 
 
 def long_at(world: ManagerWorld, running: list[TaskEntry], *worker_ids: int) -> None:

@@ -97,6 +97,8 @@ def _stays(state: ManagerState, kept: Reservation, entry: TaskEntry) -> bool:
 def _choose(state: ManagerState, kept: Reservation, entry: TaskEntry) -> bool:
     """Keep the worker that lacks least, of those not tried if there are any; False: none is to be kept now."""
     shape = kept.shape
+    # Where these go on one after the other, it is not its turn.
+    earlier = [other for other in _first_ones(state) if other is not shape and near.turn_of(other) < near.turn(entry)]
     best: tuple[bool, float, int] = (True, math.inf, 0)
     for worker_id, worker in state.workers.items():
         instance = _place_for(state, shape, entry, worker_id)
@@ -106,7 +108,9 @@ def _choose(state: ManagerState, kept: Reservation, entry: TaskEntry) -> bool:
         if not lacks:
             return False  # it waits for a slot there
         this = (worker_id in kept.tried, lacks, worker_id)
-        if this < best and not _waits_for_its_like(shape, instance):
+        if this > best or _waits_for_its_like(shape, instance):
+            continue
+        if not any(_is_shut_out(shape, other, other.library.instances.get(worker_id)) for other in earlier):
             best = this
     was_tried, kept.lacks, kept.worker_id = best
     kept.since = state.now
@@ -130,15 +134,22 @@ def _lacks(shape: Shape, worker: WorkerEntry) -> float:
 
 def _waits_for_its_like(shape: Shape, instance: Instance) -> bool:
     """Whether one of its like must end there before it fits: what that gives back is enough, whatever others take meanwhile."""
-    worker = instance.worker
-    if instance.alike is shape:
+    if instance.alike is shape and instance.groups_out >= instance.slots:
+        return True
+    return _is_shut_out(shape, shape, instance)
+
+
+def _is_shut_out(shape: Shape, other: Shape, instance: Instance | None) -> bool:
+    """Whether there is no room beside those of another shape (or of this one) that run at an instance, if any do."""
+    if instance is None or not instance.groups_out:
+        return False
+    if instance.alike is other:
         count = instance.groups_out
-        if count >= instance.slots:
-            return True
     else:
-        count = len({entry.bundle or entry for entry in instance.placed() if entry.kind.shape is shape})
-    amount = worker.amount_of(shape)
-    return count > 0 and bool(amount.missing_in(worker.total.minus(amount.times(count))))
+        count = len({entry.bundle or entry for entry in instance.placed() if entry.kind.shape is other})
+    worker = instance.worker
+    beside = worker.total.minus(worker.amount_of(other).times(count))
+    return count > 0 and bool(worker.amount_of(shape).missing_in(beside))
 
 
 def told(state: ManagerState, entry: TaskEntry) -> tuple[int, str]:
