@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,6 +67,17 @@ def m() -> Iterator[Manager]:
         yield manager
 
 
+def go_elsewhere() -> dict[str, Any]:
+    os.chdir("/")
+    return {}
+
+
+def go_elsewhere_with_a_thread() -> dict[str, Any]:
+    """Slots of its library are not forked from its parent, but interpreters of their own."""
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    return go_elsewhere()
+
+
 def read_all(*names: str) -> dict[str, str]:
     """What is in these files."""
     return {name: Path(name).read_text() for name in names}
@@ -96,6 +109,17 @@ def test_inputs_of_the_library_are_found_in_the_directory_of_a_call(m: Manager, 
         assert (tmp_path / "made").read_text() == "by the call"
         assert lazy.result == "output missing", "what the library has there is not what the call made"
     m.remove_library("with-files")
+
+
+@pytest.mark.parametrize("make_context", [go_elsewhere, go_elsewhere_with_a_thread])
+def test_inputs_of_a_library_whose_context_goes_elsewhere(m: Manager, make_context: Any) -> None:
+    task = m.create_library_from_functions(make_context.__name__, read_all, exec_mode="fork", library_context_info=[make_context])
+    task.add_input(m.declare_buffer("library's table"), "deep/table")
+    m.install_library(task)
+    boxed = FunctionCall(make_context.__name__, "read_all", "deep/table")
+    boxed.set_time_max(LIMIT_S)
+    assert finish(m, boxed) == [{"deep/table": "library's table"}]
+    m.remove_library(make_context.__name__)
 
 
 def test_files_variables_and_output(m: Manager, tmp_path: Path) -> None:

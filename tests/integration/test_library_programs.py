@@ -20,7 +20,7 @@ import pytest
 from daskvine import FuturesExecutor
 from tests.kit.calls import LIMIT_S, add, eventually, finish, started
 from vinecore import FunctionCall, LibraryTask, Manager, PythonTask, load_variable_from_library
-from vinecore.errors import LibraryFailed, SlotLost, TaskFailed, UsageError
+from vinecore.errors import InputMissing, LibraryFailed, SlotLost, TaskFailed, UsageError
 
 PROGRAM = Path(__file__).parents[1] / "kit" / "library_program.py"
 
@@ -66,6 +66,42 @@ def test_a_serverized_program_need_not_be_executable(m: Manager, program: Callab
     with pytest.raises(UsageError, match=r"code\.py is not executable: run  chmod"):
         m.create_library_from_command(path, "x")
     assert finish(m, FunctionCall(program("served", serverized=True, path=path), "double", 4)) == [8]
+
+
+@pytest.mark.parametrize("serverized", [False, True])
+def test_a_program_that_has_changed_until_it_is_installed(m: Manager, tmp_path: Path, serverized: bool) -> None:
+    path = tmp_path / "code.py"
+    shutil.copy(PROGRAM, path)
+    make = m.create_library_from_serverized_files if serverized else lambda name, path: m.create_library_from_command(path, name)
+    task = make("changed", path)
+    for name in ("code.py", "./code.py"):
+        with pytest.raises(
+            UsageError, match=r"code\.py' is the name of the program of library 'changed': give this input another"
+        ):
+            task.add_input(m.declare_buffer("x"), name)
+    task.add_input(m.declare_buffer("changed"), "name.txt")
+    if not serverized:
+        path.chmod(0o644)
+        with pytest.raises(UsageError, match=r"code\.py is not executable: run  chmod"):
+            m.install_library(task)
+        path.chmod(0o755)
+    path.rename(tmp_path / "aside")
+    with pytest.raises(InputMissing, match=r"code\.py cannot be read: No such file"):
+        m.install_library(task)
+    (tmp_path / "aside").rename(path)
+    m.install_library(task)
+    assert finish(m, FunctionCall("changed", "double", 4)) == [8]
+    m.remove_library("changed")
+
+
+def test_an_input_that_is_gone_when_the_library_starts(m: Manager, program: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "code.py"
+    shutil.copy(PROGRAM, path)
+    library = program("gone", path=path)
+    path.unlink()
+    error = finish(m, FunctionCall(library, "double", 4))[0]
+    assert isinstance(error, LibraryFailed)
+    assert f"{path} cannot be read: No such file or directory; keep it where it is until" in str(error)
 
 
 def test_large_values_and_temps_pass_through_a_program(m: Manager, program: Callable[..., str]) -> None:

@@ -74,7 +74,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.Get(4, "a"), "96a367657404a161c4000000"),
         (m.Put(4, 11, "a", 12, b"12345678"), "96a3707574040ba1610cc4083132333435363738"),
         (m.Object("a", 12, b"12345678"), "94a66f626a656374a1610cc4083132333435363738"),
-        (m.Missing("a"), "92a76d697373696e67a161"),
+        (m.Missing("a", "b"), "93a76d697373696e67a161a162"),
     ],
     "decode_to_library": [
         (

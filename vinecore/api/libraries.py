@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from vinecore.manager.entries import CodeEntry, FileEntry, Kind
 
 EXEC_MODES = ("fork", "direct")
+# What runs a Python program on a worker, for its shell.
+INTERPRETER = '"$VINE_PYTHON" '
 # Of create_library_from_functions; the last two take only what asks for nothing.
 LIBRARY_OPTIONS = ("exec_mode", "hoisting_modules", "library_context_info", "init_command", "poncho_env", "add_env")
 
@@ -48,6 +50,7 @@ class LibraryTask:
         # Run before the interpreter of an instance; how a program that answers the calls is started, instead of functions.
         self.init_command = ""
         self.program = ""
+        self.program_path = ""
         self.max_calls = 0
         self._inputs: list[tuple[File, str]] = []
 
@@ -92,7 +95,8 @@ class LibraryTask:
         that. It must not be written to.
 
         Raises:
-            TypeError, ValueError: no file, a temp, or a name that is no relative name. UsageError: the library is installed.
+            TypeError, ValueError: no file, a temp, or a name that is no relative name. UsageError: the library is installed, or
+                its program has that name.
         """
         if self.installed:
             raise UsageError(f"library {self.name!r} is installed: add its inputs before")
@@ -100,7 +104,10 @@ class LibraryTask:
             raise TypeError(f"an input is a File made by a declare_ method, not {type(file).__name__}")
         if file.type() == TEMP:
             raise UsageError("a temp cannot be an input of a library: pass it to the calls")
-        self._inputs.append((file, checked_name(remote_name)))
+        name = checked_name(remote_name)
+        if self.program and os.path.normpath(name) == os.path.basename(self.program_path):
+            raise UsageError(f"{name!r} is the name of the program of library {self.name!r}: give this input another one")
+        self._inputs.append((file, name))
 
     def mounts(self, engine: Engine) -> tuple[tuple[FileEntry, str, int], ...]:
         """Its files as the core of this engine knows them.
@@ -118,6 +125,11 @@ class LibraryTask:
             return self.slots
         # In direct mode state is kept between calls, which means what it says with one slot only.
         return 1 if self.exec_mode == "direct" else self.cores
+
+
+def _check_executable(path: str) -> None:
+    if not os.access(path, os.X_OK):
+        raise UsageError(f"{path} is not executable: run  chmod +x {path}")
 
 
 def checked_mode(mode: str) -> str:
@@ -209,12 +221,8 @@ class LibraryMethods:
             UsageError: no such file, it may not be run, or a bad name or env.
         """
         path = self._program_path(executable_path, name, env)
-        if not os.access(path, os.X_OK):
-            raise UsageError(f"{path} is not executable: run  chmod +x {path}")
-        task = LibraryTask(name, {}, "fork")
-        task.add_input(File(self.engine, None, FILE, path=path), os.path.basename(path))
-        task.program = shlex.quote(f"./{os.path.basename(path)}")
-        return task
+        _check_executable(path)
+        return self._program_library(name, path, "")
 
     def create_library_from_serverized_files(
         self, library_name: str, library_path: str | os.PathLike[str], env: File | None = None
@@ -228,9 +236,13 @@ class LibraryMethods:
             UsageError: no such file, or a bad name or env.
         """
         path = self._program_path(library_path, library_name, env)
-        task = LibraryTask(library_name, {}, "fork")
+        return self._program_library(library_name, path, INTERPRETER)
+
+    def _program_library(self, name: str, path: str, interpreter: str) -> LibraryTask:
+        task = LibraryTask(name, {}, "fork")
         task.add_input(File(self.engine, None, FILE, path=path), os.path.basename(path))
-        task.program = f'"$VINE_PYTHON" {shlex.quote(f"./{os.path.basename(path)}")}'
+        task.program = interpreter + shlex.quote(f"./{os.path.basename(path)}")
+        task.program_path = path
         return task
 
     def _program_path(self, path: str | os.PathLike[str], name: str, env: File | None) -> str:
@@ -247,8 +259,8 @@ class LibraryMethods:
         """Make a library's functions callable; instances start on workers when calls come.
 
         Raises:
-            TypeError: not a LibraryTask. UsageError: one of that name is installed, an input belongs to another manager, or what
-                describes it is too long to be sent.
+            TypeError: not a LibraryTask. UsageError: one of that name is installed, an input belongs to another manager, what
+                describes it is too long to be sent, or its program is not executable any more.
             UnpicklableError: a function cannot be sent.
         """
         if not isinstance(task, LibraryTask):
@@ -263,7 +275,10 @@ class LibraryMethods:
             modules = dict.fromkeys(task.modules)
             for function in task.functions.values():
                 modules.update(dict.fromkeys(modules_of(function)))
-            setup = LibrarySetup(task.mounts(engine), task.init_command, task.program, task.max_calls)
+            mounts = task.mounts(engine)
+            if task.program and not task.program.startswith(INTERPRETER):
+                _check_executable(task.program_path)
+            setup = LibrarySetup(mounts, task.init_command, task.program, task.max_calls)
             _check_size(task.name, setup, tuple(modules))
             entry = engine.new_library(task.name, slots=task.slot_count(), exec_mode=task.exec_mode, setup=setup)
             shape = engine.shape_for(entry, NO_REQUEST)

@@ -29,7 +29,7 @@ from vinecore.runtime.ends import end_text, signal_text
 from vinecore.runtime.exec_limits import too_long_text
 from vinecore.runtime.fork_hooks import lean_fork
 from vinecore.runtime.guard import Guard, kill_group
-from vinecore.runtime.library_code import load_functions, threads_beside
+from vinecore.runtime.library_code import FILES_VARIABLE, load_functions, threads_beside
 from vinecore.runtime.lifeline import adopt_orphans
 from vinecore.runtime.places import Place
 from vinecore.runtime.randomness import reseed
@@ -118,8 +118,9 @@ class ForkingSlot(Slot):
         # Children are gone after their call, and this process runs no user code.
         self.growth_bytes = 0
         self.sandboxes = Place(Path(begin.store).parent / f"sandboxes-{os.getpid()}")
-        # Files of the library, which calls find where they run; this process began in the directory that has them.
-        self._shared = [(mount.path, f"{os.getcwd()}/{mount.path}") for mount in begin.mounts]
+        # Files of the library, which calls find where they run.
+        files = os.environ.pop(FILES_VARIABLE, None) or os.getcwd()
+        self._shared = [(mount.path, f"{files}/{mount.path}") for mount in begin.mounts]
         self.guard = Guard(self.sandboxes)
         adopt_orphans()
         self._answers = Answers(begin.inline_limit_bytes)
@@ -461,20 +462,22 @@ class ForkingSlot(Slot):
             if self._late is None and call.code_id not in (self.functions if call.index < 0 else self.pieces).waiting:
                 result, is_harmless = super().execute(call), False
             else:
-                result, is_harmless = self._run_first(call)
+                result, is_harmless = self._run_first(call, box)
             flush_streams()
             self._answers.leave(self._number, result, is_harmless)
             code = 0
         finally:
             os._exit(code)
 
-    def _run_first(self, call: Call) -> tuple[Result, bool]:
+    def _run_first(self, call: Call, box: Box | None) -> tuple[Result, bool]:
         """Load what the slot has not; the result, and whether its code may be unpickled in the slot from now on."""
         if self._late is not None:
             try:
                 self.functions.update(load_functions(self._late))
             except BaseException as error:
                 return Result(call.task_id, call.attempt, messages.RAISED, 0, raised.encode_error(error)), False
+            if box is not None:
+                os.chdir(box.path)  # the library's code may have gone elsewhere
         is_harmless = call.code_id in self._codes_of(call).waiting and self._try_code(call)
         return super().execute(call), is_harmless
 

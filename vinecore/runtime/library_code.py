@@ -23,6 +23,8 @@ _SAFE_NAMES = frozenset({"jemalloc_bg_thd"})
 # Names in the text that says why; more say nothing more.
 _NAMES_SHOWN = 5
 _NAME_CHARACTERS = 100
+# Where slots look for the directory of the library's files; its code may have gone to another one.
+FILES_VARIABLE = "VINE_LIBRARY_FILES"
 # Pauses between looks for threads that are ending; longer: libraries with threads that Python does not know start later.
 _PAUSES_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
 
@@ -61,8 +63,11 @@ def load_functions(begin: Begin, tell: Callable[[int, str], None] | None = None)
     """Unpickle a library's functions by code id, and fill its context. Whatever user code raises comes out.
 
     Parameters:
-        tell: is called with each step (``Loading.step``, and the name of what it concerns) before it begins.
+        tell: of the library's parent, which is in the directory of its files. It is called with each step (``Loading.step``, and
+            the name of what it concerns) before it begins.
     """
+    if begin.mounts and tell is not None:
+        os.environ[FILES_VARIABLE] = os.getcwd()
     data: bytes = begin.payload
     if begin.payload_path:
         with open(begin.payload_path, "rb") as file:

@@ -83,7 +83,7 @@ class PeerServer:
             if not isinstance(request, messages.Get) or key is None:
                 return
             check_ticket(key, request.name, request.worker_id, request.expires_s, request.ticket, time.time())
-            transfer.send_object(link, request.name, transfer.LocalPath(str(self.store.path(request.name))))
+            transfer.send_object(link, request.name, transfer.LocalPath(str(self.store.path(request.name)), is_stored=True))
             if not self.encrypted:
                 link.sock.shutdown(socket.SHUT_WR)
 

@@ -193,7 +193,7 @@ def fetch(link: DataLink, store: Store, request: messages.Get) -> int:
     header = link.receive()
     link.sock.settimeout(STALL_S)
     if isinstance(header, messages.Missing):
-        raise FileLost(f"the other side does not have {name}")
+        raise FileLost(header.why or f"the other side does not have {name}")
     if not isinstance(header, messages.Object) or header.name != name:
         raise ProtocolError("the manager answered with something else than the object that was asked for")
     aside = store.aside(name)
@@ -227,12 +227,13 @@ def upload(link: DataLink, store: Store, worker_id: int, transfer_id: int, name:
 
 
 class LocalPath:
-    """An object of the manager whose bytes are in a file on its disk."""
+    """An object whose bytes are in a file: one of the user's, or one of a store."""
 
-    __slots__ = ("path",)
+    __slots__ = ("is_stored", "path")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, is_stored: bool = False) -> None:
         self.path = path
+        self.is_stored = is_stored
 
 
 def send_object(link: DataLink, name: str, parts: Sequence[bytes | memoryview] | LocalPath) -> None:
@@ -244,8 +245,9 @@ def send_object(link: DataLink, name: str, parts: Sequence[bytes | memoryview] |
     if isinstance(parts, LocalPath):
         try:
             file = open(parts.path, "rb")  # noqa: SIM115 - closed below; a missing file is an answer of its own
-        except OSError:
-            link.send(messages.Missing(name))
+        except OSError as error:
+            why = f"{parts.path} cannot be read: {error.strerror}; keep it where it is until nothing needs it any more"
+            link.send(messages.Missing(name, "" if parts.is_stored else os.fsencode(why).decode(errors="backslashreplace")))
             return
         with file:
             size = os.fstat(file.fileno()).st_size

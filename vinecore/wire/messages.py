@@ -470,9 +470,10 @@ class Object(Struct, array_like=True, tag="object", frozen=True):
 
 
 class Missing(Struct, array_like=True, tag="missing", frozen=True):
-    """There is no such object here."""
+    """There is no such object here. ``why``: in words for people; empty where there is nothing to say."""
 
     name: str
+    why: str = ""
 
 
 # ---------------------------------------------------------------- worker <-> library parent
