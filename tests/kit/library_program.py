@@ -2,6 +2,7 @@
 """A library in a program of its own, for tests: it answers calls through the protocol of libraries made from commands."""
 
 import argparse
+import fcntl
 import json
 import os
 import pickle
@@ -176,6 +177,9 @@ def main():
     if manner == "exit":
         print("no licence: ask your administrator", file=sys.stderr)
         sys.exit(3)
+    if manner.startswith("lock "):
+        # One program at a time gets past this.
+        fcntl.flock(os.open(manner[5:], os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
     if manner == "leave":
         # What this starts keeps the standard error, and no other pipe.
         if os.fork() == 0:

@@ -100,6 +100,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.SlotForget([9]), "92a773666f726765749109"),
     ],
     "decode_from_slot": [
+        (m.Ready(), "91a57265616479"),
         (m.Tired(700), "92a57469726564cd02bc"),
         (m.Done([m.Result(7, 1, m.RAISED, 150, b"error")]), "92a4646f6e659197070103cc96c4056572726f7200c0"),
     ],

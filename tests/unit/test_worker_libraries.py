@@ -321,12 +321,68 @@ def test_spawned_slots_that_never_get_to_a_call_fail_the_library() -> None:
         (slot,) = opened(world)
         host2(world, messages.Forked(slot, 20 + number))
         if number == 0:
-            assert [m.note for m in world.told(messages.LibraryReady)] == ["it has threads"]
+            assert not world.told(messages.LibraryReady), "what can be said of it is known when it has loaded the library"
             world.say(messages.Run(2, [[call(1)]], []))
         world.do(events.SlotGone(0.0, slot, NOT_REVOKED, "ended with exit code 1: ImportError: no x"))
     assert world.results() == [(1, messages.HANDED_BACK)]
     (gone,) = world.told(messages.LibraryGone)
     assert "ended 3 times in 60 s before their first call: its process ended with exit code 1: ImportError: no x" in gone.error
+
+
+def loading_slots(slots: int = 1, **options: object) -> tuple[WorkerWorld, list[int]]:
+    """Library 2 has a program: its slots are forked, and load it."""
+    world = WorkerWorld()
+    start(world, program="./program", slots=slots, **options)
+    host2(world, messages.Began(b""))
+    ids = opened(world)
+    for slot_id in ids:
+        host2(world, messages.Forked(slot_id, 20 + slot_id))
+        assert not world.orders
+    return world, ids
+
+
+def ready(world: WorkerWorld, slot_id: int) -> None:
+    world.do(events.SlotReady(0.0, slot_id))
+
+
+def run2(world: WorkerWorld, *ids: int) -> None:
+    world.say(messages.Run(2, [[call(i)] for i in ids], []))
+
+
+def test_a_slot_that_loads_its_library_itself_is_given_nothing_before_it_is_ready() -> None:
+    """One that hung while it did so had a call that could have run in the other."""
+    world, (one, two) = loading_slots(2)
+    ready(world, two)
+    assert [m.slots for m in world.told(messages.LibraryReady)] == [2], "one is enough"
+    run2(world, 1, 2)
+    assert world.batches() == [(two, [1]), (two, [2])]
+    world.answer(two, 1, us=10**6)
+    run2(world, 3)
+    assert not world.batches()
+    ready(world, one)
+    assert world.batches() == [(one, [3])] and not world.told(messages.LibraryReady)
+    ready(world, one)
+    assert not world.orders
+
+
+def test_a_library_none_of_whose_slots_gets_ready_is_told_of() -> None:
+    world, (slot,) = loading_slots()
+    assert world.machine.next_deadline() == world.now + SLOW_START_S
+    world.now += SLOW_START_S
+    world.do(events.Tick(0.0))
+    doing = "waiting for its program to say that it is ready"
+    assert world.told(messages.LibrarySlow) == [messages.LibrarySlow(2, SLOW_START_S, doing)]
+    ready(world, slot)
+    assert world.told(messages.LibraryReady) and world.machine.next_deadline() is None
+
+
+def test_what_a_slow_library_does_in_slots_of_its_own_is_told() -> None:
+    world = WorkerWorld()
+    start(world)
+    host2(world, messages.Began(b"", "", "it has threads"))
+    world.now += SLOW_START_S
+    world.do(events.Tick(0.0))
+    assert [m.doing for m in world.told(messages.LibrarySlow)] == ["loading its functions in processes of their own"]
 
 
 def test_some_forked_slots_may_be_killed_before_their_first_call() -> None:
@@ -354,7 +410,8 @@ def test_the_manager_hears_when_modules_forbid_forks() -> None:
     world = WorkerWorld()
     world.say(messages.Code(1, 7, b"f", ["grpc"], [], False))
     world.host(messages.Hoisted(["grpc"], 3, "it has threads"))
-    world.host(messages.Forked(opened(world)[0] if opened(world) else 2, 12))
+    world.host(messages.Forked(2, 12))
+    world.do(events.SlotReady(0.0, 2))
     assert [m.note for m in world.told(messages.LibraryReady)] == ["it has threads"]
 
 

@@ -290,7 +290,10 @@ class Host:
             claims = memoryview(mmap.mmap(claim_fd, CLAIM_BYTES)).cast("Q")
             os.close(claim_fd)
             sock = socket.socket(fileno=sock_fd)
-            _kind_for(begin)(sock, claims, begin, self.functions).serve()
+            slot = _kind_for(begin)(sock, claims, begin, self.functions)
+            if begin.program:
+                slot.say_ready()
+            slot.serve()
             code = 0
         except (BrokenPipeError, ConnectionResetError):
             code = 0

@@ -68,6 +68,7 @@ def main() -> None:
             slot: Slot = ForkingSlot(sock, claims, begin, {}, lazy=True)
         else:
             slot = Slot(sock, claims, begin, load_functions(begin))
+        slot.say_ready()
         slot.serve()
     except (BrokenPipeError, ConnectionResetError):
         pass

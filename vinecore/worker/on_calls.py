@@ -173,7 +173,7 @@ def _wants(library: WorkerLibrary, group: Group, modules: set[str]) -> bool:
 
 def _share_out(state: WorkerState, library: WorkerLibrary) -> None:
     mean = library.mean_us
-    slots = [s for s in library.slots.values() if s.pid and not s.draining and s.revoked_from == NOT_REVOKED]
+    slots = [s for s in library.slots.values() if s.is_ready and not s.draining and s.revoked_from == NOT_REVOKED]
     if library.retiring:
         # Those that retire still work: the ones in their place would be too many. The same of slots whose work is taken back.
         slots.sort(key=lambda s: not s.outstanding)
@@ -527,7 +527,7 @@ def rebalance(state: WorkerState) -> float | None:
     for library in state.libraries.values():
         if library.look_at:
             dues.append(library.look_at)
-        idle = not library.queue and any(s.pid and not s.outstanding and not s.draining for s in library.slots.values())
+        idle = not library.queue and any(s.is_ready and not s.outstanding and not s.draining for s in library.slots.values())
         if idle and library.retiring:
             # The one in the place of a slot that retires has to wait for its end.
             idle = sum(bool(s.outstanding) for s in library.slots.values()) < library.spec.slots

@@ -170,7 +170,6 @@ def host_said(state: WorkerState, library_id: int, message: object) -> None:
             return
         library.began = True
         library.step = None
-        library.start_began = library.slow_at = 0.0
         _plan_look(library)
         library.unsafe = message.unsafe
         if library.wanted_modules:
@@ -186,8 +185,26 @@ def host_said(state: WorkerState, library_id: int, message: object) -> None:
         slot = state.slots.get(message.slot_id)
         if slot is not None:
             slot.pid = message.pid
-            _tell_ready(state, library)
-            on_calls.feed(state, library)
+            if not _loads_itself(library):
+                slot_ready(state, message.slot_id)
+
+
+def _loads_itself(library: WorkerLibrary) -> bool:
+    """Whether each of its slots loads it, and says when it has done so: until then a slot is given nothing."""
+    return bool(library.unsafe or library.spec.program)
+
+
+def slot_ready(state: WorkerState, slot_id: int) -> None:
+    """A slot takes calls: the first one makes its library ready. What it loads itself may take as long as it likes."""
+    slot = state.slots.get(slot_id)
+    if slot is None or slot.is_ready:
+        return
+    library = state.libraries[slot.library_id]
+    slot.is_ready = True
+    library.start_began = library.slow_at = 0.0
+    _plan_look(library)
+    _tell_ready(state, library)
+    on_calls.feed(state, library)
 
 
 def _fail(state: WorkerState, library: WorkerLibrary, why: str, error: bytes = b"") -> None:
@@ -235,8 +252,7 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
     if library is None or started != NOT_REVOKED:
         return
     spec, ends = library.spec, library.early_ends
-    loads_itself = bool(library.unsafe or spec.program)
-    most = spec.max_restarts if loads_itself else max(FORKED_ENDS, spec.max_restarts, 2 * spec.slots + 1)
+    most = spec.max_restarts if _loads_itself(library) else max(FORKED_ENDS, spec.max_restarts, 2 * spec.slots + 1)
     while ends and ends[0] < state.now - spec.restart_window_s:
         ends.popleft()
     ends.append(state.now)
@@ -257,8 +273,7 @@ def look_at_imports(state: WorkerState) -> None:
         step = library.step
         if library.slow_at and state.now >= library.slow_at:
             library.slow_at = 0.0
-            doing = step.text() if step is not None else "starting its process"
-            slow = messages.LibrarySlow(library.library_id, state.now - library.start_began, doing)
+            slow = messages.LibrarySlow(library.library_id, state.now - library.start_began, _doing(library))
             state.orders.append(orders.ToManager(slow))
         if library.hoisting and state.now >= library.hoist_began + on_calls.HOIST_LIMIT_S:
             _end_parent(state, library, f"importing {', '.join(sorted(library.hoisting))}", on_calls.HOIST_LIMIT_S)
@@ -270,6 +285,17 @@ def look_at_imports(state: WorkerState) -> None:
                 _fail(state, library, f"{step.text()} had not ended after {limit_s:g} s")
         else:
             _plan_look(library)
+
+
+def _doing(library: WorkerLibrary) -> str:
+    """What a library that is not ready does, for people."""
+    if library.hoisting:
+        return f"importing {', '.join(sorted(library.hoisting))}"
+    if library.began and library.spec.program:
+        return "waiting for its program to say that it is ready"
+    if library.began:
+        return "loading its functions in processes of their own" if library.unsafe else "forking its slots"
+    return library.step.text() if library.step is not None else "starting its process"
 
 
 def _end_parent(state: WorkerState, library: WorkerLibrary, doing: str, limit_s: float) -> None:

@@ -42,6 +42,7 @@ class WorkerSlot:
         "generation",
         "had",
         "is_killed",
+        "is_ready",
         "is_revoking",
         "library_id",
         "outstanding",
@@ -63,6 +64,8 @@ class WorkerSlot:
         self.library_id = library_id
         self.generation = generation
         self.pid = 0  # 0 until the parent has forked it
+        # It takes calls: it was forked, and has loaded what it loads by itself.
+        self.is_ready = False
         # Calls sent and not answered, in order; the first has sequence number ``first``, the last ``sent - 1``.
         self.outstanding: deque[tuple[Call, Group]] = deque()
         self.first = 0
@@ -159,7 +162,7 @@ class WorkerLibrary:
         # What the parent does while it loads the library (None: it has not said so, or has begun), and since when.
         self.step: messages.Loading | None = None
         self.step_began = 0.0
-        # Since when it has been starting, and when the manager is to hear of that; 0: not any more.
+        # Since when it has been starting (until a slot takes calls), and when the manager is to hear of that; 0: not any more.
         self.start_began = 0.0
         self.slow_at = 0.0
         # When a step, an import or the start as a whole has to be looked at; 0: nothing is under way.

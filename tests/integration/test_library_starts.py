@@ -1,0 +1,69 @@
+"""Libraries whose slots load them by themselves: slots that hang or fail at their start, or that end while they idle."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.kit.calls import add, finish
+from vinecore import FunctionCall, Manager
+
+PROGRAM = Path(__file__).parents[1] / "kit" / "library_program.py"
+# What makes the program start in some other manner.
+MANNER = "TEST_PROGRAM_START"
+
+
+@pytest.fixture
+def with_program(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Iterator[Manager]]:
+    """A manager with a library ``lib`` of the program, which starts in this manner."""
+
+    @contextmanager
+    def make(manner: str, slots: int = 1, **tunables: float) -> Iterator[Manager]:
+        monkeypatch.setenv(MANNER, manner)
+        with Manager(local_cores=2) as manager:
+            for name, value in tunables.items():
+                manager.tune(name.replace("_", "-"), value)
+            task = manager.create_library_from_command(PROGRAM, "lib")
+            task.add_input(manager.declare_buffer("lib"), "name.txt")
+            task.set_function_slots(slots)
+            manager.install_library(task)
+            yield manager
+
+    return make
+
+
+def doubles(count: int) -> list[FunctionCall]:
+    return [FunctionCall("lib", "double", number) for number in range(count)]
+
+
+def test_a_slot_whose_program_hangs_at_its_start_holds_no_call(with_program: Callable[..., Manager], tmp_path: Path) -> None:
+    """It waits for a lock that the other program has. It had the first call, which nobody took back."""
+    with with_program(f"lock {tmp_path}/lock", slots=2) as manager:
+        assert finish(manager, *doubles(10)) == [2 * number for number in range(10)]
+
+
+def lock_in_slots(directory: str) -> dict[str, object]:
+    """A context with a thread, which only one slot can make: the parent, which loads it first, does not take the lock."""
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    try:
+        os.close(os.open(f"{directory}/first", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        fcntl.flock(os.open(f"{directory}/lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
+    return {}
+
+
+def test_a_slot_whose_context_hangs_holds_no_call(tmp_path: Path) -> None:
+    with Manager(local_cores=2) as manager:
+        task = manager.create_library_from_functions(
+            "lib", add, exec_mode="direct", library_context_info=[lock_in_slots, [str(tmp_path)], {}]
+        )
+        task.set_function_slots(2)
+        manager.install_library(task)
+        calls = [FunctionCall("lib", "add", number) for number in range(10)]
+        assert finish(manager, *calls) == list(range(1, 11))
