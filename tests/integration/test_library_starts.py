@@ -13,6 +13,7 @@ import pytest
 
 from tests.kit.calls import add, finish
 from vinecore import FunctionCall, Manager
+from vinecore.errors import LibraryFailed
 
 PROGRAM = Path(__file__).parents[1] / "kit" / "library_program.py"
 # What makes the program start in some other manner.
@@ -46,6 +47,27 @@ def test_a_slot_whose_program_hangs_at_its_start_holds_no_call(with_program: Cal
     """It waits for a lock that the other program has. It had the first call, which nobody took back."""
     with with_program(f"lock {tmp_path}/lock", slots=2) as manager:
         assert finish(manager, *doubles(10)) == [2 * number for number in range(10)]
+
+
+def test_a_program_that_takes_longer_than_the_window_to_fail(with_program: Callable[..., Manager], tmp_path: Path) -> None:
+    """No three starts were within the window: it was started for ever, and its calls never came back."""
+    with with_program("exit", library_restart_window=0.001) as manager:
+        (failure,) = finish(manager, *doubles(1))
+    assert isinstance(failure, LibraryFailed) and "ended 3 times before they were ready" in str(failure)
+    assert "no licence: ask your administrator" in str(failure)
+
+
+def end_process() -> dict[str, object]:
+    os._exit(9)
+
+
+def test_a_context_that_takes_longer_than_the_window_to_end_its_process() -> None:
+    with Manager(local_cores=1) as manager:
+        manager.tune("library-restart-window", 0.001)
+        task = manager.create_library_from_functions("lib", add, exec_mode="direct", library_context_info=[end_process, [], {}])
+        manager.install_library(task)
+        (failure,) = finish(manager, FunctionCall("lib", "add", 1))
+    assert isinstance(failure, LibraryFailed) and "ended 3 times before it was ready" in str(failure)
 
 
 def lock_in_slots(directory: str) -> dict[str, object]:

@@ -119,6 +119,34 @@ def test_a_library_that_fails_on_one_worker_is_tried_there_once_in_each_window()
     assert starts == [60, 120, 180]
 
 
+def test_a_library_that_is_always_being_tried_on_one_of_two_workers_fails_its_calls() -> None:
+    """It takes longer to fail than the time after which it is tried again: the calls waited for ever."""
+    world = ManagerWorld(0)
+    window = world.machine.state.tunables.library_restart_window
+    gone = messages.LibraryGone(1, "no licence")
+    world.do(events.WorkerJoined(0.0, 1, hello(1)))
+    call, late = world.builder.call(), world.builder.call()
+    world.submit(call)
+    world.now += window / 2
+    world.do(events.WorkerJoined(0.0, 2, hello(1)))
+    world.now += window / 2
+    world.say(1, gone)
+    assert not world.delivered()
+    world.now += window + 1
+    world.do(events.Tick(0.0))
+    assert [o.worker_id for o in world.of(orders.SendTo) if isinstance(o.message, messages.StartLibrary)] == [1]
+    world.say(2, gone)
+    assert world.delivered() == [call] and isinstance(call.error, LibraryFailed)
+    world.submit(late)
+    assert not world.delivered(), "this one has seen no failure yet"
+    world.now += window + 1
+    world.do(events.Tick(0.0))
+    world.say(1, gone)
+    assert not world.delivered()
+    world.say(2, messages.LibraryReady(1, 1))
+    assert late.state is t.PLACED
+
+
 def test_a_removed_library_fails_its_calls() -> None:
     world = ManagerWorld()
     call = world.builder.call()

@@ -67,6 +67,44 @@ def test_restarts_outside_the_window_do_not_count() -> None:
         world.now += 40
         world.do(events.HostGone(0.0, 1, "killed"))
         assert len(world.of(orders.StartHost)) == 1
+        world.ready()
+
+
+def test_a_parent_that_takes_long_to_fail_is_not_started_for_ever() -> None:
+    """Its calls waited without end: no three starts were within the window."""
+    world = WorkerWorld()
+    for _ in range(3):  # the first was ready
+        world.now += 100
+        world.do(events.HostGone(0.0, 1, "ended with exit code 9"))
+        assert len(world.of(orders.StartHost)) == 1
+    world.now += 100
+    world.do(events.HostGone(0.0, 1, "ended with exit code 9"))
+    assert [m.error for m in world.told(messages.LibraryGone)] == [
+        "library 'f' ended 3 times before it was ready: ended with exit code 9"
+    ]
+
+
+def test_a_start_that_is_ready_ends_a_row_of_failures() -> None:
+    world = WorkerWorld()
+    for _ in range(3):
+        for _ in range(3):
+            world.now += 100
+            world.do(events.HostGone(0.0, 1, "killed"))
+        world.ready()
+
+
+def test_a_parent_that_fails_slowly_is_tried_without_what_it_imported() -> None:
+    """As one that fails fast: the last try is without; what ended because of an import does not count."""
+    world = loading_world("late")
+    world.now += 100
+    world.do(events.HostGone(0.0, 1, "exited"))
+    for _ in range(2):
+        world.now += 100
+        world.do(events.HostGone(0.0, 1, "exited"))
+        told = [m.error for m in world.told(messages.LibraryGone)]
+        if not told:
+            assert [o.without for o in world.of(orders.StartHost)] == [frozenset(["late"])]
+    assert told and "ended 2 times before it was ready: exited (importing late had ended its process before" in told[0]
 
 
 def test_a_parent_that_ends_before_its_first_slot_is_ready_tells_it_the_next_time() -> None:
@@ -326,7 +364,7 @@ def test_spawned_slots_that_never_get_to_a_call_fail_the_library() -> None:
         world.do(events.SlotGone(0.0, slot, NOT_REVOKED, "ended with exit code 1: ImportError: no x"))
     assert world.results() == [(1, messages.HANDED_BACK)]
     (gone,) = world.told(messages.LibraryGone)
-    assert "ended 3 times in 60 s before their first call: its process ended with exit code 1: ImportError: no x" in gone.error
+    assert "ended 3 times before they were ready: its process ended with exit code 1: ImportError: no x" in gone.error
 
 
 def loading_slots(slots: int = 1, **options: object) -> tuple[WorkerWorld, list[int]]:
@@ -374,6 +412,21 @@ def test_a_library_none_of_whose_slots_gets_ready_is_told_of() -> None:
     assert world.told(messages.LibrarySlow) == [messages.LibrarySlow(2, SLOW_START_S, doing)]
     ready(world, slot)
     assert world.told(messages.LibraryReady) and world.machine.next_deadline() is None
+
+
+def test_slots_that_take_long_to_fail_are_not_started_for_ever() -> None:
+    world, (slot,) = loading_slots()
+    run2(world, 1)
+    for number in range(1, 4):
+        assert not world.told(messages.LibraryGone)
+        world.now += 100
+        world.do(events.SlotGone(0.0, slot, NOT_REVOKED, "ended with exit code 1: no licence"))
+        if number < 3:
+            (slot,) = opened(world)
+    (gone,) = world.told(messages.LibraryGone)
+    assert gone.error == (
+        "slots of library 'g' ended 3 times before they were ready: its process ended with exit code 1: no licence"
+    )
 
 
 def test_what_a_slow_library_does_in_slots_of_its_own_is_told() -> None:

@@ -227,6 +227,7 @@ class LibraryEntry:
     __slots__ = (
         "eager",
         "exec_mode",
+        "failed_on",
         "file",
         "fleet",
         "freed_at",
@@ -293,6 +294,8 @@ class LibraryEntry:
         self.fleet = -1
         # When the first instance that failed may be started again; infinity: none has failed.
         self.retry_at = math.inf
+        # Workers where it failed since it was up anywhere, or since its calls were failed: not all need be GONE at the same time.
+        self.failed_on: set[int] = set()
         self.removed = False
         # The user was told that its slots are not forked.
         self.told_unsafe = False

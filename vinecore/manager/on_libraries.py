@@ -96,6 +96,7 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
         state.orders.append(orders.Say(_unsafe_text(instance.library, message.note)))
     if instance.state is not t.STARTING:
         return
+    instance.library.failed_on.clear()
     instance.slots = message.slots
     instance.move(t.INSTANCE[instance.state, "ready"])
     instance.library.offer(instance)
@@ -135,6 +136,8 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
     if instance is None or instance.state is t.GONE:
         return
     library = instance.library
+    if library.slots_up:
+        library.failed_on.clear()
     instance.move(t.GONE)
     near.abandon(state, instance)
     _note(state, library, worker, instance.state, message.error)
@@ -142,8 +145,12 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
         instance.error, instance.error_data = message.error, message.traceback
         instance.failed_at = state.now
         library.retry_at = min(library.retry_at, state.now + state.tunables.library_restart_window)
+        if not library.slots_up:
+            library.failed_on.add(worker.worker_id)
     on_tasks.worker_lost(state, worker, instance.placed())
-    if message.error and _is_gone_everywhere(state, library):
+    # Where it takes longer to fail than to be tried again, one of several workers may always be at it.
+    if message.error and (_is_gone_everywhere(state, library) or library.failed_on >= state.workers.keys()):
+        library.failed_on.clear()
         _fail_calls(state, library, message.error, message.traceback)
 
 

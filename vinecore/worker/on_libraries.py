@@ -200,7 +200,8 @@ def slot_ready(state: WorkerState, slot_id: int) -> None:
     if slot is None or slot.is_ready:
         return
     library = state.libraries[slot.library_id]
-    slot.is_ready = True
+    slot.is_ready = library.was_ready = True
+    library.failed_slots = 0
     library.start_began = library.slow_at = 0.0
     _plan_look(library)
     _tell_ready(state, library)
@@ -249,20 +250,42 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
     slot = state.slots.get(slot_id)
     library = None if slot is None else state.libraries[slot.library_id]
     on_calls.slot_gone(state, slot_id, started, how)
-    if library is None or started != NOT_REVOKED:
+    if slot is None or library is None or started != NOT_REVOKED:
         return
+    if _loads_itself(library) and not slot.is_ready:
+        why = _start_failed(library)
+    else:
+        why = _ended_early(state, library)
+    if why:
+        _give_up(state, library, f"slots of library {library.spec.name!r} ended {why}: its process {how or 'died'}")
+
+
+def _start_failed(library: WorkerLibrary) -> str:
+    """A slot ended while it loaded the library itself. When that was so too often: how often, for people.
+
+    However long each took: a program that waits for its licence, and ends without it, may take longer than any window.
+    """
+    library.failed_slots += 1
+    return f"{library.failed_slots} times before they were ready" if library.failed_slots >= library.spec.max_restarts else ""
+
+
+def _ended_early(state: WorkerState, library: WorkerLibrary) -> str:
+    """The same of one that took calls, and had begun none."""
     spec, ends = library.spec, library.early_ends
     most = spec.max_restarts if _loads_itself(library) else max(FORKED_ENDS, spec.max_restarts, 2 * spec.slots + 1)
     while ends and ends[0] < state.now - spec.restart_window_s:
         ends.popleft()
     ends.append(state.now)
-    if len(ends) >= most:
-        why = f"slots of library {spec.name!r} ended {len(ends)} times in {spec.restart_window_s:g} s before their first call"
-        for call in on_calls.outstanding_calls(library):
-            state.results.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
-        state.orders.append(orders.StopHost(library.library_id))
-        _forget(state, library)
-        state.orders.append(orders.ToManager(messages.LibraryGone(library.library_id, f"{why}: its process {how or 'died'}")))
+    return f"{len(ends)} times in {spec.restart_window_s:g} s before their first call" if len(ends) >= most else ""
+
+
+def _give_up(state: WorkerState, library: WorkerLibrary, why: str) -> None:
+    """End an instance whose slots do not stay; its calls may run elsewhere."""
+    for call in on_calls.outstanding_calls(library):
+        state.results.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
+    state.orders.append(orders.StopHost(library.library_id))
+    _forget(state, library)
+    state.orders.append(orders.ToManager(messages.LibraryGone(library.library_id, why)))
 
 
 def look_at_imports(state: WorkerState) -> None:
@@ -307,7 +330,10 @@ def _end_parent(state: WorkerState, library: WorkerLibrary, doing: str, limit_s:
 
 
 def host_gone(state: WorkerState, library_id: int, text: str) -> None:
-    """A parent died, its slots with it: start it again, unless it does so too often."""
+    """A parent died, its slots with it: start it again, unless it does so too often.
+
+    That is within a window, however well it began; and in a row, however long each took, when none got a slot ready.
+    """
     library = state.libraries.get(library_id)
     if library is None:
         return
@@ -321,13 +347,15 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     _forget(state, library)
     # That can happen as often as there are modules, and no more. One may also take effect a moment later (by a thread that it
     # started): before the library is given up, it is tried without any.
-    suspects = _suspects(library, len(starts) >= spec.max_restarts)
+    failed = 0 if library.was_ready else library.failed_starts + 1
+    too_many = len(starts) >= spec.max_restarts
+    is_last = too_many or failed >= spec.max_restarts
+    suspects = _suspects(library, is_last)
     ended_by_import = bool(suspects)
-    if len(starts) >= spec.max_restarts and not ended_by_import:
+    if is_last and not ended_by_import:
         where = f" while {library.step.text()}" if library.step is not None and library.step.step != messages.INIT else ""
-        _tell_gone(
-            state, library, f"library {spec.name!r} ended {len(starts)} times in {spec.restart_window_s:g} s: {text}{where}"
-        )
+        often = f"{len(starts)} times in {spec.restart_window_s:g} s" if too_many else f"{failed} times before it was ready"
+        _tell_gone(state, library, f"library {spec.name!r} ended {often}: {text}{where}")
         return
     again = state.libraries[library_id] = WorkerLibrary(spec)
     again.codes, again.has_code_objects = codes, library.has_code_objects
@@ -342,6 +370,7 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     if spec.payload or spec.payload_name:
         again.wanted_modules = set()
     again.restarts.extend(starts if ended_by_import else [*starts, state.now])
+    again.failed_starts = max(0, failed - 1) if ended_by_import else failed
     again.start_began, again.slow_at = library.start_began, library.slow_at
     _start_host(state, again)
 

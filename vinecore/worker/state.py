@@ -112,6 +112,8 @@ class WorkerLibrary:
         "codes",
         "deadly",
         "early_ends",
+        "failed_slots",
+        "failed_starts",
         "forking",
         "generation",
         "has_code_objects",
@@ -137,6 +139,7 @@ class WorkerLibrary:
         "stopping",
         "unsafe",
         "wanted_modules",
+        "was_ready",
     )
 
     def __init__(self, spec: messages.StartLibrary) -> None:
@@ -175,11 +178,16 @@ class WorkerLibrary:
         self.owed = 0
         # Times of the latest starts of the parent.
         self.restarts: deque[float] = deque()
+        # Parents in a row that ended before a slot took calls, and slots in a row that ended before they did, whenever that was.
+        self.failed_starts = 0
+        self.failed_slots = 0
+        # A slot of this parent has taken calls.
+        self.was_ready = False
         # Objects that it needs for its start and that are on their way.
         self.missing: set[str] = set()
         # Why slots are not forked from the parent; empty when they are.
         self.unsafe = ""
-        # Times at which slots ended before their first call.
+        # Times at which slots ended that took calls, before their first one.
         self.early_ends: deque[float] = deque()
         # Number of slots that are retiring.
         self.retiring = 0
