@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.calls import add, finish
+from tests.kit.calls import add, eventually, finish
 from vinecore import FunctionCall, Manager
 from vinecore.errors import LibraryFailed
 
@@ -47,6 +48,23 @@ def test_a_slot_whose_program_hangs_at_its_start_holds_no_call(with_program: Cal
     """It waits for a lock that the other program has. It had the first call, which nobody took back."""
     with with_program(f"lock {tmp_path}/lock", slots=2) as manager:
         assert finish(manager, *doubles(10)) == [2 * number for number in range(10)]
+
+
+def test_programs_that_are_killed_while_they_idle_cost_nothing(with_program: Callable[..., Manager], tmp_path: Path) -> None:
+    """All at once, before most of them had a call. They counted as starts that had failed."""
+
+    def started_programs() -> list[str]:
+        return [path.name for path in tmp_path.iterdir()]
+
+    with with_program(f"mark {tmp_path}", slots=4, max_losses=0) as manager:
+        assert finish(manager, *doubles(1)) == [0]
+        assert eventually(lambda: len(started_programs()) == 4)
+        pids = started_programs()
+        for pid in pids:
+            os.kill(int(pid), signal.SIGKILL)
+        # Whoever looks at them by then knows.
+        assert eventually(lambda: all("State:\tZ" in Path(f"/proc/{pid}/status").read_text() for pid in pids))
+        assert finish(manager, *doubles(8)) == [2 * number for number in range(8)]
 
 
 def test_a_program_that_takes_longer_than_the_window_to_fail(with_program: Callable[..., Manager], tmp_path: Path) -> None:

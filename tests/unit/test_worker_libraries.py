@@ -429,6 +429,54 @@ def test_slots_that_take_long_to_fail_are_not_started_for_ever() -> None:
     )
 
 
+def test_programs_that_end_while_they_idle_are_no_failed_starts() -> None:
+    """They may have been killed from outside, all of them, or have a limit on their idle time."""
+    world, slots = loading_slots(2)
+    for slot in slots:
+        ready(world, slot)
+    for _ in range(20):
+        world.now += 1
+        world.do(events.SlotGone(0.0, slots.pop(0), NOT_REVOKED, "ended with exit code 0"))
+        assert not world.told(messages.LibraryGone)
+        slots += opened(world)
+        ready(world, slots[-1])
+
+
+def test_programs_that_end_with_calls_that_they_have_not_begun_may_do_so_some_times() -> None:
+    """That one has ended is seen when it is given a call: all of them may have, and so may those in their place."""
+    world, slots = loading_slots(2)
+    for slot in slots:
+        ready(world, slot)
+    run2(world, 1)
+    for number in range(18):
+        world.now += 100
+        (slot,) = (slot for slot, held in world.machine.state.slots.items() if held.outstanding)
+        if number % 6 == 5:
+            world.answer(slot, 1 + number // 6)  # this ends the row
+            run2(world, 2 + number // 6)
+        else:
+            world.do(events.SlotGone(0.0, slot, NOT_REVOKED, "ended with exit code 0"))
+            ready(world, opened(world)[0])
+        assert (not world.told(messages.LibraryGone) and not world.results()) or number % 6 == 5
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_programs_that_end_as_soon_as_they_are_ready_fail_the_library(waits: bool) -> None:
+    world, slots = loading_slots(2)
+    for number in range(1, 7):
+        for slot in slots:
+            ready(world, slot)
+        if number == 1 and waits:
+            run2(world, 1)
+        slot = next((slot for slot, held in world.machine.state.slots.items() if held.outstanding), slots[0])
+        world.do(events.SlotGone(0.0, slot, NOT_REVOKED, "ended with exit code 0"))
+        slots = opened(world)
+        assert bool(slots) == (number < 6)
+    (gone,) = world.told(messages.LibraryGone)
+    assert gone.error == "slots of library 'g' ended 6 times without answering a call: its process ended with exit code 0"
+    assert world.results() == ([(1, messages.HANDED_BACK)] if waits else [])
+
+
 def test_what_a_slow_library_does_in_slots_of_its_own_is_told() -> None:
     world = WorkerWorld()
     start(world)

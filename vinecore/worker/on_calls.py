@@ -380,13 +380,12 @@ def _forget_damaged(state: WorkerState, report: messages.Report) -> None:
         state.objects.pop(name, None)
 
 
-def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> None:
+def slot_gone(state: WorkerState, slot_id: int, started: int, how: str, is_replaced: bool) -> None:
     """A slot died: blame the call it had started, run the others elsewhere, fork a new one."""
-    slot = state.slots.pop(slot_id, None)
-    if slot is None:
-        return
+    slot = state.slots.pop(slot_id)
     library = state.libraries[slot.library_id]
     del library.slots[slot_id]
+    library.answered += slot.first
     library.retiring -= slot.retiring
     again: list[Group] = []
     ours = slot.is_killed or started in slot.cancelled
@@ -405,7 +404,7 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> 
     for group in reversed(again):
         library.queue.appendleft(group)
         library.queued_calls += 1
-    if not slot.draining and not library.stopping and library.began:
+    if is_replaced and not slot.draining and not library.stopping and library.began:
         open_slots(state, library, 1)
     feed(state, library)
 
@@ -438,6 +437,7 @@ def close_slot(state: WorkerState, slot: WorkerSlot) -> None:
     library = state.libraries[slot.library_id]
     del state.slots[slot.slot_id]
     del library.slots[slot.slot_id]
+    library.answered += slot.first
     library.retiring -= slot.retiring
     state.orders.append(orders.CloseSlot(slot.slot_id))
 

@@ -19,6 +19,9 @@ from vinecore.worker.state import NOT_REVOKED, CodeHere, WorkerLibrary, WorkerSt
 # Forked slots that end before their first call, within the window, until their library is given up. More than for those that load
 # it themselves: what can fail then has worked in the parent, and all slots may be killed at once from outside, twice.
 FORKED_ENDS = 20
+# A slot that loads the library itself, was ready and ends within this time without a call is no idle one that was ended. Lower:
+# more of those that end as soon as they are started are started for ever.
+QUICK_END_S = 1.0
 # A module that the user named, or the functions, that take longer to be there: the library fails. Lower: heavy stacks that many
 # workers read from one slow file system at once are not waited for; higher: an import that never ends is found out later.
 LOAD_LIMIT_S = 300.0
@@ -201,6 +204,7 @@ def slot_ready(state: WorkerState, slot_id: int) -> None:
         return
     library = state.libraries[slot.library_id]
     slot.is_ready = library.was_ready = True
+    slot.ready_at = state.now
     library.failed_slots = 0
     library.start_began = library.slow_at = 0.0
     _plan_look(library)
@@ -248,14 +252,18 @@ def _tell_ready(state: WorkerState, library: WorkerLibrary) -> None:
 def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
     """A slot died. Those of a library must not die before their first call again and again."""
     slot = state.slots.get(slot_id)
-    library = None if slot is None else state.libraries[slot.library_id]
-    on_calls.slot_gone(state, slot_id, started, how)
-    if slot is None or library is None or started != NOT_REVOKED:
+    if slot is None:
         return
-    if _loads_itself(library) and not slot.is_ready:
-        why = _start_failed(library)
-    else:
+    library = state.libraries[slot.library_id]
+    if started != NOT_REVOKED:
+        why = ""
+    elif not _loads_itself(library):
         why = _ended_early(state, library)
+    elif slot.is_ready:
+        why = _ended_idle(library, bool(slot.outstanding) or state.now < slot.ready_at + QUICK_END_S)
+    else:
+        why = _start_failed(library)
+    on_calls.slot_gone(state, slot_id, started, how, not why)
     if why:
         _give_up(state, library, f"slots of library {library.spec.name!r} ended {why}: its process {how or 'died'}")
 
@@ -269,10 +277,24 @@ def _start_failed(library: WorkerLibrary) -> str:
     return f"{library.failed_slots} times before they were ready" if library.failed_slots >= library.spec.max_restarts else ""
 
 
+def _ended_idle(library: WorkerLibrary, is_odd: bool) -> str:
+    """The same of one that was ready. Idle programs may end when they like, but not all of them before they answer a call.
+
+    ``is_odd``: it had a call, or ended at once. All slots may be killed from outside, twice.
+    """
+    spec = library.spec
+    answered = library.answered + sum(slot.first for slot in library.slots.values())
+    if answered != library.answered_then:
+        library.answered_then, library.idle_ends = answered, 0
+    library.idle_ends += is_odd
+    too_many = library.idle_ends > max(spec.max_restarts, 2 * spec.slots + 1)
+    return f"{library.idle_ends} times without answering a call" if too_many else ""
+
+
 def _ended_early(state: WorkerState, library: WorkerLibrary) -> str:
-    """The same of one that took calls, and had begun none."""
+    """The same of a forked one."""
     spec, ends = library.spec, library.early_ends
-    most = spec.max_restarts if _loads_itself(library) else max(FORKED_ENDS, spec.max_restarts, 2 * spec.slots + 1)
+    most = max(FORKED_ENDS, spec.max_restarts, 2 * spec.slots + 1)
     while ends and ends[0] < state.now - spec.restart_window_s:
         ends.popleft()
     ends.append(state.now)

@@ -48,6 +48,7 @@ class WorkerSlot:
         "outstanding",
         "pid",
         "progress_at",
+        "ready_at",
         "retiring",
         "returned",
         "revoke_checked_at",
@@ -66,6 +67,7 @@ class WorkerSlot:
         self.pid = 0  # 0 until the parent has forked it
         # It takes calls: it was forked, and has loaded what it loads by itself.
         self.is_ready = False
+        self.ready_at = 0.0
         # Calls sent and not answered, in order; the first has sequence number ``first``, the last ``sent - 1``.
         self.outstanding: deque[tuple[Call, Group]] = deque()
         self.first = 0
@@ -108,6 +110,8 @@ class WorkerLibrary:
     """One library instance on this worker."""
 
     __slots__ = (
+        "answered",
+        "answered_then",
         "began",
         "codes",
         "deadly",
@@ -120,6 +124,7 @@ class WorkerLibrary:
         "hoist_began",
         "hoisted",
         "hoisting",
+        "idle_ends",
         "library_id",
         "look_at",
         "mean_us",
@@ -187,8 +192,13 @@ class WorkerLibrary:
         self.missing: set[str] = set()
         # Why slots are not forked from the parent; empty when they are.
         self.unsafe = ""
-        # Times at which slots ended that took calls, before their first one.
+        # Times at which forked slots ended before their first call.
         self.early_ends: deque[float] = deque()
+        # Of slots that load it themselves: those in a row that were ready and ended before their first call, how many calls had
+        # been answered then, and how many were by slots that are gone.
+        self.idle_ends = 0
+        self.answered_then = 0
+        self.answered = 0
         # Number of slots that are retiring.
         self.retiring = 0
 
