@@ -88,6 +88,17 @@ def test_a_context_that_takes_longer_than_the_window_to_end_its_process() -> Non
     assert isinstance(failure, LibraryFailed) and "ended 3 times before it was ready" in str(failure)
 
 
+def test_a_slot_whose_program_cannot_start_takes_no_other_along(
+    with_program: Callable[..., Manager], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """There is one licence, and one program has it."""
+    with with_program(f"try {tmp_path}/lock", slots=2) as manager:
+        assert finish(manager, *doubles(10)) == [2 * number for number in range(10)]
+        told = "library 'lib' goes on with 1 slot on worker "
+        assert eventually(lambda: told in capfd.readouterr().err)
+        assert finish(manager, *doubles(10)) == [2 * number for number in range(10)]
+
+
 def lock_in_slots(directory: str) -> dict[str, object]:
     """A context with a thread, which only one slot can make: the parent, which loads it first, does not take the lock."""
     threading.Thread(target=threading.Event().wait, daemon=True).start()

@@ -180,6 +180,12 @@ def main():
     if manner.startswith("lock "):
         # One program at a time gets past this.
         fcntl.flock(os.open(manner[5:], os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
+    if manner.startswith("try "):
+        # Only the first program gets past this.
+        try:
+            fcntl.flock(os.open(manner[4:], os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("all licences are in use")
     if manner == "leave":
         # What this starts keeps the standard error, and no other pipe.
         if os.fork() == 0:

@@ -56,7 +56,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
             m.Done([m.Result(7, 1, m.OK_INLINE, 150, b"value"), m.Result(8, 2, m.OK_STORED, 9, b"", 70000)]),
             "92a4646f6e659297070100cc96c40576616c756500c09708020109c400ce00011170c0",
         ),
-        (m.LibraryReady(1, 2, "spawned"), "94a86c696272656164790102a7737061776e6564"),
+        (m.LibraryReady(1, 2, "spawned", "no"), "95a86c696272656164790102a7737061776e6564a26e6f"),
         (m.LibraryGone(1, "no module", b"tb"), "94a76c6962676f6e6501a96e6f206d6f64756c65c4027462"),
         (
             m.LibrarySlow(1, 60.0, "unpickling its functions"),

@@ -9,7 +9,7 @@ from tests.kit.worker_world import WorkerWorld, call
 from vinecore.wire import messages
 from vinecore.worker import events, orders
 from vinecore.worker.on_calls import HOIST_LIMIT_S
-from vinecore.worker.on_libraries import FORKED_ENDS, LOAD_LIMIT_S, SLOW_START_S
+from vinecore.worker.on_libraries import FORKED_ENDS, LOAD_LIMIT_S, REFILL_S, SLOW_START_S
 from vinecore.worker.state import NOT_REVOKED
 
 
@@ -475,6 +475,78 @@ def test_programs_that_end_as_soon_as_they_are_ready_fail_the_library(waits: boo
     (gone,) = world.told(messages.LibraryGone)
     assert gone.error == "slots of library 'g' ended 6 times without answering a call: its process ended with exit code 0"
     assert world.results() == ([(1, messages.HANDED_BACK)] if waits else [])
+
+
+def fail_slot(world: WorkerWorld, slot_id: int) -> list[int]:
+    """A slot cannot start; those that are tried in its place."""
+    world.do(events.SlotGone(0.0, slot_id, NOT_REVOKED, "ended with exit code 1: all licences are in use"))
+    return opened(world)
+
+
+def test_a_slot_that_cannot_start_takes_no_other_along() -> None:
+    """One had the licence; the other failed three times, and with it the library."""
+    world, (one, two) = loading_slots(2)
+    ready(world, one)
+    run2(world, 1, 2)
+    for _ in range(2):
+        (two,) = fail_slot(world, two)
+    assert not fail_slot(world, two)
+    lacks = "1 of its 2 slots could not be started, the last one's process ended with exit code 1: all licences are in use"
+    assert world.told(messages.LibraryReady) == [messages.LibraryReady(2, 1, "", lacks)]
+    assert not world.told(messages.LibraryGone) and world.machine.next_deadline() == world.now + REFILL_S
+    world.answer(one, 1, 2)
+    for _ in range(2):
+        world.now += REFILL_S
+        world.do(events.Tick(0.0))
+        (two,) = opened(world)
+        assert not fail_slot(world, two) and not world.told(messages.LibraryReady), "nothing new"
+    world.now += REFILL_S
+    world.do(events.Tick(0.0))
+    (two,) = opened(world)
+    ready(world, two)
+    assert world.told(messages.LibraryReady) == [messages.LibraryReady(2, 2)] and world.machine.next_deadline() is None
+
+
+def test_slots_that_cannot_start_wait_for_one_that_may() -> None:
+    """Who has the licence may take longer to be ready than the other to fail three times."""
+    world, (one, two) = loading_slots(2)
+    for _ in range(2):
+        (two,) = fail_slot(world, two)
+    assert not fail_slot(world, two) and not world.told(messages.LibraryReady) and not world.told(messages.LibraryGone)
+    ready(world, one)
+    assert [(m.slots, bool(m.lacks)) for m in world.told(messages.LibraryReady)] == [(1, True)]
+    # In its place comes one that is tried as often as any.
+    run2(world, 1)
+    world.do(events.SlotGone(0.0, one, 0, "was killed by SIGKILL"))
+    (one,) = opened(world)
+    for _ in range(2):
+        (one,) = fail_slot(world, one)
+    assert not fail_slot(world, one) and world.told(messages.LibraryGone), "none is left"
+
+
+def test_slots_none_of_which_can_start_fail_the_library() -> None:
+    world, slots = loading_slots(3)
+    for number in range(5):
+        assert not world.told(messages.LibraryGone)
+        slots += fail_slot(world, slots.pop(0))
+        assert len(slots) == min(3, 4 - number)
+    assert "ended 5 times before they were ready" in world.told(messages.LibraryGone)[0].error
+
+
+def test_a_new_generation_has_all_slots_again() -> None:
+    world = WorkerWorld()
+    world.say(messages.StopLibrary(1))
+    world.say(messages.StartLibrary(1, "f", 2, "direct", b"", [], 1, 60.0))
+    world.host(messages.Began(b"", "", "it has threads"))
+    one, two = opened(world)
+    ready(world, one)
+    fail_slot(world, two)
+    assert world.machine.next_deadline() == world.now + REFILL_S
+    world.say(messages.Code(1, 7, b"f", ["numpy"], [], False))
+    world.host(messages.Hoisted(["numpy"], 1, "it has threads"))
+    assert len(opened(world)) == 2 and world.machine.next_deadline() is None
+    ready(world, max(world.machine.state.slots))
+    assert [m.slots for m in world.told(messages.LibraryReady)] == [2]
 
 
 def test_what_a_slow_library_does_in_slots_of_its_own_is_told() -> None:

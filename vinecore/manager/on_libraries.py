@@ -94,6 +94,12 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
     if message.note and not instance.library.told_unsafe:
         instance.library.told_unsafe = True
         state.orders.append(orders.Say(_unsafe_text(instance.library, message.note)))
+    if message.lacks and not instance.library.told_fewer:
+        instance.library.told_fewer = True
+        who = f"library {instance.library.name!r} goes on with {message.slots} slot{'s' if message.slots > 1 else ''}"
+        state.orders.append(orders.Say(f"{who} on worker {worker.hello.hostname}: {message.lacks}"))
+    if instance.state is t.UP and message.slots != instance.slots:
+        _resize(state, instance, message.slots)
     if instance.state is not t.STARTING:
         return
     instance.library.failed_on.clear()
@@ -104,6 +110,15 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
         if len(shape.ready):
             state.activate(shape)
     _note(state, instance.library, worker, instance.state, message.note)
+
+
+def _resize(state: ManagerState, instance: Instance, slots: int) -> None:
+    library = instance.library
+    if 0 < slots <= (library.slots or max(1, instance.worker.hello.cores)):
+        instance.resize(slots)
+        for shape in library.shapes:
+            if len(shape.ready):
+                state.activate(shape)
 
 
 def _unsafe_text(library: LibraryEntry, why: str) -> str:

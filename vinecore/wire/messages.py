@@ -368,11 +368,15 @@ class Done(Struct, array_like=True, tag="done"):
 
 
 class LibraryReady(Struct, array_like=True, tag="libready", frozen=True):
-    """The library answers calls with this many slots."""
+    """The library answers calls with this many slots; said again when that changes. ``note``: why slots are not forked.
+
+    ``lacks``: why there are fewer slots than were asked for.
+    """
 
     library_id: int
     slots: int
     note: str = ""
+    lacks: str = ""
 
 
 class LibraryGone(Struct, array_like=True, tag="libgone", frozen=True):

@@ -22,6 +22,9 @@ FORKED_ENDS = 20
 # A slot that loads the library itself, was ready and ends within this time without a call is no idle one that was ended. Lower:
 # more of those that end as soon as they are started are started for ever.
 QUICK_END_S = 1.0
+# Slots that could not be started beside others are tried again after this time; lower: what they need (a licence, a port) is
+# found sooner when it is free, and their programs say more often that it is not.
+REFILL_S = 60.0
 # A module that the user named, or the functions, that take longer to be there: the library fails. Lower: heavy stacks that many
 # workers read from one slow file system at once are not waited for; higher: an import that never ends is found out later.
 LOAD_LIMIT_S = 300.0
@@ -66,6 +69,8 @@ def _plan_look(library: WorkerLibrary) -> None:
     dues = [library.slow_at] if library.slow_at else []
     if library.hoisting:
         dues.append(library.hoist_began + on_calls.HOIST_LIMIT_S)
+    if library.refill_at:
+        dues.append(library.refill_at)
     if library.step is not None and library.step.step in _LIMITS_S:
         dues.append(library.step_began + _LIMITS_S[library.step.step])
     library.look_at = min(dues, default=0.0)
@@ -230,11 +235,13 @@ def _hoisted(state: WorkerState, library: WorkerLibrary) -> None:
     """Modules are there (or cannot be imported, which calls will find out): fork slots that have them."""
     library.hoisted |= library.hoisting
     library.hoisting = set()
-    _plan_look(library)
     if library.wanted_modules:
+        _plan_look(library)
         _hoist(state, library)
         return
     library.generation += 1
+    library.lacking, library.refill_at = 0, 0.0
+    _plan_look(library)
     for slot in list(library.slots.values()):
         if not slot.draining:
             slot.draining = True
@@ -244,9 +251,10 @@ def _hoisted(state: WorkerState, library: WorkerLibrary) -> None:
 
 
 def _tell_ready(state: WorkerState, library: WorkerLibrary) -> None:
-    if not library.ready_told:
-        library.ready_told = True
-        state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, library.spec.slots, library.unsafe)))
+    if not library.ready_told or library.told_lacking != library.lacking:
+        library.ready_told, library.told_lacking = True, library.lacking
+        slots, lacks = library.spec.slots - library.lacking, library.lacks if library.lacking else ""
+        state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, slots, library.unsafe, lacks)))
 
 
 def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
@@ -255,6 +263,8 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
     if slot is None:
         return
     library = state.libraries[slot.library_id]
+    others = [other for other in library.slots.values() if other is not slot and not other.draining]
+    goes_on = False
     if started != NOT_REVOKED:
         why = ""
     elif not _loads_itself(library):
@@ -263,8 +273,12 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
         why = _ended_idle(library, bool(slot.outstanding) or state.now < slot.ready_at + QUICK_END_S)
     else:
         why = _start_failed(library)
+        # Another one may have what this one did not get (a licence, a port), or get it yet.
+        goes_on = bool(why and others)
     on_calls.slot_gone(state, slot_id, started, how, not why)
-    if why:
+    if goes_on:
+        _go_on_with_fewer(state, library, any(other.is_ready for other in others), how)
+    elif why:
         _give_up(state, library, f"slots of library {library.spec.name!r} ended {why}: its process {how or 'died'}")
 
 
@@ -275,6 +289,24 @@ def _start_failed(library: WorkerLibrary) -> str:
     """
     library.failed_slots += 1
     return f"{library.failed_slots} times before they were ready" if library.failed_slots >= library.spec.max_restarts else ""
+
+
+def _go_on_with_fewer(state: WorkerState, library: WorkerLibrary, is_ready: bool, how: str) -> None:
+    library.lacking += 1
+    spec = library.spec
+    library.lacks = f"{library.lacking} of its {spec.slots} slots could not be started, the last one's process {how or 'died'}"
+    library.refill_at = state.now + REFILL_S
+    _plan_look(library)
+    if is_ready:
+        library.failed_slots = 0
+        _tell_ready(state, library)
+
+
+def _refill(state: WorkerState, library: WorkerLibrary) -> None:
+    """Try those again that could not be started, each once."""
+    count, library.lacking, library.refill_at = library.lacking, 0, 0.0
+    library.failed_slots = max(library.failed_slots, library.spec.max_restarts - 1)
+    on_calls.open_slots(state, library, count)
 
 
 def _ended_idle(library: WorkerLibrary, is_odd: bool) -> str:
@@ -320,6 +352,8 @@ def look_at_imports(state: WorkerState) -> None:
             library.slow_at = 0.0
             slow = messages.LibrarySlow(library.library_id, state.now - library.start_began, _doing(library))
             state.orders.append(orders.ToManager(slow))
+        if library.refill_at and state.now >= library.refill_at:
+            _refill(state, library)
         if library.hoisting and state.now >= library.hoist_began + on_calls.HOIST_LIMIT_S:
             _end_parent(state, library, f"importing {', '.join(sorted(library.hoisting))}", on_calls.HOIST_LIMIT_S)
         elif step is not None and state.now >= library.step_began + _LIMITS_S.get(step.step, math.inf):
@@ -385,7 +419,7 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     again.queue, again.queued_calls = queue, queued_calls
     for name, group in staged:
         state.fetching[name].append((again, group))
-    again.ready_told = library.ready_told
+    again.ready_told, again.told_lacking = library.ready_told, library.told_lacking
     again.deadly = library.deadly | suspects
     for code in codes.values():
         again.wanted_modules |= set(code.message.modules) - again.hoisted - again.deadly

@@ -125,6 +125,8 @@ class WorkerLibrary:
         "hoisted",
         "hoisting",
         "idle_ends",
+        "lacking",
+        "lacks",
         "library_id",
         "look_at",
         "mean_us",
@@ -133,6 +135,7 @@ class WorkerLibrary:
         "queue",
         "queued_calls",
         "ready_told",
+        "refill_at",
         "restarts",
         "retiring",
         "slots",
@@ -142,6 +145,7 @@ class WorkerLibrary:
         "step",
         "step_began",
         "stopping",
+        "told_lacking",
         "unsafe",
         "wanted_modules",
         "was_ready",
@@ -173,7 +177,13 @@ class WorkerLibrary:
         # Since when it has been starting (until a slot takes calls), and when the manager is to hear of that; 0: not any more.
         self.start_began = 0.0
         self.slow_at = 0.0
-        # When a step, an import or the start as a whole has to be looked at; 0: nothing is under way.
+        # Slots that could not be started beside others, why, when they are tried again (0: there are none), and how many the
+        # manager knows of.
+        self.lacking = 0
+        self.lacks = ""
+        self.refill_at = 0.0
+        self.told_lacking = 0
+        # When a step, an import, the start as a whole or a slot that did not start has to be looked at; 0: nothing is under way.
         self.look_at = 0.0
         self.generation = 0
         self.forking = 0
