@@ -67,6 +67,19 @@ def test_programs_that_are_killed_while_they_idle_cost_nothing(with_program: Cal
         assert finish(manager, *doubles(8)) == [2 * number for number in range(8)]
 
 
+def test_a_program_that_ends_before_it_reads_a_call_does_not_lose_it(with_program: Callable[..., Manager]) -> None:
+    """One that answers a single call, say: the next one may be on its way already."""
+    with with_program("once", max_losses=0) as manager:
+        assert finish(manager, *doubles(6)) == [0, 2, 4, 6, 8, 10]
+
+
+def test_a_program_that_never_reads_a_call_fails_its_library(with_program: Callable[..., Manager]) -> None:
+    with with_program("never") as manager:
+        (failure,) = finish(manager, *doubles(1))
+    assert isinstance(failure, LibraryFailed) and "ended 4 times without answering a call" in str(failure), failure
+    assert "the program ended with exit code 5" in str(failure)
+
+
 def test_a_program_that_takes_longer_than_the_window_to_fail(with_program: Callable[..., Manager], tmp_path: Path) -> None:
     """No three starts were within the window: it was started for ever, and its calls never came back."""
     with with_program("exit", library_restart_window=0.001) as manager:
