@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,33 @@ def test_a_slot_whose_program_cannot_start_takes_no_other_along(
         told = "library 'lib' goes on with 1 slot on worker "
         assert eventually(lambda: told in capfd.readouterr().err)
         assert finish(manager, *doubles(10)) == [2 * number for number in range(10)]
+
+
+def sockets_of_child() -> list[str]:
+    """Those that a process has which a call has started, without ends to what it inherits."""
+    look = ["/bin/sh", "-c", "ls -l /proc/$$/fd"]
+    listed = subprocess.run(look, close_fds=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    return [line for line in listed.stdout.splitlines() if "socket:" in line]
+
+
+def start_thread() -> dict[str, object]:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    return {}
+
+
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+@pytest.mark.parametrize("context", [None, [start_thread, [], {}]])
+def test_what_calls_start_has_no_socket_of_the_library(mode: str, context: list[object] | None) -> None:
+    """It kept the worker from seeing a slot's end, and could write where answers are expected."""
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_functions("lib", sockets_of_child, exec_mode=mode, library_context_info=context)
+        manager.install_library(task)
+        assert finish(manager, FunctionCall("lib", "sockets_of_child")) == [[]]
+
+
+def test_a_program_has_no_socket_of_its_slot(with_program: Callable[..., Manager]) -> None:
+    with with_program("") as manager:
+        assert finish(manager, FunctionCall("lib", "sockets")) == [[]]
 
 
 def lock_in_slots(directory: str) -> dict[str, object]:

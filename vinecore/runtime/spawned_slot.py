@@ -62,6 +62,9 @@ def main() -> None:
         assert isinstance(begin, messages.Begin)
         claims = memoryview(mmap.mmap(claim_fd, CLAIM_BYTES)).cast("Q")
         os.close(claim_fd)
+        # What calls start must not keep these open, nor write into them.
+        for fd in (sock_fd, words_fd):
+            os.set_inheritable(fd, False)
         sock = socket.socket(fileno=sock_fd)
         if begin.exec_mode == "fork":
             # Nothing of the user's is loaded here: each call's child does it, and what it starts ends with it.
