@@ -124,6 +124,10 @@ def test_failures_of_a_programs_functions(m: Manager, program: Callable[..., str
     assert finish(m, FunctionCall(library, "double", 1)) == [2]
     with pytest.raises(UsageError, match="a function's name has no blanks"):
         m.submit(FunctionCall(library, "two words"))
+    with pytest.raises(UsageError, match="a function's name has at most 1000 bytes, unlike 'éé"):
+        m.submit(FunctionCall(library, 501 * "é"))
+    (known,) = finish(m, FunctionCall(library, 1000 * "x"))
+    assert isinstance(known, TaskFailed) and "ended with status" in str(known)
 
 
 @pytest.mark.parametrize("line", [b"1" * 5000 + b"\n", b"1" * 5000, b"hello", b"-5\n", "\u0663\n".encode(), b"\n"])
@@ -137,6 +141,7 @@ def test_what_is_no_length_ends_the_program_and_loses_that_call(m: Manager, prog
     failure, *values = finish(m, call, *others)
     assert isinstance(failure, SlotLost) and "where the length of a message is expected" in str(failure)
     assert values == [4, 6]
+    assert "a crash in native code" not in str(failure), "the reason is known"
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 """A library in a program of its own, for tests: it answers calls through the protocol of libraries made from commands."""
 
 import argparse
+import fcntl
 import json
 import os
 import pickle
+import select
 import signal
 import sys
 import time
@@ -30,6 +32,12 @@ def zeros(size):
 
 def who():
     return os.getpid(), os.getppid()
+
+
+def sockets():
+    """Those that this program has."""
+    links = [os.readlink(f"/proc/{os.getppid()}/fd/{number}") for number in os.listdir(f"/proc/{os.getppid()}/fd")]
+    return [link for link in links if link.startswith("socket:")]
 
 
 def wait_for(path):
@@ -176,6 +184,15 @@ def main():
     if manner == "exit":
         print("no licence: ask your administrator", file=sys.stderr)
         sys.exit(3)
+    if manner.startswith("lock "):
+        # One program at a time gets past this.
+        fcntl.flock(os.open(manner[5:], os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)
+    if manner.startswith("try "):
+        # Only the first program gets past this.
+        try:
+            fcntl.flock(os.open(manner[4:], os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("all licences are in use")
     if manner == "leave":
         # What this starts keeps the standard error, and no other pipe.
         if os.fork() == 0:
@@ -197,7 +214,14 @@ def main():
     about = {"name": library, "taskid": options.task_id, "exec_mode": "fork"}
     more = b"and more" if manner == "talk on" else b""
     write_message(options.out_pipe_fd, json.dumps(about).encode(), options.worker_pid, more)
+    if manner.startswith("mark "):
+        open(os.path.join(manner[5:], str(os.getpid())), "w").close()
+    answered = False
     while True:
+        if manner == "never" or (manner == "once" and answered):
+            # There is a call for it, which it leaves unread.
+            select.select([options.in_pipe_fd], [], [])
+            sys.exit(5)
         number, name, sandbox, output = read_message(options.in_pipe_fd).decode().split()
         pid = os.fork()
         if pid == 0:
@@ -207,6 +231,7 @@ def main():
         if os.path.exists(f"{sandbox}/more"):
             with open(f"{sandbox}/more", "rb") as file:
                 more = file.read()
+        answered = True
         write_message(options.out_pipe_fd, b"%s %d" % (number.encode(), status), options.worker_pid, more)
 
 

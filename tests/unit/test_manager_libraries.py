@@ -119,6 +119,55 @@ def test_a_library_that_fails_on_one_worker_is_tried_there_once_in_each_window()
     assert starts == [60, 120, 180]
 
 
+def test_a_library_that_is_always_being_tried_on_one_of_two_workers_fails_its_calls() -> None:
+    """It takes longer to fail than the time after which it is tried again: the calls waited for ever."""
+    world = ManagerWorld(0)
+    window = world.machine.state.tunables.library_restart_window
+    gone = messages.LibraryGone(1, "no licence")
+    world.do(events.WorkerJoined(0.0, 1, hello(1)))
+    call, late = world.builder.call(), world.builder.call()
+    world.submit(call)
+    world.now += window / 2
+    world.do(events.WorkerJoined(0.0, 2, hello(1)))
+    world.now += window / 2
+    world.say(1, gone)
+    assert not world.delivered()
+    world.now += window + 1
+    world.do(events.Tick(0.0))
+    assert [o.worker_id for o in world.of(orders.SendTo) if isinstance(o.message, messages.StartLibrary)] == [1]
+    world.say(2, gone)
+    assert world.delivered() == [call] and isinstance(call.error, LibraryFailed)
+    world.submit(late)
+    assert not world.delivered(), "this one has seen no failure yet"
+    world.now += window + 1
+    world.do(events.Tick(0.0))
+    world.say(1, gone)
+    assert not world.delivered()
+    world.say(2, messages.LibraryReady(1, 1))
+    assert late.state is t.PLACED
+
+
+def test_a_worker_with_fewer_slots_than_it_should_have_is_told_of_once_and_gets_less_work() -> None:
+    world = ManagerWorld(2, cores=4)
+    world.say(1, messages.LibraryReady(1, 1, "", "3 of its 4 slots could not be started"))
+    assert [o.text for o in world.of(orders.Say)] == [
+        f"library 'library1' goes on with 1 slot on worker {hello(4).hostname}: 3 of its 4 slots could not be started"
+    ]
+    world.say(2, messages.LibraryReady(1, 2, "", "2 of its 4 slots could not be started"))
+    assert not world.of(orders.Say)
+    library = world.builder.library
+    assert library.slots_up == 3 and {i.worker_id: i.slots for i in library.instances.values()} == {1: 1, 2: 2}
+    calls = [world.builder.call() for _ in range(100)]
+    world.submit(*calls)
+    for slots in (0, -1, 10**9):
+        world.say(1, messages.LibraryReady(1, slots))
+        assert library.instances[1].slots == 1, "no worker has so many"
+    world.say(1, messages.LibraryReady(1, 4))
+    assert library.slots_up == 6
+    world.say(1, messages.LibraryReady(1, 1))
+    assert library.instances[1].is_piled, "it has more than it can work on"
+
+
 def test_a_removed_library_fails_its_calls() -> None:
     world = ManagerWorld()
     call = world.builder.call()

@@ -56,7 +56,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
             m.Done([m.Result(7, 1, m.OK_INLINE, 150, b"value"), m.Result(8, 2, m.OK_STORED, 9, b"", 70000)]),
             "92a4646f6e659297070100cc96c40576616c756500c09708020109c400ce00011170c0",
         ),
-        (m.LibraryReady(1, 2, "spawned"), "94a86c696272656164790102a7737061776e6564"),
+        (m.LibraryReady(1, 2, "spawned", "no"), "95a86c696272656164790102a7737061776e6564a26e6f"),
         (m.LibraryGone(1, "no module", b"tb"), "94a76c6962676f6e6501a96e6f206d6f64756c65c4027462"),
         (
             m.LibrarySlow(1, 60.0, "unpickling its functions"),
@@ -100,6 +100,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.SlotForget([9]), "92a773666f726765749109"),
     ],
     "decode_from_slot": [
+        (m.Ready(), "91a57265616479"),
         (m.Tired(700), "92a57469726564cd02bc"),
         (m.Done([m.Result(7, 1, m.RAISED, 150, b"error")]), "92a4646f6e659197070103cc96c4056572726f7200c0"),
     ],

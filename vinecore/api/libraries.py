@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 EXEC_MODES = ("fork", "direct")
 # What runs a Python program on a worker, for its shell.
 INTERPRETER = '"$VINE_PYTHON" '
+# Of a program's function. Its name goes to the program in one line with two paths, for which many have a buffer of 4096 bytes.
+_NAME_BYTES = 1000
 # Of create_library_from_functions; the last two take only what asks for nothing.
 LIBRARY_OPTIONS = ("exec_mode", "hoisting_modules", "library_context_info", "init_command", "poncho_env", "add_env")
 
@@ -354,7 +356,9 @@ def code_of_program(engine: Engine, library: InstalledLibrary, function: str) ->
     if found is None:
         checked_text(function, "a function's name")
         if not function or function.split() != [function]:
-            raise UsageError(f"a function's name has no blanks, unlike {function!r}")
+            raise UsageError(f"a function's name has no blanks, unlike {shown(function)}")
+        if len(function.encode()) > _NAME_BYTES:
+            raise UsageError(f"a function's name has at most {_NAME_BYTES} bytes, unlike {shown(function)}")
         code = engine.new_code(library.entry, function.encode())
         kind = engine.kind_for(function, engine.shape_for(library.entry, NO_REQUEST))
         found = library.codes.setdefault(function, (code, kind))

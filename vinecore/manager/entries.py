@@ -238,6 +238,7 @@ class LibraryEntry:
         "asks",
         "eager",
         "exec_mode",
+        "failed_on",
         "file",
         "fleet",
         "freed_at",
@@ -260,6 +261,7 @@ class LibraryEntry:
         "slots",
         "slots_up",
         "stocked",
+        "told_fewer",
         "told_slow",
         "told_unsafe",
     )
@@ -308,9 +310,13 @@ class LibraryEntry:
         self.fleet = -1
         # When the first instance that failed may be started again; infinity: none has failed.
         self.retry_at = math.inf
+        # Workers where it failed since it was up anywhere, or since its calls were failed: not all need be GONE at the same time.
+        self.failed_on: set[int] = set()
         self.removed = False
         # The user was told that its slots are not forked.
         self.told_unsafe = False
+        # The user was told that a worker has fewer slots of it than it should.
+        self.told_fewer = False
         # The user was told that it takes long to start.
         self.told_slow = False
 
@@ -444,6 +450,16 @@ class Instance:
         elif state is t.GONE:
             self.library.withdraw(self.worker_id)
         self.look()
+
+    def resize(self, slots: int) -> None:
+        """It has another number of slots now. It may hold more work than before then, or have room."""
+        if self.state is t.UP:
+            self.library.slots_up += slots - self.slots
+        self.slots = slots
+        if self.groups_out > slots and not self.is_piled:
+            self.is_piled = True
+            self.library.piled[self.worker_id] = self
+        self.library.offer(self)
 
     def look(self) -> None:
         """Its state, or what its worker takes, has changed."""

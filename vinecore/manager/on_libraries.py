@@ -94,8 +94,15 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
     if message.note and not instance.library.told_unsafe:
         instance.library.told_unsafe = True
         state.orders.append(orders.Say(_unsafe_text(instance.library, message.note)))
+    if message.lacks and not instance.library.told_fewer:
+        instance.library.told_fewer = True
+        who = f"library {instance.library.name!r} goes on with {message.slots} slot{'s' if message.slots > 1 else ''}"
+        state.orders.append(orders.Say(f"{who} on worker {worker.hello.hostname}: {message.lacks}"))
+    if instance.state is t.UP and message.slots != instance.slots:
+        _resize(state, instance, message.slots)
     if instance.state is not t.STARTING:
         return
+    instance.library.failed_on.clear()
     instance.slots = message.slots
     instance.move(t.INSTANCE[instance.state, "ready"])
     instance.library.offer(instance)
@@ -103,6 +110,15 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
         if len(shape.ready):
             state.activate(shape)
     _note(state, instance.library, worker, instance.state, message.note)
+
+
+def _resize(state: ManagerState, instance: Instance, slots: int) -> None:
+    library = instance.library
+    if 0 < slots <= (library.slots or max(1, instance.worker.hello.cores)):
+        instance.resize(slots)
+        for shape in library.shapes:
+            if len(shape.ready):
+                state.activate(shape)
 
 
 def _unsafe_text(library: LibraryEntry, why: str) -> str:
@@ -135,6 +151,8 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
     if instance is None or instance.state is t.GONE:
         return
     library = instance.library
+    if library.slots_up:
+        library.failed_on.clear()
     instance.move(t.GONE)
     near.abandon(state, instance)
     _note(state, library, worker, instance.state, message.error)
@@ -142,8 +160,12 @@ def gone(state: ManagerState, worker: WorkerEntry, message: messages.LibraryGone
         instance.error, instance.error_data = message.error, message.traceback
         instance.failed_at = state.now
         library.retry_at = min(library.retry_at, state.now + state.tunables.library_restart_window)
+        if not library.slots_up:
+            library.failed_on.add(worker.worker_id)
     on_tasks.worker_lost(state, worker, instance.placed())
-    if message.error and _is_gone_everywhere(state, library):
+    # Where it takes longer to fail than to be tried again, one of several workers may always be at it.
+    if message.error and (_is_gone_everywhere(state, library) or library.failed_on >= state.workers.keys()):
+        library.failed_on.clear()
         _fail_calls(state, library, message.error, message.traceback)
 
 

@@ -416,11 +416,13 @@ def _not_run(state: ManagerState, entry: TaskEntry, status: int, text: bytes) ->
         if no_room:
             _had_no_room(entry)
         if entry.losses > state.tunables.max_losses:
-            guess = "a crash in native code, os._exit, or the kernel's out-of-memory killer"
+            guess = ""
             if no_room:
-                guess = "is the disk of each worker full?"
+                guess = " (is the disk of each worker full?)"
+            elif ": " not in why or "was killed by" in why:  # otherwise the text gives a reason of its own
+                guess = " (a crash in native code, os._exit, or the kernel's out-of-memory killer)"
             who = f"task {entry.task_id} ({entry.kind.name})"
-            error = SlotLost(f"{who} was lost {entry.losses} times: {why} ({guess}); it is not tried again")
+            error = SlotLost(f"{who} was lost {entry.losses} times: {why}{guess}; it is not tried again")
             fail(state, entry, error, b"")
             return
     elif status == messages.NO_INPUT:

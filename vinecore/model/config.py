@@ -38,7 +38,8 @@ class Tunables:
     bundle_unknown_count: float = 16
     # Times a call may be lost with its slot or worker before it fails.
     max_losses: float = 5
-    # Starts of a library process within restart_window seconds before it counts as failed on that worker.
+    # Starts of a library process, in a row without getting ready or within restart_window seconds, before it counts as failed on
+    # that worker.
     max_library_retries: float = 3
     library_restart_window: float = 60.0
     # A slot that has grown by more than its part of this share of the worker's memory is replaced (0: never), where calls leave

@@ -289,8 +289,13 @@ class Host:
             assert begin is not None
             claims = memoryview(mmap.mmap(claim_fd, CLAIM_BYTES)).cast("Q")
             os.close(claim_fd)
+            # What calls start must not keep it open, nor write into it.
+            os.set_inheritable(sock_fd, False)
             sock = socket.socket(fileno=sock_fd)
-            _kind_for(begin)(sock, claims, begin, self.functions).serve()
+            slot = _kind_for(begin)(sock, claims, begin, self.functions)
+            if begin.program:
+                slot.say_ready()
+            slot.serve()
             code = 0
         except (BrokenPipeError, ConnectionResetError):
             code = 0
@@ -372,6 +377,7 @@ def main() -> None:
     sys.argv = ["vine_library"]
     extra_path = os.environ.get("VINE_EXTRA_PATH", "")
     spawned_slot.extend_path()
+    os.set_inheritable(fd, False)
     host = Host(socket.socket(fileno=fd))
     try:
         host.extra_path = extra_path

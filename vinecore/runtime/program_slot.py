@@ -16,6 +16,7 @@ rest would be taken for the answer to the next call.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
@@ -23,8 +24,10 @@ import select
 import shlex
 import signal
 import socket
+import struct
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -60,10 +63,19 @@ _OUTPUT_LIMIT_BYTES = 1 << 16
 # The end of what a program said on its standard error goes into the error of its end.
 WORDS_BYTES = 2000
 _PIPE_BYTES = 1 << 16
+_INT = struct.Struct("i")
 
 
 class ProgramFailed(Exception):
     """The program ended, or does not speak the protocol; the text is for people."""
+
+
+class ProgramEnded(ProgramFailed):
+    """The program ended, or closed its pipes."""
+
+
+class NotBegun(ProgramEnded):
+    """The same, and it had read nothing of the call that it was given."""
 
 
 class Words:
@@ -158,16 +170,22 @@ class Program:
         """Have a function called and return the exit status that the program reports.
 
         Raises:
-            ProgramFailed: it ended, or answered something else.
+            NotBegun: it ended before that. ProgramFailed: it ended meanwhile, or answered something else.
         """
         line = os.fsencode(f"{task_id} {function} {sandbox} {stdout}")
-        data = memoryview(b"%d\n%s" % (len(line), line))
+        data = b"%d\n%s" % (len(line), line)
+        written = 0
         try:
-            while data:
-                data = data[os.write(self._calls, data) :]
-        except BrokenPipeError:
-            raise ProgramFailed(self._end_text()) from None
-        answer = self._receive(None)
+            try:
+                while written < len(data):
+                    written += os.write(self._calls, data[written:])
+            except BrokenPipeError:
+                raise ProgramEnded(self._end_text()) from None
+            answer = self._receive(None)
+        except ProgramEnded as error:
+            if self._unread_bytes() >= written:
+                raise NotBegun(*error.args) from None
+            raise
         try:
             number, status = map(int, answer.split())
         except ValueError:
@@ -175,6 +193,11 @@ class Program:
         if number != task_id:
             raise ProgramFailed(f"the program answered for task {number} instead of {task_id}")
         return status
+
+    def _unread_bytes(self) -> int:
+        """How much of what it was told it has not read."""
+        (count,) = _INT.unpack(fcntl.ioctl(self._calls, termios.FIONREAD, bytes(_INT.size)))
+        return int(count)
 
     def why_unfit(self) -> str:
         """Why it cannot be given a call: it ended, or said what nobody asked for. Empty: it waits for one."""
@@ -211,10 +234,10 @@ class Program:
             said = self._words.last_text(0)
             raise ProgramFailed(f"the program did not say within {START_LIMIT_S:g} s that it is ready{said}")
         if self._answers not in ready:
-            raise ProgramFailed(self._end_text())
+            raise ProgramEnded(self._end_text())
         data = os.read(self._answers, _MESSAGE_LIMIT_BYTES)
         if not data:
-            raise ProgramFailed(self._end_text())
+            raise ProgramEnded(self._end_text())
         self.received += data
 
     def _end_text(self) -> str:
@@ -270,9 +293,12 @@ class ProgramSlot(Slot):
             # No fault of this call, which has not begun: the next slot has it.
             self.claims[0] = self.begun
             self._replace(why)
-        self.begun = self.claims[0]
+        before, self.begun = self.begun, self.claims[0]
         self.task_id = call.task_id
         result = super().execute(call)
+        if isinstance(self.failure, NotBegun):
+            self.claims[0] = before
+            self._replace(str(self.failure))
         if self.failure is not None:
             self.flush()
             raise self.failure

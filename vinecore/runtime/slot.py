@@ -219,6 +219,10 @@ class Slot:
                 elif isinstance(message, messages.SlotForget):
                     self.forget(message.code_ids)
 
+    def say_ready(self) -> None:
+        """Of a slot that has loaded its library by itself: calls may come now."""
+        self.sock.sendall(self.writer.write(messages.encode(messages.Ready())))
+
     def receiver(self) -> Callable[[memoryview], int]:
         """What waits for frames, and puts them into a buffer."""
         return self.sock.recv_into

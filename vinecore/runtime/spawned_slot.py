@@ -62,12 +62,16 @@ def main() -> None:
         assert isinstance(begin, messages.Begin)
         claims = memoryview(mmap.mmap(claim_fd, CLAIM_BYTES)).cast("Q")
         os.close(claim_fd)
+        # What calls start must not keep these open, nor write into them.
+        for fd in (sock_fd, words_fd):
+            os.set_inheritable(fd, False)
         sock = socket.socket(fileno=sock_fd)
         if begin.exec_mode == "fork":
             # Nothing of the user's is loaded here: each call's child does it, and what it starts ends with it.
             slot: Slot = ForkingSlot(sock, claims, begin, {}, lazy=True)
         else:
             slot = Slot(sock, claims, begin, load_functions(begin))
+        slot.say_ready()
         slot.serve()
     except (BrokenPipeError, ConnectionResetError):
         pass

@@ -420,11 +420,13 @@ class WorkerLoop:
         now = time.monotonic()
         for payload in payloads:
             message = messages.decode_from_slot(payload)
-            if isinstance(message, messages.Tired):
+            if isinstance(message, messages.Done):
+                self._handle(events.SlotAnswered(now, slot_id, message.results))
+            elif isinstance(message, messages.Tired):
                 self._handle(events.SlotTired(now, slot_id, message.grown_mb))
             else:
-                assert isinstance(message, messages.Done)
-                self._handle(events.SlotAnswered(now, slot_id, message.results))
+                assert isinstance(message, messages.Ready)
+                self._handle(events.SlotReady(now, slot_id))
         self.last_work = now
 
     # ------------------------------------------------------------ orders out

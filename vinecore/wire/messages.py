@@ -368,11 +368,15 @@ class Done(Struct, array_like=True, tag="done"):
 
 
 class LibraryReady(Struct, array_like=True, tag="libready", frozen=True):
-    """The library answers calls with this many slots."""
+    """The library answers calls with this many slots; said again when that changes. ``note``: why slots are not forked.
+
+    ``lacks``: why there are fewer slots than were asked for.
+    """
 
     library_id: int
     slots: int
     note: str = ""
+    lacks: str = ""
 
 
 class LibraryGone(Struct, array_like=True, tag="libgone", frozen=True):
@@ -597,6 +601,10 @@ class SlotForget(Struct, array_like=True, tag="sforget", frozen=True):
     code_ids: list[int]
 
 
+class Ready(Struct, array_like=True, tag="ready", frozen=True):
+    """Slot to worker: it has loaded what it loads by itself, and takes calls. Forked slots do not say so; no answer."""
+
+
 class Tired(Struct, array_like=True, tag="tired", frozen=True):
     """Slot to worker, between two batches: its memory has grown past the limit. It is replaced; a duplicate is harmless."""
 
@@ -638,7 +646,7 @@ OnDataLink = Get | Put | Object | Missing
 ToLibrary = Begin | Hoist | ForkSlots
 FromLibrary = Loading | Began | Hoisted | Forked | SlotExited
 ToSlot = SlotCode | Batch | SlotForget
-FromSlot = Done | Tired
+FromSlot = Done | Ready | Tired
 
 _encoder = msgspec.msgpack.Encoder()
 encode = _encoder.encode

@@ -43,6 +43,13 @@ class SlotAnswered(Record):
     results: list[messages.Result]
 
 
+class SlotReady(Record):
+    """A slot that loads its library by itself has done so."""
+
+    now: float
+    slot_id: int
+
+
 class SlotGone(Record):
     """A slot's socket ended. ``started``: the number it had claimed last; ``how``: what is known of its process's end."""
 
@@ -107,6 +114,7 @@ Event = (
     | HostSaid
     | HostGone
     | SlotAnswered
+    | SlotReady
     | SlotGone
     | SlotTired
     | ClaimRead

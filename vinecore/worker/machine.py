@@ -99,6 +99,8 @@ class WorkerMachine:
             on_libraries.host_said(state, event.library_id, event.message)
         elif isinstance(event, events.HostGone):
             on_libraries.host_gone(state, event.library_id, event.text)
+        elif isinstance(event, events.SlotReady):
+            on_libraries.slot_ready(state, event.slot_id)
         elif isinstance(event, events.SlotGone):
             on_libraries.slot_gone(state, event.slot_id, event.started, event.how)
         elif isinstance(event, events.SlotTired):

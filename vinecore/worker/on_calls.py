@@ -173,7 +173,7 @@ def _wants(library: WorkerLibrary, group: Group, modules: set[str]) -> bool:
 
 def _share_out(state: WorkerState, library: WorkerLibrary) -> None:
     mean = library.mean_us
-    slots = [s for s in library.slots.values() if s.pid and not s.draining and s.revoked_from == NOT_REVOKED]
+    slots = [s for s in library.slots.values() if s.is_ready and not s.draining and s.revoked_from == NOT_REVOKED]
     if library.retiring:
         # Those that retire still work: the ones in their place would be too many. The same of slots whose work is taken back.
         slots.sort(key=lambda s: not s.outstanding)
@@ -380,13 +380,12 @@ def _forget_damaged(state: WorkerState, report: messages.Report) -> None:
         state.objects.pop(name, None)
 
 
-def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> None:
+def slot_gone(state: WorkerState, slot_id: int, started: int, how: str, is_replaced: bool) -> None:
     """A slot died: blame the call it had started, run the others elsewhere, fork a new one."""
-    slot = state.slots.pop(slot_id, None)
-    if slot is None:
-        return
+    slot = state.slots.pop(slot_id)
     library = state.libraries[slot.library_id]
     del library.slots[slot_id]
+    library.answered += slot.first
     library.retiring -= slot.retiring
     again: list[Group] = []
     ours = slot.is_killed or started in slot.cancelled
@@ -405,7 +404,7 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str = "") -> 
     for group in reversed(again):
         library.queue.appendleft(group)
         library.queued_calls += 1
-    if not slot.draining and not library.stopping and library.began:
+    if is_replaced and not slot.draining and not library.stopping and library.began:
         open_slots(state, library, 1)
     feed(state, library)
 
@@ -438,6 +437,7 @@ def close_slot(state: WorkerState, slot: WorkerSlot) -> None:
     library = state.libraries[slot.library_id]
     del state.slots[slot.slot_id]
     del library.slots[slot.slot_id]
+    library.answered += slot.first
     library.retiring -= slot.retiring
     state.orders.append(orders.CloseSlot(slot.slot_id))
 
@@ -527,7 +527,7 @@ def rebalance(state: WorkerState) -> float | None:
     for library in state.libraries.values():
         if library.look_at:
             dues.append(library.look_at)
-        idle = not library.queue and any(s.pid and not s.outstanding and not s.draining for s in library.slots.values())
+        idle = not library.queue and any(s.is_ready and not s.outstanding and not s.draining for s in library.slots.values())
         if idle and library.retiring:
             # The one in the place of a slot that retires has to wait for its end.
             idle = sum(bool(s.outstanding) for s in library.slots.values()) < library.spec.slots

@@ -19,6 +19,12 @@ from vinecore.worker.state import NOT_REVOKED, CodeHere, WorkerLibrary, WorkerSt
 # Forked slots that end before their first call, within the window, until their library is given up. More than for those that load
 # it themselves: what can fail then has worked in the parent, and all slots may be killed at once from outside, twice.
 FORKED_ENDS = 20
+# A slot that loads the library itself, was ready and ends within this time without a call is no idle one that was ended. Lower:
+# more of those that end as soon as they are started are started for ever.
+QUICK_END_S = 1.0
+# Slots that could not be started beside others are tried again after this time; lower: what they need (a licence, a port) is
+# found sooner when it is free, and their programs say more often that it is not.
+REFILL_S = 60.0
 # A module that the user named, or the functions, that take longer to be there: the library fails. Lower: heavy stacks that many
 # workers read from one slow file system at once are not waited for; higher: an import that never ends is found out later.
 LOAD_LIMIT_S = 300.0
@@ -63,6 +69,8 @@ def _plan_look(library: WorkerLibrary) -> None:
     dues = [library.slow_at] if library.slow_at else []
     if library.hoisting:
         dues.append(library.hoist_began + on_calls.HOIST_LIMIT_S)
+    if library.refill_at:
+        dues.append(library.refill_at)
     if library.step is not None and library.step.step in _LIMITS_S:
         dues.append(library.step_began + _LIMITS_S[library.step.step])
     library.look_at = min(dues, default=0.0)
@@ -170,7 +178,6 @@ def host_said(state: WorkerState, library_id: int, message: object) -> None:
             return
         library.began = True
         library.step = None
-        library.start_began = library.slow_at = 0.0
         _plan_look(library)
         library.unsafe = message.unsafe
         if library.wanted_modules:
@@ -186,8 +193,28 @@ def host_said(state: WorkerState, library_id: int, message: object) -> None:
         slot = state.slots.get(message.slot_id)
         if slot is not None:
             slot.pid = message.pid
-            _tell_ready(state, library)
-            on_calls.feed(state, library)
+            if not _loads_itself(library):
+                slot_ready(state, message.slot_id)
+
+
+def _loads_itself(library: WorkerLibrary) -> bool:
+    """Whether each of its slots loads it, and says when it has done so: until then a slot is given nothing."""
+    return bool(library.unsafe or library.spec.program)
+
+
+def slot_ready(state: WorkerState, slot_id: int) -> None:
+    """A slot takes calls: the first one makes its library ready. What it loads itself may take as long as it likes."""
+    slot = state.slots.get(slot_id)
+    if slot is None or slot.is_ready:
+        return
+    library = state.libraries[slot.library_id]
+    slot.is_ready = library.was_ready = True
+    slot.ready_at = state.now
+    library.failed_slots = 0
+    library.start_began = library.slow_at = 0.0
+    _plan_look(library)
+    _tell_ready(state, library)
+    on_calls.feed(state, library)
 
 
 def _fail(state: WorkerState, library: WorkerLibrary, why: str, error: bytes = b"") -> None:
@@ -208,11 +235,13 @@ def _hoisted(state: WorkerState, library: WorkerLibrary) -> None:
     """Modules are there (or cannot be imported, which calls will find out): fork slots that have them."""
     library.hoisted |= library.hoisting
     library.hoisting = set()
-    _plan_look(library)
     if library.wanted_modules:
+        _plan_look(library)
         _hoist(state, library)
         return
     library.generation += 1
+    library.lacking, library.refill_at = 0, 0.0
+    _plan_look(library)
     for slot in list(library.slots.values()):
         if not slot.draining:
             slot.draining = True
@@ -222,31 +251,95 @@ def _hoisted(state: WorkerState, library: WorkerLibrary) -> None:
 
 
 def _tell_ready(state: WorkerState, library: WorkerLibrary) -> None:
-    if not library.ready_told:
-        library.ready_told = True
-        state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, library.spec.slots, library.unsafe)))
+    if not library.ready_told or library.told_lacking != library.lacking:
+        library.ready_told, library.told_lacking = True, library.lacking
+        slots, lacks = library.spec.slots - library.lacking, library.lacks if library.lacking else ""
+        state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, slots, library.unsafe, lacks)))
 
 
 def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
     """A slot died. Those of a library must not die before their first call again and again."""
     slot = state.slots.get(slot_id)
-    library = None if slot is None else state.libraries[slot.library_id]
-    on_calls.slot_gone(state, slot_id, started, how)
-    if library is None or started != NOT_REVOKED:
+    if slot is None:
         return
+    library = state.libraries[slot.library_id]
+    others = [other for other in library.slots.values() if other is not slot and not other.draining]
+    goes_on = False
+    if started != NOT_REVOKED:
+        why = ""
+    elif not _loads_itself(library):
+        why = _ended_early(state, library)
+    elif slot.is_ready:
+        why = _ended_idle(library, bool(slot.outstanding) or state.now < slot.ready_at + QUICK_END_S)
+    else:
+        why = _start_failed(library)
+        # Another one may have what this one did not get (a licence, a port), or get it yet.
+        goes_on = bool(why and others)
+    on_calls.slot_gone(state, slot_id, started, how, not why)
+    if goes_on:
+        _go_on_with_fewer(state, library, any(other.is_ready for other in others), how)
+    elif why:
+        _give_up(state, library, f"slots of library {library.spec.name!r} ended {why}: its process {how or 'died'}")
+
+
+def _start_failed(library: WorkerLibrary) -> str:
+    """A slot ended while it loaded the library itself. When that was so too often: how often, for people.
+
+    However long each took: a program that waits for its licence, and ends without it, may take longer than any window.
+    """
+    library.failed_slots += 1
+    return f"{library.failed_slots} times before they were ready" if library.failed_slots >= library.spec.max_restarts else ""
+
+
+def _go_on_with_fewer(state: WorkerState, library: WorkerLibrary, is_ready: bool, how: str) -> None:
+    library.lacking += 1
+    spec = library.spec
+    library.lacks = f"{library.lacking} of its {spec.slots} slots could not be started, the last one's process {how or 'died'}"
+    library.refill_at = state.now + REFILL_S
+    _plan_look(library)
+    if is_ready:
+        library.failed_slots = 0
+        _tell_ready(state, library)
+
+
+def _refill(state: WorkerState, library: WorkerLibrary) -> None:
+    """Try those again that could not be started, each once."""
+    count, library.lacking, library.refill_at = library.lacking, 0, 0.0
+    library.failed_slots = max(library.failed_slots, library.spec.max_restarts - 1)
+    on_calls.open_slots(state, library, count)
+
+
+def _ended_idle(library: WorkerLibrary, is_odd: bool) -> str:
+    """The same of one that was ready. Idle programs may end when they like, but not all of them before they answer a call.
+
+    ``is_odd``: it had a call, or ended at once. All slots may be killed from outside, twice.
+    """
+    spec = library.spec
+    answered = library.answered + sum(slot.first for slot in library.slots.values())
+    if answered != library.answered_then:
+        library.answered_then, library.idle_ends = answered, 0
+    library.idle_ends += is_odd
+    too_many = library.idle_ends > max(spec.max_restarts, 2 * spec.slots + 1)
+    return f"{library.idle_ends} times without answering a call" if too_many else ""
+
+
+def _ended_early(state: WorkerState, library: WorkerLibrary) -> str:
+    """The same of a forked one."""
     spec, ends = library.spec, library.early_ends
-    loads_itself = bool(library.unsafe or spec.program)
-    most = spec.max_restarts if loads_itself else max(FORKED_ENDS, spec.max_restarts, 2 * spec.slots + 1)
+    most = max(FORKED_ENDS, spec.max_restarts, 2 * spec.slots + 1)
     while ends and ends[0] < state.now - spec.restart_window_s:
         ends.popleft()
     ends.append(state.now)
-    if len(ends) >= most:
-        why = f"slots of library {spec.name!r} ended {len(ends)} times in {spec.restart_window_s:g} s before their first call"
-        for call in on_calls.outstanding_calls(library):
-            state.results.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
-        state.orders.append(orders.StopHost(library.library_id))
-        _forget(state, library)
-        state.orders.append(orders.ToManager(messages.LibraryGone(library.library_id, f"{why}: its process {how or 'died'}")))
+    return f"{len(ends)} times in {spec.restart_window_s:g} s before their first call" if len(ends) >= most else ""
+
+
+def _give_up(state: WorkerState, library: WorkerLibrary, why: str) -> None:
+    """End an instance whose slots do not stay; its calls may run elsewhere."""
+    for call in on_calls.outstanding_calls(library):
+        state.results.append(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
+    state.orders.append(orders.StopHost(library.library_id))
+    _forget(state, library)
+    state.orders.append(orders.ToManager(messages.LibraryGone(library.library_id, why)))
 
 
 def look_at_imports(state: WorkerState) -> None:
@@ -257,9 +350,10 @@ def look_at_imports(state: WorkerState) -> None:
         step = library.step
         if library.slow_at and state.now >= library.slow_at:
             library.slow_at = 0.0
-            doing = step.text() if step is not None else "starting its process"
-            slow = messages.LibrarySlow(library.library_id, state.now - library.start_began, doing)
+            slow = messages.LibrarySlow(library.library_id, state.now - library.start_began, _doing(library))
             state.orders.append(orders.ToManager(slow))
+        if library.refill_at and state.now >= library.refill_at:
+            _refill(state, library)
         if library.hoisting and state.now >= library.hoist_began + on_calls.HOIST_LIMIT_S:
             _end_parent(state, library, f"importing {', '.join(sorted(library.hoisting))}", on_calls.HOIST_LIMIT_S)
         elif step is not None and state.now >= library.step_began + _LIMITS_S.get(step.step, math.inf):
@@ -272,6 +366,17 @@ def look_at_imports(state: WorkerState) -> None:
             _plan_look(library)
 
 
+def _doing(library: WorkerLibrary) -> str:
+    """What a library that is not ready does, for people."""
+    if library.hoisting:
+        return f"importing {', '.join(sorted(library.hoisting))}"
+    if library.began and library.spec.program:
+        return "waiting for its program to say that it is ready"
+    if library.began:
+        return "loading its functions in processes of their own" if library.unsafe else "forking its slots"
+    return library.step.text() if library.step is not None else "starting its process"
+
+
 def _end_parent(state: WorkerState, library: WorkerLibrary, doing: str, limit_s: float) -> None:
     # At once, and before the books are closed: a slot could write results that nobody owns.
     for slot_id in library.slots:
@@ -281,7 +386,10 @@ def _end_parent(state: WorkerState, library: WorkerLibrary, doing: str, limit_s:
 
 
 def host_gone(state: WorkerState, library_id: int, text: str) -> None:
-    """A parent died, its slots with it: start it again, unless it does so too often."""
+    """A parent died, its slots with it: start it again, unless it does so too often.
+
+    That is within a window, however well it began; and in a row, however long each took, when none got a slot ready.
+    """
     library = state.libraries.get(library_id)
     if library is None:
         return
@@ -295,13 +403,15 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     _forget(state, library)
     # That can happen as often as there are modules, and no more. One may also take effect a moment later (by a thread that it
     # started): before the library is given up, it is tried without any.
-    suspects = _suspects(library, len(starts) >= spec.max_restarts)
+    failed = 0 if library.was_ready else library.failed_starts + 1
+    too_many = len(starts) >= spec.max_restarts
+    is_last = too_many or failed >= spec.max_restarts
+    suspects = _suspects(library, is_last)
     ended_by_import = bool(suspects)
-    if len(starts) >= spec.max_restarts and not ended_by_import:
+    if is_last and not ended_by_import:
         where = f" while {library.step.text()}" if library.step is not None and library.step.step != messages.INIT else ""
-        _tell_gone(
-            state, library, f"library {spec.name!r} ended {len(starts)} times in {spec.restart_window_s:g} s: {text}{where}"
-        )
+        often = f"{len(starts)} times in {spec.restart_window_s:g} s" if too_many else f"{failed} times before it was ready"
+        _tell_gone(state, library, f"library {spec.name!r} ended {often}: {text}{where}")
         return
     again = state.libraries[library_id] = WorkerLibrary(spec)
     again.codes, again.has_code_objects = codes, library.has_code_objects
@@ -309,13 +419,14 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     again.queue, again.queued_calls = queue, queued_calls
     for name, group in staged:
         state.fetching[name].append((again, group))
-    again.ready_told = library.ready_told
+    again.ready_told, again.told_lacking = library.ready_told, library.told_lacking
     again.deadly = library.deadly | suspects
     for code in codes.values():
         again.wanted_modules |= set(code.message.modules) - again.hoisted - again.deadly
     if spec.payload or spec.payload_name:
         again.wanted_modules = set()
     again.restarts.extend(starts if ended_by_import else [*starts, state.now])
+    again.failed_starts = max(0, failed - 1) if ended_by_import else failed
     again.start_began, again.slow_at = library.start_began, library.slow_at
     _start_host(state, again)
 

@@ -42,11 +42,13 @@ class WorkerSlot:
         "generation",
         "had",
         "is_killed",
+        "is_ready",
         "is_revoking",
         "library_id",
         "outstanding",
         "pid",
         "progress_at",
+        "ready_at",
         "retiring",
         "returned",
         "revoke_checked_at",
@@ -63,6 +65,9 @@ class WorkerSlot:
         self.library_id = library_id
         self.generation = generation
         self.pid = 0  # 0 until the parent has forked it
+        # It takes calls: it was forked, and has loaded what it loads by itself.
+        self.is_ready = False
+        self.ready_at = 0.0
         # Calls sent and not answered, in order; the first has sequence number ``first``, the last ``sent - 1``.
         self.outstanding: deque[tuple[Call, Group]] = deque()
         self.first = 0
@@ -105,16 +110,23 @@ class WorkerLibrary:
     """One library instance on this worker."""
 
     __slots__ = (
+        "answered",
+        "answered_then",
         "began",
         "codes",
         "deadly",
         "early_ends",
+        "failed_slots",
+        "failed_starts",
         "forking",
         "generation",
         "has_code_objects",
         "hoist_began",
         "hoisted",
         "hoisting",
+        "idle_ends",
+        "lacking",
+        "lacks",
         "library_id",
         "look_at",
         "mean_us",
@@ -123,6 +135,7 @@ class WorkerLibrary:
         "queue",
         "queued_calls",
         "ready_told",
+        "refill_at",
         "restarts",
         "retiring",
         "slots",
@@ -132,8 +145,10 @@ class WorkerLibrary:
         "step",
         "step_began",
         "stopping",
+        "told_lacking",
         "unsafe",
         "wanted_modules",
+        "was_ready",
     )
 
     def __init__(self, spec: messages.StartLibrary) -> None:
@@ -159,10 +174,16 @@ class WorkerLibrary:
         # What the parent does while it loads the library (None: it has not said so, or has begun), and since when.
         self.step: messages.Loading | None = None
         self.step_began = 0.0
-        # Since when it has been starting, and when the manager is to hear of that; 0: not any more.
+        # Since when it has been starting (until a slot takes calls), and when the manager is to hear of that; 0: not any more.
         self.start_began = 0.0
         self.slow_at = 0.0
-        # When a step, an import or the start as a whole has to be looked at; 0: nothing is under way.
+        # Slots that could not be started beside others, why, when they are tried again (0: there are none), and how many the
+        # manager knows of.
+        self.lacking = 0
+        self.lacks = ""
+        self.refill_at = 0.0
+        self.told_lacking = 0
+        # When a step, an import, the start as a whole or a slot that did not start has to be looked at; 0: nothing is under way.
         self.look_at = 0.0
         self.generation = 0
         self.forking = 0
@@ -172,12 +193,22 @@ class WorkerLibrary:
         self.owed = 0
         # Times of the latest starts of the parent.
         self.restarts: deque[float] = deque()
+        # Parents in a row that ended before a slot took calls, and slots in a row that ended before they did, whenever that was.
+        self.failed_starts = 0
+        self.failed_slots = 0
+        # A slot of this parent has taken calls.
+        self.was_ready = False
         # Objects that it needs for its start and that are on their way.
         self.missing: set[str] = set()
         # Why slots are not forked from the parent; empty when they are.
         self.unsafe = ""
-        # Times at which slots ended before their first call.
+        # Times at which forked slots ended before their first call.
         self.early_ends: deque[float] = deque()
+        # Of slots that load it themselves: those in a row that were ready and ended before their first call, how many calls had
+        # been answered then, and how many were by slots that are gone.
+        self.idle_ends = 0
+        self.answered_then = 0
+        self.answered = 0
         # Number of slots that are retiring.
         self.retiring = 0
 
