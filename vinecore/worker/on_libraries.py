@@ -401,11 +401,11 @@ def host_gone(state: WorkerState, library_id: int, text: str) -> None:
     codes, queue, queued_calls = library.codes, library.queue, library.queued_calls
     staged = [(name, group) for name, waiting in state.fetching.items() for owner, group in waiting if owner is library]
     _forget(state, library)
-    # That can happen as often as there are modules, and no more. One may also take effect a moment later (by a thread that it
-    # started): before the library is given up, it is tried without any.
     failed = 0 if library.was_ready else library.failed_starts + 1
     too_many = len(starts) >= spec.max_restarts
     is_last = too_many or failed >= spec.max_restarts
+    # That can happen as often as there are modules, and no more. One may also take effect a moment later (by a thread that it
+    # started): before the library is given up, it is tried without any.
     suspects = _suspects(library, is_last)
     ended_by_import = bool(suspects)
     if is_last and not ended_by_import:
