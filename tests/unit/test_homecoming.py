@@ -11,9 +11,10 @@ import pytest
 from tests.kit.builders import Builder
 from vinecore.api import homecoming, waiting
 from vinecore.errors import FileLost
-from vinecore.manager.entries import FileEntry, TaskEntry, without_worker
+from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.manager.events import FileWanted, WorkerSaid
 from vinecore.manager.state import Relay
+from vinecore.manager.worker_sets import without_worker
 from vinecore.model.config import Tunables
 from vinecore.wire.messages import UploadFailed
 

@@ -8,7 +8,8 @@ import random
 from tests.kit.builders import declared
 from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events
-from vinecore.manager.entries import FEW, TaskEntry
+from vinecore.manager.entries import TaskEntry
+from vinecore.manager.worker_sets import FEW
 from vinecore.wire import messages
 
 

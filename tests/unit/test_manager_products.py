@@ -9,7 +9,8 @@ from tests.kit.manager_world import ManagerWorld
 from vinecore.errors import FileLost
 from vinecore.manager import events, orders, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import RAISED, FileEntry, Kind, Shape, TaskEntry, with_worker
+from vinecore.manager.entries import RAISED, FileEntry, Kind, Shape, TaskEntry
+from vinecore.manager.worker_sets import with_worker
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
 from vinecore.wire.messages import Mount, Product, Report, Result, Sandbox

@@ -7,7 +7,8 @@ import pytest
 from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, orders, splices
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, TaskEntry, with_worker
+from vinecore.manager.entries import FileEntry, TaskEntry
+from vinecore.manager.worker_sets import with_worker
 from vinecore.wire import messages
 
 

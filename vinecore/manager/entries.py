@@ -16,6 +16,7 @@ from typing import Protocol
 
 from vinecore.manager import transitions as t
 from vinecore.manager.ready import ReadyQueue
+from vinecore.manager.worker_sets import FEW, Workers
 from vinecore.model.allocation import allocate
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
@@ -31,30 +32,8 @@ class Handle(Protocol):
     def settled(self, entry: TaskEntry) -> object: ...
 
 
-# Workers, by id. Nearly all values are on one or two of them and have one or two consumers: a tuple of these is a quarter of a
-# set's memory, and of what has to come into the processor's caches. Beyond FEW it becomes a set.
-Workers = set[int] | tuple[int, ...]
-FEW = 8
 # LibraryEntry.offers holds at least this many before outdated ones are taken out.
 LOG_LEAST = 256
-
-
-def with_worker(ids: Workers, worker_id: int) -> Workers:
-    """These and one more; a set is changed in place."""
-    if type(ids) is set:
-        ids.add(worker_id)
-        return ids
-    if worker_id in ids:
-        return ids
-    return (*ids, worker_id) if len(ids) < FEW else {*ids, worker_id}
-
-
-def without_worker(ids: Workers, worker_id: int) -> Workers:
-    """These without one; a set is changed in place."""
-    if type(ids) is set:
-        ids.discard(worker_id)
-        return ids
-    return tuple([other for other in ids if other != worker_id])
 
 
 class Readers(list["TaskEntry"]):

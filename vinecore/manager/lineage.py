@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from vinecore.manager import near, orders
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, Readers, TaskEntry, WorkerEntry, Workers, outputs_of
+from vinecore.manager.entries import FileEntry, Readers, TaskEntry, WorkerEntry, outputs_of
 from vinecore.manager.state import ManagerState
+from vinecore.manager.worker_sets import Workers
 
 # Spares take at most this share of a worker's disk; higher: less is computed again after a loss, less room for values.
 SPARE_SHARE = 0.25

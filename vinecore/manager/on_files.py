@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from vinecore.manager import lineage, on_tasks, orders, placement, replication, splices, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, WorkerEntry, with_worker, without_worker
+from vinecore.manager.entries import FileEntry, WorkerEntry
 from vinecore.manager.state import ManagerState, Relay
+from vinecore.manager.worker_sets import with_worker, without_worker
 from vinecore.wire import messages
 
 # How a worker's reason begins when the source does not have the object, or has damaged bytes.

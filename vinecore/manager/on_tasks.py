@@ -17,9 +17,9 @@ from vinecore.manager.entries import (
     TaskEntry,
     WorkerEntry,
     outputs_of,
-    without_worker,
 )
 from vinecore.manager.state import ManagerState
+from vinecore.manager.worker_sets import without_worker
 from vinecore.model.notes import TaskMoved
 from vinecore.wire import messages
 from vinecore.wire.messages import Result

@@ -13,18 +13,9 @@ from itertools import islice
 
 from vinecore.manager import bundles, near, orders, reserving, splices, transfers
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import (
-    Bundle,
-    CodeEntry,
-    FileEntry,
-    Instance,
-    LibraryEntry,
-    Shape,
-    TaskEntry,
-    WorkerEntry,
-    with_worker,
-)
+from vinecore.manager.entries import Bundle, CodeEntry, FileEntry, Instance, LibraryEntry, Shape, TaskEntry, WorkerEntry
 from vinecore.manager.state import ManagerState, Relay
+from vinecore.manager.worker_sets import with_worker
 from vinecore.wire import messages
 from vinecore.wire.messages import Call
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from itertools import islice
 
 from vinecore.manager import splices, transfers
-from vinecore.manager.entries import FileEntry, WorkerEntry, with_worker
+from vinecore.manager.entries import FileEntry, WorkerEntry
 from vinecore.manager.state import ManagerState
+from vinecore.manager.worker_sets import with_worker
 
 # Workers looked at for one copy; higher: a more even use of disks, more work for each copy.
 CANDIDATES = 16
