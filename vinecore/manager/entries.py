@@ -187,8 +187,6 @@ class Shape:
         # tried and still has room lacks what is asked for. And the instance that lacked it last.
         self.tried = [0, 0]
         self.refused_by: Instance | None = None
-        if self.constrained:
-            library.number()
         library.shapes.append(self)
 
 

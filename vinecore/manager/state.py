@@ -191,3 +191,5 @@ class ManagerState:
         if not shape.queued:
             shape.queued = True
             self.active.append(shape)
+            if shape.constrained and not shape.library.asks:
+                shape.library.number()  # here, in the machine: shapes are made in the threads of callers
