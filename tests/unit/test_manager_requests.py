@@ -8,7 +8,7 @@ from tests.kit.builders import Builder
 from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events, placement
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import Instance, Kind, Shape, TaskEntry
+from vinecore.manager.entries import LOG_LEAST, Instance, Kind, Shape, TaskEntry
 from vinecore.manager.state import ManagerState
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
@@ -91,3 +91,14 @@ def test_requests_that_come_after_instances_were_offered_are_served_by_all() -> 
     for entry in plain:
         world.answer(entry, messages.OK_INLINE)
     assert len(placed(entries)) == 8
+
+
+def test_workers_that_left_are_forgotten() -> None:
+    """However many come and go: the log of offers kept each of them."""
+    world = ManagerWorld(1, cores=4)
+    world.submit(*asking(world, 1, cores=2))
+    library = world.builder.library
+    for worker_id in range(2, 1000):
+        world.join(worker_id, 4)
+        world.do(events.WorkerLeft(0.0, worker_id, "the connection was closed"))
+    assert len(library.offers) <= LOG_LEAST + 10

@@ -277,14 +277,20 @@ def test_a_worker_is_kept_for_longer_each_time() -> None:
     assert spans[1:] == [2 * reserving.HOLD_S, 4 * reserving.HOLD_S, 8 * reserving.HOLD_S]
 
 
-def test_who_waits_for_a_kept_worker_is_told() -> None:
-    world = ManagerWorld(1, 4)
+def kept_and_waiting(workers: int) -> tuple[ManagerWorld, list[TaskEntry], TaskEntry, TaskEntry]:
+    """One-core tasks run on all cores, a worker is kept for one of four, and a one-core task comes behind that."""
+    world = ManagerWorld(workers, 4)
     small = kind_of(world.builder.library, cores=1)
-    running = busy(world, small, 4)
+    running = busy(world, small, 4 * workers)
     wanted = world.builder.call(kind=kind_of(world.builder.library, cores=4))
     later = world.builder.call(kind=small)
     world.submit(wanted, later)
     wait(world)
+    return world, running, wanted, later
+
+
+def test_who_waits_for_a_kept_worker_is_told() -> None:
+    world, running, wanted, later = kept_and_waiting(1)
     world.answer(running[0], messages.OK_INLINE)
     why = f"worker 1 is kept for task {wanted.task_id}, which comes first and asks for more than is free there"
     assert world.machine.story(later.task_id)[0].endswith(f"is ready and waits: {why}")
@@ -292,12 +298,6 @@ def test_who_waits_for_a_kept_worker_is_told() -> None:
 
 
 def test_who_waits_for_others_beside_a_kept_worker_is_told_of_both() -> None:
-    world = ManagerWorld(2, 4)
-    small = kind_of(world.builder.library, cores=1)
-    running = busy(world, small, 8)
-    wanted = world.builder.call(kind=kind_of(world.builder.library, cores=4))
-    later = world.builder.call(kind=small)
-    world.submit(wanted, later)
-    wait(world)
+    world, running, _, later = kept_and_waiting(2)
     world.answer(next(e for e in running if e.instance is not None and e.instance.worker_id == 1), messages.OK_INLINE)
     assert "is free there; 1 more that could run it is busy with other tasks" in world.machine.story(later.task_id)[0]

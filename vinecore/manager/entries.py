@@ -327,8 +327,8 @@ class LibraryEntry:
     def log(self, instance: Instance) -> None:
         """It may have room for what it lacked until now."""
         if len(self.offers) >= LOG_LEAST + 2 * len(self.instances):
-            # Offers that were followed by another one of the same instance say nothing.
-            valid = [number for number, other in enumerate(self.offers) if other.offered_at == number]
+            # Offers that were followed by another one of the same instance say nothing, nor do those of instances that are gone.
+            valid = [n for n, other in enumerate(self.offers) if other.offered_at == n and other.state is not t.GONE]
             self.offers = [self.offers[number] for number in valid]
             for number, other in enumerate(self.offers):
                 other.offered_at = number

@@ -263,10 +263,7 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
                 break
             continue
         own = entry.kind.shape  # entries near their inputs may be of another shape of this library
-        lacks = own.constrained and not _fits(state, instance, entry)
-        if lacks and own is shape:
-            shape.refused_by = instance
-        full = lacks or (own.constrained and reserving.is_kept_from(state, entry, instance))
+        full = own.constrained and _is_refused(state, shape, entry, instance)
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
             if line is not None and line is instance.local and instance.groups_out:
@@ -295,6 +292,15 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     if instance.groups:
         send_run(state, instance)
     return not (was_refused and instance.groups_out >= instance.slots) and _has_room(state, instance, 0.0, deep)
+
+
+def _is_refused(state: ManagerState, shape: Shape, entry: TaskEntry, instance: Instance) -> bool:
+    """Whether an entry gets nothing here of what it asks for; one of the shape being served is noted as lacking it."""
+    if _fits(state, instance, entry):
+        return reserving.is_kept_from(state, entry, instance)
+    if entry.kind.shape is shape:
+        shape.refused_by = instance
+    return True
 
 
 def _has_room_elsewhere(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
