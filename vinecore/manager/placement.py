@@ -24,6 +24,11 @@ MOST_PER_SLOT = 1000
 # A Run message is sent when this many calls have gathered; bounds a frame.
 RUN_CALLS = 512
 ASK_AGAIN_S = 0.1
+# An instance that has not answered for so many means (and STUCK_S) gets nothing more behind what runs there, and is asked for the
+# rest of a bundle; for that no more than CUT_LIMIT_S, longer than a bundle was to take. Lower: values that could stay in a slot are
+# written, and travel.
+CUT_FACTOR = 10.0
+CUT_LIMIT_S = 0.25
 # Busy instances looked at, and calls moved, at one time at most; and seconds between two looks for each instance of a library.
 EVEN_OUT_LOOKS = 256
 EVEN_OUT_PAUSE_S = 1e-5
@@ -223,9 +228,12 @@ def _has_room(state: ManagerState, instance: Instance, next_us: float, deep: boo
         return True
     if not deep:
         return False
+    mean = instance.mean_us
+    if mean and state.now - instance.progress_at > max(near.STUCK_S, CUT_FACTOR * mean / 1e6):
+        return False  # what runs there is much longer than what it ran before: behind it, nobody knows how long to wait
     if groups == instance.slots:
         return True  # at least one extra group, so that no slot waits for the manager
-    mean = max(instance.mean_us, next_us)
+    mean = max(mean, next_us)
     if mean == 0.0:
         return False
     count = instance.outstanding
@@ -483,6 +491,11 @@ def even_out(state: ManagerState) -> float | None:
         soonest = state.now + EVEN_OUT_PAUSE_S * len(library.instances)
         for instance in list(islice(library.piled.values(), EVEN_OUT_LOOKS)):
             extra = instance.groups_out - instance.slots
+            patience = near.STUCK_S
+            if extra <= 0 and instance.outstanding > instance.groups_out:
+                # The rest of a bundle, behind a vertex that runs for long: it is cut there.
+                extra = instance.outstanding - instance.groups_out
+                patience = max(patience, min(CUT_FACTOR * instance.mean_us / 1e6, CUT_LIMIT_S))
             if extra <= 0:
                 instance.is_piled = False
                 del library.piled[instance.worker_id]
@@ -490,7 +503,7 @@ def even_out(state: ManagerState) -> float | None:
             library.piled.move_to_end(instance.worker_id)
             if not instance.worker.takes_work():
                 continue
-            due = max(instance.progress_at + near.STUCK_S, instance.asked_at + ASK_AGAIN_S)
+            due = max(instance.progress_at + patience, instance.asked_at + ASK_AGAIN_S)
             if state.now < due:
                 due = max(due, soonest)
                 again = due if again is None else min(again, due)
@@ -498,11 +511,18 @@ def even_out(state: ManagerState) -> float | None:
             if room <= 0:
                 break  # asking more of them would only move work to and fro
             instance.asked_at = state.now
-            asked = min(extra, room)
-            room -= asked
+            # Tiny calls by the hundred: each slot takes as many as it would if they came by themselves.
+            share = _calls_of_slot(state, instance.mean_us)
+            asked = min(extra, room * share, MOST_PER_SLOT)
+            room -= -(-asked // share)
             state.orders.append(orders.SendTo(instance.worker_id, messages.HandBack(asked, library.library_id)))
             again = state.now + ASK_AGAIN_S if again is None else min(again, state.now + ASK_AGAIN_S)
     return again
+
+
+def _calls_of_slot(state: ManagerState, mean_us: float) -> int:
+    """Calls of such a length that one slot may have."""
+    return max(1, min(MOST_PER_SLOT, int(state.tunables.pipeline_ms * 1000.0 / mean_us))) if mean_us else 1
 
 
 def _free_slots(library: LibraryEntry) -> int:
@@ -516,7 +536,7 @@ def _free_slots(library: LibraryEntry) -> int:
     return room
 
 
-def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
+def _commit(state: ManagerState, shape: Shape, instance: Instance, is_bundle: bool = False) -> None:
     """A group takes what one of its calls asks for: they run one after the other."""
     if instance.groups_out == 0:
         instance.progress_at = state.now
@@ -524,7 +544,7 @@ def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
     elif instance.alike is not shape:
         instance.alike = None
     instance.groups_out += 1
-    if instance.groups_out > instance.slots and not instance.is_piled:
+    if (instance.groups_out > instance.slots or is_bundle) and not instance.is_piled:
         instance.is_piled = True
         instance.library.piled[instance.worker_id] = instance
     if shape.constrained:
@@ -574,7 +594,7 @@ def _place_bundle(state: ManagerState, chosen: list[TaskEntry], instance: Instan
     graph = chosen[0].graph
     assert graph is not None
     graph.unplaced -= len(chosen)
-    _commit(state, chosen[0].kind.shape, instance)
+    _commit(state, chosen[0].kind.shape, instance, bundle is not None)
     calls: list[Call] = []
     for entry in chosen:
         _mark_placed(state, entry, instance)
