@@ -15,7 +15,7 @@ import pytest
 from daskvine import DaskVine
 from tests.dask.conftest import Runs
 from tests.kit.fleet import fleet
-from tests.kit.processes import Worker, home, start  # noqa: F401 - fixtures
+from tests.kit.processes import Worker
 from vinecore.wire import messages
 
 LIMIT_S = 30.0

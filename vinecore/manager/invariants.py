@@ -143,7 +143,9 @@ def _check_offers(state: ManagerState, library: LibraryEntry) -> None:
         for deep, table in enumerate((library.idle, library.hungry)):
             for instance in table.values() if entry is not None else ():
                 worker = instance.worker
-                if instance.offered_at >= shape.tried[deep] or not instance.is_open or instance.groups_out >= instance.slots:
+                if instance.offered_at >= shape.tried[deep] or instance is library.latest:
+                    continue
+                if not instance.is_open or instance.groups_out >= instance.slots:
                     continue
                 lacks = worker.amount_of(shape).missing_in(worker.total.minus(worker.committed))
                 is_kept = state.reserved is not None and state.reserved.worker_id == instance.worker_id

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from itertools import islice
 
 from vinecore.manager import bundles, near, orders, reserving, splices, transfers
 from vinecore.manager import transitions as t
@@ -23,15 +22,6 @@ from vinecore.wire.messages import Call
 MOST_PER_SLOT = 1000
 # A Run message is sent when this many calls have gathered; bounds a frame.
 RUN_CALLS = 512
-ASK_AGAIN_S = 0.1
-# An instance that has not answered for so many means (and STUCK_S) gets nothing more behind what runs there, and is asked for the
-# rest of a bundle; for that no more than CUT_LIMIT_S, longer than a bundle was to take. Lower: values that could stay in a slot are
-# written, and travel.
-CUT_FACTOR = 10.0
-CUT_LIMIT_S = 0.25
-# Busy instances looked at, and calls moved, at one time at most; and seconds between two looks for each instance of a library.
-EVEN_OUT_LOOKS = 256
-EVEN_OUT_PAUSE_S = 1e-5
 # Idle instances that look for entries meant for busy ones at each event; higher: sooner a balance, more work for nothing.
 TAKE_OVER_LOOKS = 4
 # Entries that an instance may pass over, because its worker had no room for them before, each time it is filled; bounds that.
@@ -229,8 +219,8 @@ def _has_room(state: ManagerState, instance: Instance, next_us: float, deep: boo
     if not deep:
         return False
     mean = instance.mean_us
-    if mean and state.now - instance.progress_at > max(near.STUCK_S, CUT_FACTOR * mean / 1e6):
-        return False  # what runs there is much longer than what it ran before: behind it, nobody knows how long to wait
+    if mean and near.is_held_up(instance, state.now):
+        return False
     if groups == instance.slots:
         return True  # at least one extra group, so that no slot waits for the manager
     mean = max(mean, next_us)
@@ -473,67 +463,6 @@ def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> N
             _know_code(state, code, instance)
         if not code.is_piece:
             instance.known_code = code
-
-
-def even_out(state: ManagerState) -> float | None:
-    """Ask instances for work that waits behind long calls while others of their library idle; returns when to look again."""
-    if len(state.workers) < 2:
-        return None
-    again: float | None = None
-    for library in state.libraries.values():
-        if not library.piled:
-            continue
-        library.line_up()
-        room = _free_slots(library)
-        if room == 0:
-            continue
-        # The next look would otherwise follow at once, where many answer at any time.
-        soonest = state.now + EVEN_OUT_PAUSE_S * len(library.instances)
-        for instance in list(islice(library.piled.values(), EVEN_OUT_LOOKS)):
-            extra = instance.groups_out - instance.slots
-            patience = near.STUCK_S
-            if extra <= 0 and instance.outstanding > instance.groups_out:
-                # The rest of a bundle, behind a vertex that runs for long: it is cut there.
-                extra = instance.outstanding - instance.groups_out
-                patience = max(patience, min(CUT_FACTOR * instance.mean_us / 1e6, CUT_LIMIT_S))
-            if extra <= 0:
-                instance.is_piled = False
-                del library.piled[instance.worker_id]
-                continue
-            library.piled.move_to_end(instance.worker_id)
-            if not instance.worker.takes_work():
-                continue
-            due = max(instance.progress_at + patience, instance.asked_at + ASK_AGAIN_S)
-            if state.now < due:
-                due = max(due, soonest)
-                again = due if again is None else min(again, due)
-                continue
-            if room <= 0:
-                break  # asking more of them would only move work to and fro
-            instance.asked_at = state.now
-            # Tiny calls by the hundred: each slot takes as many as it would if they came by themselves.
-            share = _calls_of_slot(state, instance.mean_us)
-            asked = min(extra, room * share, MOST_PER_SLOT)
-            room -= -(-asked // share)
-            state.orders.append(orders.SendTo(instance.worker_id, messages.HandBack(asked, library.library_id)))
-            again = state.now + ASK_AGAIN_S if again is None else min(again, state.now + ASK_AGAIN_S)
-    return again
-
-
-def _calls_of_slot(state: ManagerState, mean_us: float) -> int:
-    """Calls of such a length that one slot may have."""
-    return max(1, min(MOST_PER_SLOT, int(state.tunables.pipeline_ms * 1000.0 / mean_us))) if mean_us else 1
-
-
-def _free_slots(library: LibraryEntry) -> int:
-    """Slots that nothing runs in, counted until there are enough of them."""
-    room = 0
-    for instance in library.idle.values():
-        if instance.is_open:
-            room += max(0, instance.slots - instance.groups_out)
-            if room >= EVEN_OUT_LOOKS:
-                break
-    return room
 
 
 def _commit(state: ManagerState, shape: Shape, instance: Instance, is_bundle: bool = False) -> None:

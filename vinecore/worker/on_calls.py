@@ -572,8 +572,9 @@ def _cut_at(library: WorkerLibrary, slot: WorkerSlot) -> float:
 
 
 def _border(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot) -> int | None:
-    """From where on what a slot has not started may be taken back now: behind the call that runs there, if that is long enough and
-    something of its group can go elsewhere, or else the groups behind its own. None: there is nothing.
+    """From where on what a slot has not started may be taken back now; None: there is nothing.
+
+    Behind the call that runs there, if that is long enough and something of its group can go elsewhere, else behind its group.
     """
     if slot.uncut != slot.first and state.now >= _cut_at(library, slot):
         if _movable(slot, slot.first + 1):
