@@ -126,8 +126,9 @@ def _check_library(library: LibraryEntry) -> None:
             if worker_id in library.idle or instance is library.latest:
                 continue
             raise InvariantError(f"{instance} has a free slot and is not offered")
-        if instance.is_piled != (worker_id in library.piled) or (instance.groups_out > instance.slots and not instance.is_piled):
-            raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots")
+        waits = instance.groups_out > instance.slots or instance.outstanding > instance.groups_out
+        if instance.is_piled != (worker_id in library.piled) or (waits and not instance.is_piled):
+            raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots, and is piled or not")
         if instance.local is not None and len(instance.local) and worker_id not in library.stocked:
             raise InvariantError(f"{instance} has entries of its own that nobody looks at")
 
