@@ -148,7 +148,9 @@ def long_s(instance: Instance) -> float:
 
 def is_held_up(instance: Instance, now: float) -> bool:
     """What runs there is much longer than what ran there before: nobody knows how long what comes behind it has to wait."""
-    return now - instance.progress_at > max(STUCK_S, long_s(instance))
+    if instance.groups_out < instance.slots or now - instance.progress_at <= STUCK_S:
+        return False
+    return 0.0 < long_s(instance) < now - instance.progress_at
 
 
 def turn(entry: TaskEntry) -> tuple[float, int]:

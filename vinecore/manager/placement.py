@@ -218,12 +218,9 @@ def _has_room(state: ManagerState, instance: Instance, next_us: float, deep: boo
         return True
     if not deep:
         return False
-    mean = instance.mean_us
-    if mean and near.is_held_up(instance, state.now):
-        return False
     if groups == instance.slots:
         return True  # at least one extra group, so that no slot waits for the manager
-    mean = max(mean, next_us)
+    mean = max(instance.mean_us, next_us)
     if mean == 0.0:
         return False
     count = instance.outstanding
@@ -236,6 +233,8 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     Not where one did not fit and something runs: that will end, and offer the instance again.
     """
     was_refused = False
+    if deep and near.is_held_up(instance, state.now):
+        deep = False
     library = shape.library
     waiting = len(shape.ready)
     worker_id = instance.worker_id
