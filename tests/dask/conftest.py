@@ -1,4 +1,7 @@
-"""Embedded managers with two cores, for each module of these tests: ``m`` in both task modes, ``calls`` in the usual one."""
+"""Embedded managers with two cores, for each module of these tests: ``m`` in both task modes, ``calls`` in the usual one.
+
+Workers that are started by their command: ``start``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from typing import Any
 import pytest
 
 from daskvine import DaskVine
+from tests.kit.processes import home, start
+
+__all__ = ["home", "start"]  # fixtures
 
 
 class InTasks(DaskVine):

@@ -27,7 +27,6 @@ from daskvine import DaskVine, scheduler
 from tests.dask.conftest import Runs
 from vinecore.errors import MissingKeyError, RemoteError, RemoteTraceback, UnpicklableError, UsageError
 from vinecore.manager.events import VerticesSubmitted
-from vinecore.wire import messages
 
 LIMIT_S = 30.0
 Graph = dict[Hashable, Any]
@@ -286,69 +285,6 @@ def test_a_large_graph_is_converted_no_faster_than_the_core_takes_it(calls: Dask
     assert len(seen) > 5 * scheduler.LEAD_PIECES
     leads = itertools.accumulate(1 if what == "packed" else -1 for what, _ in seen)
     assert max(leads) <= scheduler.LEAD_PIECES
-
-
-def wait_for_others(path: str, value: Any, count: int, *inputs: Any) -> Any:
-    """Return when so many other vertices have left their mark."""
-    until = time.monotonic() + LIMIT_S
-    while not Path(path).exists() or Path(path).read_text().count("\n") < count:
-        if time.monotonic() > until:
-            raise TimeoutError("the other vertices never ran")
-        time.sleep(0.002)
-    return value
-
-
-@pytest.mark.parametrize("place", [3, 60, 150, 299])
-def test_one_long_vertex_holds_up_nobody_else(calls: DaskVine, runs: Runs, place: int) -> None:
-    """It waits for all others, those that went to the same process in the same bundle included."""
-    warm: Graph = {("leaf", number): (mark, os.devnull, number) for number in range(300)}
-    calls.get(warm, list(warm))
-    graph: Graph = {("leaf", number): (mark, str(runs.path), number) for number in range(300)}
-    graph["leaf", place] = (wait_for_others, str(runs.path), place, 299)
-    assert calls.get(graph, list(graph)) == tuple(range(300))
-    assert sorted(map(int, runs.lines())) == [number for number in range(300) if number != place]
-
-
-def tell(path: str, tag: str, value: Any) -> Any:
-    mark(path, tag)
-    return value
-
-
-@pytest.mark.parametrize("size", [3, 20_000], ids=["inline", "stored"])
-def test_a_bundle_that_is_cut_runs_nothing_twice(calls: DaskVine, runs: Runs, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    """A vertex that waits for all that can run without it; what reads values in its process gets them when it has ended."""
-    machine = calls.engine.machine
-    handle, later = machine.handle, []
-
-    def watched(event: Any) -> Any:
-        if isinstance(getattr(event, "message", None), messages.Done):
-            later.extend(result for result in event.message.results if result.status == messages.WRITTEN_LATER)
-        return handle(event)
-
-    def graph(path: str) -> Graph:
-        out: Graph = {}
-        for n in range(40):
-            out["made", n] = (tell, path, f"made{n}", np.full(size, float(n)))
-            out["other", n] = (tell, path, f"other{n}", ("made", n))
-            out["sum", n] = (tell, path, f"sum{n}", (operator.add, ("made", n), ("other", n)))
-        for n in range(39):
-            out["chain", n] = (tell, path, f"chain{n}", (operator.add, ("sum", n), ("sum", n + 1)))
-        return out
-
-    wanted = [("chain", n) for n in range(39)]
-    for _ in range(2):  # durations and sizes are known then
-        calls.get(graph(os.devnull), wanted, reuse=False)
-    monkeypatch.setattr(machine, "handle", watched)
-    uneven = graph(str(runs.path))
-    tags = [task[2] for key, task in uneven.items() if key != ("other", 2)]
-    uneven["other", 2] = (wait_for_others, str(runs.path), 0.0, 155, ("made", 2))
-    values = calls.get(uneven, wanted, reuse=False)
-    for n, value in enumerate(values):
-        right = 4.0 * n + 2.0 - 2.0 * (n == 2) - 2.0 * (n == 1)
-        np.testing.assert_array_equal(value, np.full(size, right))
-    assert sorted(runs.lines()) == sorted(tags), "each ran once"
-    assert later and calls.stats.tasks_recovery == 0
-    calls.engine.call_in_loop(calls.engine.machine.check)
 
 
 def draw_slowly(source: str) -> float:

@@ -256,6 +256,42 @@ def test_paths_that_are_none(m: Manager, value: Any) -> None:
         m.declare_file(value)
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("", "which is not empty"),
+        ("a\0b", "holds a zero byte"),
+        ("https://host/data.root", "not the URL https://host/data.root: "),
+    ],
+)
+def test_paths_of_no_file(m: Manager, value: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        m.declare_file(value)
+
+
+def test_paths_that_look_odd(m: Manager, tmp_path: Path) -> None:
+    """A name may hold what makes a URL, and a path may be bytes behind its object."""
+
+    class Home:
+        def __fspath__(self) -> bytes:
+            return os.fsencode(tmp_path / "a:")
+
+    (tmp_path / "a:").mkdir()
+    (tmp_path / "a:" / "b").write_text("x")
+    assert m.declare_file(f"{tmp_path}/a://b").source() == f"{tmp_path}/a:/b"
+    assert m.declare_file(Home()).source() == f"{tmp_path}/a:"  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("value", ["text", b"bytes", 5, None])
+def test_arguments_that_are_no_list(value: Any) -> None:
+    call = FunctionCall("library", "fn", 1)
+    with pytest.raises(UsageError, match=r"set_fn_args takes a list of arguments, not .*: write \["):
+        call.set_fn_args(value)
+    with pytest.raises(UsageError, match="set_fn_args takes the named arguments as a dict, not "):
+        call.set_fn_args([1], kwargs=[("a", 1)])  # type: ignore[arg-type]
+    assert (call.args, call.kwargs) == ((1,), {})
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_methods_in_a_fork_of_the_program(m: Manager) -> None:
     """Nothing there has a loop: what would wait, cancel or change something says so."""

@@ -167,6 +167,7 @@ MUTATIONS = [
     Mutation("others wait behind a request too", "manager.placement", "_fits", "instance.alike is entry.kind.shape", "True"),
     Mutation("what lacked room is not offered again", "manager.placement", "unplace", "other.library.offer(other)", "pass"),
     Mutation("who may take more is not asked", "manager.placement", "_serve_asking", "library.log(instance)", "pass"),
+    Mutation("nobody knows who has a bundle", "manager.placement", "_commit", "or is_bundle", ""),
     Mutation("ended readers are remembered", "manager.lineage", "use_ended", "file.left_by(entry)", "pass"),
     # Workers that leave on purpose.
     Mutation("sole copies are not handed over", "manager.on_drain", "settle", "if not sole:", "if True:"),

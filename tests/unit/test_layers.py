@@ -73,6 +73,7 @@ ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
         ("replicas", "transfers", "splices", "lineage"),
         ("bundles", "policy", "replication", "reserving"),
         ("placement",),
+        ("evening",),
         ("on_*",),
         ("machine",),
     ),

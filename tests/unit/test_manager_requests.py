@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kit.builders import Builder
+from tests.kit.builders import Builder, declared
 from tests.kit.manager_world import ManagerWorld
+from vinecore.errors import FileLost
 from vinecore.manager import events, placement
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import LOG_LEAST, Instance, Kind, Shape, TaskEntry
@@ -102,3 +103,18 @@ def test_workers_that_left_are_forgotten() -> None:
         world.join(worker_id, 4)
         world.do(events.WorkerLeft(0.0, worker_id, "the connection was closed"))
     assert len(library.offers) <= LOG_LEAST + 10
+
+
+def test_what_fails_with_a_lost_file_leaves_its_room_at_once() -> None:
+    world = ManagerWorld(1, cores=2)
+    (waiting,) = asking(world, 1, cores=2)
+    kind = waiting.kind
+    graph, (running, reader) = world.builder.vertices([[], []], kinds=[kind, kind])
+    lost = declared(1)
+    lost.at_manager = False
+    reader.inputs = (lost,)
+    world.do(events.VerticesSubmitted(0.0, graph, [running]))
+    world.submit(waiting)
+    assert (running.state, waiting.state) == (t.PLACED, t.READY)
+    world.do(events.VerticesSubmitted(0.0, graph, [reader]))
+    assert isinstance(reader.error, FileLost) and waiting.state is t.PLACED

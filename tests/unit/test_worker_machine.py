@@ -10,7 +10,7 @@ from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
 from vinecore.worker import events, orders
 from vinecore.worker.machine import DOUBT_S, WorkerMachine
-from vinecore.worker.on_calls import CATCH_UP_S, CUT_FACTOR, REVOKE_SETTLE_S, STUCK_S
+from vinecore.worker.on_calls import CATCH_UP_S, CUT_FACTOR, CUT_LIMIT_S, REVOKE_SETTLE_S, STUCK_S
 from vinecore.worker.state import NOT_REVOKED
 
 
@@ -375,6 +375,49 @@ def test_calls_that_a_slot_has_not_started_are_handed_back_once_that_is_sure() -
     world.do(events.ClaimRead(0.0, slot_id, 0))
     (answer,) = world.results()
     assert answer[1] == messages.HANDED_BACK
+
+
+def settle(world: WorkerWorld, started: int = 0) -> None:
+    """What was revoked in slot 1 has been seen by it, which runs its call number ``started``."""
+    world.now += REVOKE_SETTLE_S
+    world.do(events.ClaimRead(0.0, 1, started))
+
+
+def test_the_rest_of_a_group_is_handed_back_behind_a_call_that_is_long() -> None:
+    world = WorkerWorld()
+    world.run([kept(1), call(2), call(3, 1), call(4)])
+    world.say(messages.HandBack(3, 1))
+    assert not world.of(orders.Revoke), "it has just begun"
+    world.now += STUCK_S
+    world.say(messages.HandBack(3, 1))
+    settle(world)
+    assert world.results() == [(2, messages.HANDED_BACK), (4, messages.HANDED_BACK)], "3 needs what the slot makes"
+
+
+def test_a_group_is_cut_also_where_the_groups_behind_it_were_taken_before() -> None:
+    world = WorkerWorld()
+    world.machine.state.libraries[1].mean_us = 2000.0
+    world.run([call(1), call(2)], [call(3)])
+    world.now += STUCK_S
+    world.say(messages.HandBack(2, 1))
+    settle(world)
+    assert world.results() == [(3, messages.HANDED_BACK)]
+    world.now += CUT_FACTOR * 2000e-6
+    world.say(messages.HandBack(2, 1))
+    settle(world)
+    assert world.results() == [(2, messages.HANDED_BACK)]
+
+
+def test_a_group_of_long_calls_is_cut_after_the_time_that_no_group_was_to_take() -> None:
+    world = WorkerWorld()
+    world.machine.state.libraries[1].mean_us = 2e5
+    world.run([call(1), call(2)])
+    world.now += 0.9 * CUT_LIMIT_S
+    world.say(messages.HandBack(1, 1))
+    assert not world.of(orders.Revoke)
+    world.now += 0.2 * CUT_LIMIT_S
+    world.say(messages.HandBack(1, 1))
+    assert world.of(orders.Revoke)
 
 
 def boxed(task_id: int) -> Call:

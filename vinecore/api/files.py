@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ FILE = 1
 TEMP = 3
 BUFFER = 4
 _SOURCES = {TEMP: "temp", BUFFER: "buffer"}
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class File(payloads.Dependency):
@@ -203,14 +205,14 @@ class FileMethods:
             options: cache, peer_transfer: accepted as in TaskVine.
 
         Raises:
-            TypeError: no path. UsageError (a ValueError): ``unlink_when_done``.
+            TypeError: no path. UsageError (a ValueError): an empty one, a URL, ``unlink_when_done``.
         """
         _known_options("declare_file", options)
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"declare_file takes the path of a file as a str or Path, not {shown(path)}")
         if unlink_when_done:
             raise UsageError("unlink_when_done is not supported in this version: remove the file yourself")
-        return File(self.engine, None, FILE, path=os.path.abspath(os.fspath(path)))
+        return File(self.engine, None, FILE, path=os.path.abspath(_checked_path(os.fsdecode(path))))
 
     def declare_buffer(self, buffer: bytes | bytearray | memoryview | str | None = None, **options: Any) -> File:
         """A file with this content (a str is stored as UTF-8); None: an output, whose content a task makes.
@@ -310,6 +312,19 @@ def check_owner(file: File, engine: Engine) -> None:
     """
     if file.engine is not engine:
         raise UsageError(f"{file!r} belongs to another manager: declare it with the one that is to use it")
+
+
+def _checked_path(path: str) -> str:
+    if not path:
+        raise UsageError("declare_file takes the path of a file, which is not empty")
+    if "\0" in path:
+        raise UsageError(f"the path of a file holds a zero byte: {path!r}")
+    if _URL.match(path) and not os.path.lexists(path):
+        raise UsageError(
+            f"declare_file takes the path of a file on this machine, not the URL {path}: URLs are not supported in this version, "
+            "fetch it first, or in the task's command"
+        )
+    return path
 
 
 def checked_name(name: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vinecore.api.commands import SandboxedTask
@@ -54,7 +54,15 @@ class FunctionCall(SandboxedTask, TempOutput):
         self.kwargs = kwargs
 
     def set_fn_args(self, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> None:
-        """Replace the arguments, before submit."""
+        """Replace the arguments, before submit.
+
+        Raises:
+            UsageError: they are no sequence, or the named ones no dict.
+        """
+        if isinstance(args, str | bytes | bytearray) or not isinstance(args, Iterable):
+            raise UsageError(f"set_fn_args takes a list of arguments, not {shown(args)}: write [{shown(args)}] for a single one")
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            raise UsageError(f"set_fn_args takes the named arguments as a dict, not {shown(kwargs)}")
         self.args, self.kwargs = tuple(args), dict(kwargs or {})
 
     def set_exec_method(self, mode: str) -> None:

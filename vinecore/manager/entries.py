@@ -277,7 +277,7 @@ class LibraryEntry:
         # Instances with ready entries of their own, and those of them that may have room.
         self.stocked: dict[int, Instance] = {}
         self.near: dict[int, Instance] = {}
-        # Instances with more groups than slots; those that have no more are met here, and dropped, when work is evened out.
+        # Instances with more groups than slots, or a bundle; those without are met here, and dropped, when work is evened out.
         self.piled: OrderedDict[int, Instance] = OrderedDict()
         # Slots of all instances that are up.
         self.slots_up = 0

@@ -126,8 +126,9 @@ def _check_library(library: LibraryEntry) -> None:
             if worker_id in library.idle or instance is library.latest:
                 continue
             raise InvariantError(f"{instance} has a free slot and is not offered")
-        if instance.is_piled != (worker_id in library.piled) or (instance.groups_out > instance.slots and not instance.is_piled):
-            raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots")
+        waits = instance.groups_out > instance.slots or instance.outstanding > instance.groups_out
+        if instance.is_piled != (worker_id in library.piled) or (waits and not instance.is_piled):
+            raise InvariantError(f"{instance} has {instance.groups_out} groups for {instance.slots} slots, and is piled or not")
         if instance.local is not None and len(instance.local) and worker_id not in library.stocked:
             raise InvariantError(f"{instance} has entries of its own that nobody looks at")
 
@@ -143,7 +144,9 @@ def _check_offers(state: ManagerState, library: LibraryEntry) -> None:
         for deep, table in enumerate((library.idle, library.hungry)):
             for instance in table.values() if entry is not None else ():
                 worker = instance.worker
-                if instance.offered_at >= shape.tried[deep] or not instance.is_open or instance.groups_out >= instance.slots:
+                if instance.offered_at >= shape.tried[deep] or instance is library.latest:
+                    continue
+                if not instance.is_open or instance.groups_out >= instance.slots:
                     continue
                 lacks = worker.amount_of(shape).missing_in(worker.total.minus(worker.committed))
                 is_kept = state.reserved is not None and state.reserved.worker_id == instance.worker_id

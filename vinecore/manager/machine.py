@@ -121,6 +121,8 @@ class ManagerMachine:
                 on_libraries.fail_hopeless(state)
         if state.lost_files:
             on_tasks.fail_lost(state)
+            if state.active:
+                placement.place(state)  # what ran for those that failed has left room
         if state.bring_home:
             on_files.bring_home(state)
         if state.wanted_later:

@@ -26,6 +26,8 @@ STEAL_LOOKS = 4
 FREED_LOOKS = 16
 # Work behind calls that have run this long without an answer goes where a slot is free; lower: more messages for nothing.
 STUCK_S = 0.03
+# A call that has run for so many means is long for its kind; lower: more is moved that would have had its turn soon.
+LONG_FACTOR = 10.0
 
 
 def nearest(entry: TaskEntry) -> Instance | None:
@@ -137,6 +139,18 @@ def free_stuck(state: ManagerState, library: LibraryEntry, shape: Shape) -> None
         if entry is not None and first is not None and turn(entry) < turn(first):
             other.local.remove(entry)
             put_back(state, entry)
+
+
+def long_s(instance: Instance) -> float:
+    """Seconds after which a call there is long, measured by those before."""
+    return LONG_FACTOR * instance.mean_us / 1e6
+
+
+def is_held_up(instance: Instance, now: float) -> bool:
+    """What runs there is much longer than what ran there before: nobody knows how long what comes behind it has to wait."""
+    if instance.groups_out < instance.slots or now - instance.progress_at <= STUCK_S:
+        return False
+    return 0.0 < long_s(instance) < now - instance.progress_at
 
 
 def turn(entry: TaskEntry) -> tuple[float, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vinecore.errors import ProtocolError
 from vinecore.manager import (
+    evening,
     near,
     on_drain,
     on_files,
@@ -215,5 +216,5 @@ def tick(state: ManagerState) -> None:
         on_hosts.look(state)
     if state.expiring:
         on_tasks.expire(state)
-    state.even_out_at = placement.even_out(state)
+    state.even_out_at = evening.even_out(state)
     on_stalls.notice(state)

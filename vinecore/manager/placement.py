@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from itertools import islice
 
 from vinecore.manager import bundles, near, orders, reserving, splices, transfers
 from vinecore.manager import transitions as t
@@ -23,10 +22,6 @@ from vinecore.wire.messages import Call
 MOST_PER_SLOT = 1000
 # A Run message is sent when this many calls have gathered; bounds a frame.
 RUN_CALLS = 512
-ASK_AGAIN_S = 0.1
-# Busy instances looked at, and calls moved, at one time at most; and seconds between two looks for each instance of a library.
-EVEN_OUT_LOOKS = 256
-EVEN_OUT_PAUSE_S = 1e-5
 # Idle instances that look for entries meant for busy ones at each event; higher: sooner a balance, more work for nothing.
 TAKE_OVER_LOOKS = 4
 # Entries that an instance may pass over, because its worker had no room for them before, each time it is filled; bounds that.
@@ -238,6 +233,8 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     Not where one did not fit and something runs: that will end, and offer the instance again.
     """
     was_refused = False
+    if deep and near.is_held_up(instance, state.now):
+        deep = False
     library = shape.library
     waiting = len(shape.ready)
     worker_id = instance.worker_id
@@ -467,56 +464,7 @@ def _mark_placed(state: ManagerState, entry: TaskEntry, instance: Instance) -> N
             instance.known_code = code
 
 
-def even_out(state: ManagerState) -> float | None:
-    """Ask instances for work that waits behind long calls while others of their library idle; returns when to look again."""
-    if len(state.workers) < 2:
-        return None
-    again: float | None = None
-    for library in state.libraries.values():
-        if not library.piled:
-            continue
-        library.line_up()
-        room = _free_slots(library)
-        if room == 0:
-            continue
-        # The next look would otherwise follow at once, where many answer at any time.
-        soonest = state.now + EVEN_OUT_PAUSE_S * len(library.instances)
-        for instance in list(islice(library.piled.values(), EVEN_OUT_LOOKS)):
-            extra = instance.groups_out - instance.slots
-            if extra <= 0:
-                instance.is_piled = False
-                del library.piled[instance.worker_id]
-                continue
-            library.piled.move_to_end(instance.worker_id)
-            if not instance.worker.takes_work():
-                continue
-            due = max(instance.progress_at + near.STUCK_S, instance.asked_at + ASK_AGAIN_S)
-            if state.now < due:
-                due = max(due, soonest)
-                again = due if again is None else min(again, due)
-                continue
-            if room <= 0:
-                break  # asking more of them would only move work to and fro
-            instance.asked_at = state.now
-            asked = min(extra, room)
-            room -= asked
-            state.orders.append(orders.SendTo(instance.worker_id, messages.HandBack(asked, library.library_id)))
-            again = state.now + ASK_AGAIN_S if again is None else min(again, state.now + ASK_AGAIN_S)
-    return again
-
-
-def _free_slots(library: LibraryEntry) -> int:
-    """Slots that nothing runs in, counted until there are enough of them."""
-    room = 0
-    for instance in library.idle.values():
-        if instance.is_open:
-            room += max(0, instance.slots - instance.groups_out)
-            if room >= EVEN_OUT_LOOKS:
-                break
-    return room
-
-
-def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
+def _commit(state: ManagerState, shape: Shape, instance: Instance, is_bundle: bool = False) -> None:
     """A group takes what one of its calls asks for: they run one after the other."""
     if instance.groups_out == 0:
         instance.progress_at = state.now
@@ -524,7 +472,7 @@ def _commit(state: ManagerState, shape: Shape, instance: Instance) -> None:
     elif instance.alike is not shape:
         instance.alike = None
     instance.groups_out += 1
-    if instance.groups_out > instance.slots and not instance.is_piled:
+    if (instance.groups_out > instance.slots or is_bundle) and not instance.is_piled:
         instance.is_piled = True
         instance.library.piled[instance.worker_id] = instance
     if shape.constrained:
@@ -574,7 +522,7 @@ def _place_bundle(state: ManagerState, chosen: list[TaskEntry], instance: Instan
     graph = chosen[0].graph
     assert graph is not None
     graph.unplaced -= len(chosen)
-    _commit(state, chosen[0].kind.shape, instance)
+    _commit(state, chosen[0].kind.shape, instance, bundle is not None)
     calls: list[Call] = []
     for entry in chosen:
         _mark_placed(state, entry, instance)

@@ -30,6 +30,8 @@ LONG_CALL_US = 3000.0
 STUCK_S = 0.015
 # A group is cut behind a call that runs for so many means (and STUCK_S); lower: values are written that could stay in the slot.
 CUT_FACTOR = 10.0
+# Or for so long, whatever the mean has become: no group was meant to take more in all (``bundle_large_ms``).
+CUT_LIMIT_S = 0.25
 # After this long a slot has surely seen a revocation, or published what it started before (store buffers drain in microseconds).
 REVOKE_SETTLE_S = 0.005
 # Calls that a slot catches up at most, where others had more of them; bounds for how long it is preferred.
@@ -506,9 +508,10 @@ def hand_back(state: WorkerState, library_id: int, count: int) -> None:
     _pay(state, library)
     if library.owed > 0:
         for slot in library.slots.values():
-            border = _group_start(slot, slot.first + 1)
-            if border is not None and slot.revoked_from == NOT_REVOKED:
-                _revoke(state, slot, border)
+            if not slot.is_revoking and len(slot.outstanding) > 1:
+                border = _border(state, library, slot)
+                if border is not None:
+                    _revoke(state, slot, border)
 
 
 def _pay(state: WorkerState, library: WorkerLibrary) -> None:
@@ -554,20 +557,30 @@ def _revoke_if_stuck(state: WorkerState, library: WorkerLibrary, slot: WorkerSlo
     Returns when to look again; None: not before something happens.
     """
     stuck_at = slot.progress_at + STUCK_S
-    cut_at = max(stuck_at, slot.progress_at + CUT_FACTOR * library.mean_us / 1e6)
-    border = _group_start(slot, slot.first + 1) if slot.taken == NOT_REVOKED else None
-    may_cut = slot.uncut != slot.first
-    if may_cut and state.now >= cut_at:
-        if _movable(slot, slot.first + 1):
-            border = slot.first + 1
-        else:
-            slot.uncut, may_cut = slot.first, False
+    border = _border(state, library, slot)
     if border is not None and state.now >= stuck_at:
         _revoke(state, slot, border)
         return state.now + REVOKE_SETTLE_S
     if border is not None:
         return stuck_at
-    return cut_at if may_cut else None
+    return _cut_at(library, slot) if slot.uncut != slot.first else None
+
+
+def _cut_at(library: WorkerLibrary, slot: WorkerSlot) -> float:
+    """When the call that runs there is long enough for its group to be cut behind it."""
+    return slot.progress_at + max(STUCK_S, min(CUT_FACTOR * library.mean_us / 1e6, CUT_LIMIT_S))
+
+
+def _border(state: WorkerState, library: WorkerLibrary, slot: WorkerSlot) -> int | None:
+    """From where on what a slot has not started may be taken back now; None: there is nothing.
+
+    Behind the call that runs there, if that is long enough and something of its group can go elsewhere, else behind its group.
+    """
+    if slot.uncut != slot.first and state.now >= _cut_at(library, slot):
+        if _movable(slot, slot.first + 1):
+            return slot.first + 1
+        slot.uncut = slot.first
+    return _group_start(slot, slot.first + 1) if slot.taken == NOT_REVOKED else None
 
 
 def _revoke(state: WorkerState, slot: WorkerSlot, border: int) -> None:
