@@ -31,8 +31,8 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[T
     found: Queue[events.Event] = Queue()
     threads = TransferThreads(Store(str(tmp_path / "workspace")), b"secret", None, found.put)
     yield threads, found
-    for name, (source, _) in list(threads._fetching.items()):
-        threads.stop(orders.StopFetch(name, source))
+    for name, fetching in list(threads._fetching.items()):
+        threads.stop(orders.StopFetch(name, fetching.source))
     assert eventually(lambda: not threads._fetching)
     threads.close()
     threads.store.remove()

@@ -21,6 +21,10 @@ from vinecore.shell.tls_gate import TlsGate
 from vinecore.wire import messages
 from vinecore.wire.handshake import Listener
 
+# How long a link may idle for its next request, and how many may at a time: each has a thread.
+IDLE_S = 10.0
+MOST_IDLE = 64
+
 
 class PeerServer:
     """The open port of a worker.
@@ -41,6 +45,9 @@ class PeerServer:
         self.port = 0
         self._server: asyncio.Server | None = None
         self.strangers = Strangers()
+        # Links that wait for another request.
+        self._idle_count = 0
+        self._idle_lock = threading.Lock()
 
     async def start(self, port: int = 0) -> None:
         """Listen on every address; a port that cannot be had only means that peers get objects through the manager."""
@@ -76,16 +83,36 @@ class PeerServer:
         threading.Thread(target=self._serve, args=(data_link,), name="vine-peer", daemon=True).start()
 
     def _serve(self, link: transfer.DataLink) -> None:
-        """One object out. Errors end the connection: the other side reports them."""
+        """Objects out, one after the other. Errors end the connection: the other side reports them."""
         with contextlib.closing(link), contextlib.suppress(PeerError, OSError):
             request = link.receive()
-            key = self.key()
-            if not isinstance(request, messages.Get) or key is None:
-                return
-            check_ticket(key, request.name, request.worker_id, request.expires_s, request.ticket, time.time())
-            transfer.send_object(link, request.name, transfer.LocalPath(str(self.store.path(request.name)), is_stored=True))
+            while request is not None:
+                key = self.key()
+                if not isinstance(request, messages.Get) or key is None:
+                    return
+                check_ticket(key, request.name, request.worker_id, request.expires_s, request.ticket, time.time())
+                link.sock.settimeout(transfer.STALL_S)
+                transfer.send_object(link, request.name, transfer.LocalPath(str(self.store.path(request.name)), is_stored=True))
+                request = self._next_request(link)
             if not self.encrypted:
                 link.sock.shutdown(socket.SHUT_WR)
+
+    def _next_request(self, link: transfer.DataLink) -> object:
+        """What the peer asks for next over the same link; None: too many wait for that already.
+
+        Raises:
+            PeerError, OSError: it asks for nothing more.
+        """
+        with self._idle_lock:
+            if self._idle_count >= MOST_IDLE:
+                return None
+            self._idle_count += 1
+        try:
+            link.sock.settimeout(IDLE_S)
+            return link.receive()
+        finally:
+            with self._idle_lock:
+                self._idle_count -= 1
 
 
 class _Closed(asyncio.Protocol):

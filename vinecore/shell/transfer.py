@@ -1,4 +1,4 @@
-"""Data links: one object for each connection, with blocking sockets, in transfer threads.
+"""Data links: connections for objects, with blocking sockets, in transfer threads. Those to peers carry several, one by one.
 
 The worker dials; the first message says whether it brings an object (Put) or asks for one (Get). Headers are framed and keyed;
 the bytes behind them are raw and checked against the xxh3 in the header.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import ssl
 import threading
@@ -15,8 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from vinecore.errors import FileLost, PeerError, VineError
+from vinecore.errors import FileLost, PeerError, ProtocolError, VineError
 from vinecore.shell import transfer
+from vinecore.shell.kept_links import Address, KeptLinks
 from vinecore.shell.store import Store
 from vinecore.wire import messages
 from vinecore.worker import events, orders
@@ -49,9 +51,9 @@ class TransferThreads:
         self._links_lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._senders: ThreadPoolExecutor | None = None
-        # The peer that an object is fetched from now, and a duplicate of its socket, by name: the thread may close its own at any
-        # moment, and the number would then be somebody else's.
-        self._fetching: dict[str, tuple[tuple[str, int], socket.socket]] = {}
+        self._kept = KeptLinks()
+        # Fetches from peers that are under way, by name.
+        self._fetching: dict[str, _Fetching] = {}
         self._fetching_lock = threading.Lock()
 
     def submit(self, function: Callable[..., object], *args: object) -> None:
@@ -65,6 +67,7 @@ class TransferThreads:
         with self._links_lock:
             for link in self._links:
                 link.interrupt()
+        self._kept.close()
 
     def close(self) -> None:
         """Drop what waits, end what runs."""
@@ -80,10 +83,11 @@ class TransferThreads:
     def stop(self, order: orders.StopFetch) -> None:
         """End the wait for a peer that is gone (the loop's thread); its fetch goes on with the next source, or fails."""
         with self._fetching_lock:
-            source, sock = self._fetching.get(order.name, (None, None))
-            if sock is not None and source == order.source:
+            fetching = self._fetching.get(order.name)
+            if fetching is not None and fetching.source == order.source:
+                fetching.is_stopped = True
                 with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                    fetching.sock.shutdown(socket.SHUT_RDWR)
 
     def upload(self, order: orders.UploadObject, worker_id: int) -> None:
         """Take one object to the manager; reports UploadEnded."""
@@ -130,40 +134,62 @@ class TransferThreads:
                 failure = error
         raise failure
 
-    def _fetch_from_peer(self, order: orders.FetchObject, source: tuple[str, int], request: messages.Get) -> int:
-        """The same with one peer, which ``stop`` may cut short.
+    def _fetch_from_peer(self, order: orders.FetchObject, source: Address, request: messages.Get) -> int:
+        """The same with one peer, which ``stop`` may cut short; over the link of the last object from there, if it is still good.
 
         Raises:
             OSError, VineError: it failed.
         """
+        fetching = _Fetching(source)
+        address = (source[0] or self.address[0], source[1])
 
         def opened(sock: socket.socket) -> None:
             with self._fetching_lock:
-                self._fetching[order.name] = source, sock.dup()
+                if fetching.is_stopped:
+                    raise PeerError("the peer is gone")
+                fetching.use(sock)
+                self._fetching[order.name] = fetching
 
-        host, port = source
         try:
-            address = (host or self.address[0], port)
-            with self._using(transfer.dial(address, self.secret, "peer", self.tls, opened)) as link:
+            link = self._kept.take(address)
+            if link is not None:
+                opened(link.sock)
+                try:
+                    with self._using(link, address):
+                        return transfer.fetch(link, self.store, request)
+                except (FileLost, ProtocolError):
+                    raise
+                except (OSError, PeerError) as error:
+                    if fetching.is_stopped or (isinstance(error, OSError) and error.errno in NO_ROOM):
+                        raise
+                    # It may have been closed there while it idled: a new link will tell.
+            with self._using(transfer.dial(address, self.secret, "peer", self.tls, opened), address) as link:
                 return transfer.fetch(link, self.store, request)
         finally:
             with self._fetching_lock:
-                _, duplicate = self._fetching.pop(order.name, (None, None))
-            if duplicate is not None:
-                duplicate.close()
+                self._fetching.pop(order.name, None)
+                fetching.close()
 
     @contextlib.contextmanager
-    def _using(self, link: transfer.DataLink) -> Iterator[transfer.DataLink]:
-        """Close the link at the end; until then ``interrupt`` finds it."""
+    def _using(self, link: transfer.DataLink, address: Address | None = None) -> Iterator[transfer.DataLink]:
+        """Close the link at the end, or keep it if it is good and leads to a peer; until then ``interrupt`` finds it."""
         with self._links_lock:
             self._links.add(link)
+        is_good = False
         try:
             yield link
+            is_good = True
+        except FileLost:
+            is_good = True  # an answer like any other
+            raise
         finally:
             # Under the lock: a number that is given away here may be somebody else's when ``interrupt`` uses it.
             with self._links_lock:
                 self._links.discard(link)
-                link.close()
+                if is_good and address is not None:
+                    self._kept.keep(address, link)
+                else:
+                    link.close()
 
     def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
         reason = ""
@@ -173,3 +199,23 @@ class TransferThreads:
         except (OSError, VineError) as error:
             reason = f"{type(error).__name__}: {error}"
         self.report(events.UploadEnded(time.monotonic(), order.transfer_id, order.name, reason))
+
+
+class _Fetching:
+    """A fetch from a peer, with a duplicate of its socket: the thread may close its own, and somebody else get its number."""
+
+    __slots__ = ("is_stopped", "sock", "source")
+
+    def __init__(self, source: Address) -> None:
+        self.source = source
+        self.sock: socket.socket
+        self.is_stopped = False
+
+    def use(self, sock: socket.socket) -> None:
+        self.close()
+        # One under TLS refuses to be duplicated; what is wanted is the plain one below it.
+        self.sock = socket.socket(sock.family, sock.type, sock.proto, fileno=os.dup(sock.fileno()))
+
+    def close(self) -> None:
+        if hasattr(self, "sock"):
+            self.sock.close()

@@ -1,0 +1,185 @@
+"""Several objects come from a peer over one connection; one that was closed meanwhile costs another try, and no object."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+
+from tests.kit.calls import LIMIT_S, eventually
+from vinecore.errors import PeerError
+from vinecore.model.ticket import make_ticket
+from vinecore.shell import kept_links, peer_server, transfer, transfer_threads
+from vinecore.shell.peer_server import PeerServer
+from vinecore.shell.store import Store
+from vinecore.shell.tls import Identity, client_context, self_signed
+from vinecore.shell.transfer_threads import TransferThreads
+from vinecore.worker import events, orders
+
+SECRET, KEY = b"secret of all workers", b"k" * 16
+EXPIRES_S = int(time.time()) + 600
+
+
+class Peers:
+    """A worker that serves objects, and the threads of another that fetches them, one at a time."""
+
+    def __init__(self, directory: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.source, self.store = Store(str(directory / "source")), Store(str(directory / "here"))
+        self.links: list[transfer.DataLink] = []
+        serve = PeerServer._serve
+
+        def counted(server: PeerServer, link: transfer.DataLink) -> None:
+            self.links.append(link)
+            serve(server, link)
+
+        monkeypatch.setattr(PeerServer, "_serve", counted)
+        monkeypatch.setattr(transfer_threads, "TRANSFER_THREADS", 1)
+        self.server = PeerServer(self.source, SECRET, lambda: KEY)
+        context = None
+        if encrypted:
+            self.server.encrypted = True
+            self.server.identity = Identity.of_pem(*self_signed(), directory)
+            context = client_context()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+        asyncio.run_coroutine_threadsafe(self.server.start(), self.loop).result(LIMIT_S)
+        self.reports: Queue[events.Event] = Queue()
+        self.threads = TransferThreads(self.store, SECRET, context, self.reports.put)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.server.port
+
+    def ask(self, name: str, ticket: bytes = b"") -> None:
+        ticket = ticket or make_ticket(KEY, name, 7, EXPIRES_S)
+        self.threads.fetch(orders.FetchObject(name, 0, [self.address], ticket, EXPIRES_S), 7)
+
+    def heard(self) -> Any:
+        return self.reports.get(timeout=LIMIT_S)
+
+    def bring(self, name: str, size_bytes: int = 10) -> None:
+        content = os.urandom(size_bytes)
+        self.source.path(name).write_bytes(content)
+        self.ask(name)
+        assert isinstance(self.heard(), events.ObjectArrived)
+        assert self.store.path(name).read_bytes() == content
+
+    def close(self) -> None:
+        self.threads.close()
+        self.loop.call_soon_threadsafe(self.server.close)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(LIMIT_S)
+        self.loop.close()
+        self.source.remove()
+        self.store.remove()
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def peers(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peers]:
+    found = Peers(tmp_path, request.param, monkeypatch)
+    yield found
+    found.close()
+    assert eventually(lambda: found.server._idle_count == 0), "who closes is not waited for"
+
+
+def test_objects_of_one_peer_come_over_one_link(peers: Peers) -> None:
+    for number, size in enumerate((10, 0, 3_000_000, 1, 70_000)):
+        peers.bring(f"r0-{number}.1", size)
+    assert len(peers.links) == 1
+
+
+def test_an_object_that_is_not_there_leaves_the_link_as_it_is(peers: Peers) -> None:
+    peers.bring("r0-1.1")
+    peers.ask("r0-2.1")
+    event = peers.heard()
+    assert isinstance(event, events.ObjectFailed) and (event.absent, event.unreached) == ([0], [])
+    peers.bring("r0-3.1")
+    assert len(peers.links) == 1
+
+
+def test_a_ticket_for_something_else_ends_the_link(peers: Peers) -> None:
+    """Each request needs its own, also over a link that was good before."""
+    peers.bring("r0-1.1")
+    peers.source.path("r0-2.1").write_bytes(b"secret")
+    peers.ask("r0-2.1", make_ticket(KEY, "r0-1.1", 7, EXPIRES_S))
+    event = peers.heard()
+    assert isinstance(event, events.ObjectFailed) and (event.absent, event.unreached) == ([], [0])
+    assert not peers.store.path("r0-2.1").exists()
+    peers.bring("r0-3.1")
+
+
+def test_links_that_idle_too_long_are_closed_there(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_server, "IDLE_S", 0.01)
+    peers.bring("r0-1.1")
+    assert eventually(lambda: peers.links[0].sock.fileno() == -1)
+    peers.bring("r0-2.1")
+    assert len(peers.links) == 2
+
+
+def test_links_that_idle_too_long_are_closed_here(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_links, "KEEP_S", -1.0)
+    peers.bring("r0-1.1")
+    peers.bring("r0-2.1")
+    assert len(peers.links) == 2 and eventually(lambda: peers.links[0].sock.fileno() == -1)
+
+
+def test_with_too_many_that_idle_a_link_ends_behind_its_object(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_server, "MOST_IDLE", 0)
+    for number in range(3):
+        peers.bring(f"r0-{number}.1")
+    assert len(peers.links) == 3
+
+
+def test_only_so_many_links_are_kept(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_links, "MOST_KEPT", 0)
+    peers.bring("r0-1.1")
+    assert not peers.threads._kept._idle and eventually(lambda: peers.links[0].sock.fileno() == -1)
+
+
+def fails_at_second(monkeypatch: pytest.MonkeyPatch, end: Callable[[transfer.DataLink], object]) -> list[object]:
+    """The peer takes the second request over a link, and does with it what is given here."""
+    right, asked = PeerServer._next_request, []
+
+    def wrong(server: PeerServer, link: transfer.DataLink) -> object:
+        asked.append(right(server, link))
+        end(link)
+        raise PeerError("it ends here")
+
+    monkeypatch.setattr(PeerServer, "_next_request", wrong)
+    return asked
+
+
+def test_a_link_that_breaks_under_a_request_is_replaced(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = fails_at_second(monkeypatch, lambda link: None)
+    peers.bring("r0-1.1")
+    peers.bring("r0-2.1")
+    assert len(peers.links) == 2 and len(asked) == 1
+
+
+def test_a_peer_that_is_gone_is_not_dialled_again(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new link to a machine that vanished would be waited for."""
+    silent = threading.Event()
+    asked = fails_at_second(monkeypatch, lambda link: silent.wait(LIMIT_S))
+    peers.bring("r0-1.1")
+    peers.ask("r0-2.1")
+    assert eventually(lambda: len(asked) == 1)
+    peers.threads.stop(orders.StopFetch("r0-2.1", peers.address))
+    event = peers.heard()
+    silent.set()
+    assert isinstance(event, events.ObjectFailed) and event.unreached == [0]
+    assert len(peers.links) == 1 and not peers.threads._fetching
+
+
+def test_a_manager_that_is_left_ends_the_links_to_its_workers(peers: Peers) -> None:
+    peers.bring("r0-1.1")
+    peers.threads.interrupt()
+    assert eventually(lambda: peers.links[0].sock.fileno() == -1)
+    peers.bring("r0-2.1")
