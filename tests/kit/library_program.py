@@ -3,6 +3,7 @@
 
 import argparse
 import fcntl
+import itertools
 import json
 import os
 import pickle
@@ -192,6 +193,12 @@ def main():
         try:
             fcntl.flock(os.open(manner[4:], os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            for number in itertools.count():
+                try:
+                    os.close(os.open(f"{manner[4:]}-{number}", os.O_CREAT | os.O_EXCL))
+                    break
+                except FileExistsError:
+                    continue
             sys.exit("all licences are in use")
     if manner == "leave":
         # What this starts keeps the standard error, and no other pipe.

@@ -524,6 +524,55 @@ def test_slots_that_cannot_start_wait_for_one_that_may() -> None:
     assert not fail_slot(world, one) and world.told(messages.LibraryGone), "none is left"
 
 
+def test_a_slot_that_cannot_replace_one_that_retires_waits_for_its_end() -> None:
+    """It needs what that one has until then. It failed three times, and the library with the call that ran."""
+    world, (one,) = loading_slots(max_calls=1)
+    ready(world, one)
+    run2(world, 1, 2)
+    (two,) = opened(world)
+    host2(world, messages.Forked(two, 32))
+    for _ in range(2):
+        (two,) = fail_slot(world, two)
+    assert not fail_slot(world, two) and not world.told(messages.LibraryReady) and not world.results()
+    world.answer(one, 1)
+    assert world.results() == [(1, messages.OK_INLINE)] and not opened(world), "its process has not ended yet"
+    host2(world, messages.SlotExited(one, 21, 0))
+    # From here on there is no other.
+    (two,) = opened(world)
+    for _ in range(2):
+        (two,) = fail_slot(world, two)
+    assert not fail_slot(world, two) and world.told(messages.LibraryGone)
+
+
+def test_starts_that_began_before_a_slot_had_ended_do_not_count() -> None:
+    world, (one,) = loading_slots(max_calls=1)
+    ready(world, one)
+    run2(world, 1)
+    (two,) = opened(world)
+    for _ in range(2):
+        (two,) = fail_slot(world, two)
+    world.do(events.SlotGone(0.0, one, 0, "was killed by SIGKILL"))
+    (two,) = fail_slot(world, two)
+    ready(world, two)
+    assert not world.told(messages.LibraryGone)
+
+
+def test_forked_slots_that_cannot_be_made_take_no_other_along() -> None:
+    world = WorkerWorld()
+    start(world, slots=2)
+    host2(world, messages.Began(b""))
+    one, two = opened(world)
+    host2(world, messages.Forked(one, 21))
+    for _ in range(2):
+        (two,) = fail_slot(world, two)
+    assert not fail_slot(world, two) and [m.slots for m in world.told(messages.LibraryReady)] == [1]
+    world.now += REFILL_S
+    world.do(events.Tick(0.0))
+    (two,) = opened(world)
+    host2(world, messages.Forked(two, 22))
+    assert [m.slots for m in world.told(messages.LibraryReady)] == [2]
+
+
 def test_slots_none_of_which_can_start_fail_the_library() -> None:
     world, slots = loading_slots(3)
     for number in range(5):
@@ -562,7 +611,8 @@ def test_some_forked_slots_may_be_killed_before_their_first_call() -> None:
     world = WorkerWorld()
     for _ in range(FORKED_ENDS - 1):
         world.do(events.SlotGone(0.0, max(world.machine.state.slots), NOT_REVOKED, "was killed by SIGKILL"))
-        assert len(opened(world)) == 1
+        (slot,) = opened(world)
+        world.host(messages.Forked(slot, 10 + slot))
     assert not world.told(messages.LibraryGone)
 
 

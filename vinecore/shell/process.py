@@ -211,9 +211,10 @@ class SlotEnds:
         else:
             self._closed[slot_id] = started, loop.call_later(EXIT_WAIT_S, self._untold, slot_id)
 
-    def exited(self, loop: asyncio.AbstractEventLoop, slot_id: int, code: int, words: str, still_open: bool) -> None:
-        """Its parent reaped it. ``words``: its last; ``still_open``: its socket has not been seen to close yet."""
-        how = f"{end_text(code)}: {words}" if words else end_text(code)
+    def exited(self, loop: asyncio.AbstractEventLoop, message: messages.SlotExited, still_open: bool) -> None:
+        """Its parent reaped it, or could not make it. ``still_open``: its socket has not been seen to close yet."""
+        slot_id, words = message.slot_id, message.text
+        how = ": ".join(filter(None, (end_text(message.status) if message.pid else "", words)))
         if slot_id in self._closed:
             started, timer = self._closed.pop(slot_id)
             timer.cancel()

@@ -101,7 +101,7 @@ class ProcessTree:
                     self._forked(message)
                 elif isinstance(message, messages.SlotExited):
                     still_open = message.slot_id in self.slots
-                    self.slot_ends.exited(self.loop, message.slot_id, message.status, message.text, still_open)
+                    self.slot_ends.exited(self.loop, message, still_open)
                 self.report(events.HostSaid(time.monotonic(), library_id, message))
 
         link = host.connect(self.loop, said, lambda: self._host_gone(library_id, host))

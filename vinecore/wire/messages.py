@@ -563,7 +563,10 @@ class Forked(Struct, array_like=True, tag="forked", frozen=True):
 
 
 class SlotExited(Struct, array_like=True, tag="exited", frozen=True):
-    """A slot process ended; ``status`` is the exit code, negative for a signal; ``text``: what it said about it."""
+    """A slot process ended; ``status`` is the exit code, negative for a signal; ``text``: what it said about it.
+
+    ``pid`` 0: there was none, and ``text`` says why.
+    """
 
     slot_id: int
     pid: int

@@ -195,6 +195,9 @@ def host_said(state: WorkerState, library_id: int, message: object) -> None:
             slot.pid = message.pid
             if not _loads_itself(library):
                 slot_ready(state, message.slot_id)
+    elif isinstance(message, messages.SlotExited) and message.slot_id in library.closing:
+        library.closing.remove(message.slot_id)
+        _slot_ended(state, library)
 
 
 def _loads_itself(library: WorkerLibrary) -> bool:
@@ -263,27 +266,30 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
     if slot is None:
         return
     library = state.libraries[slot.library_id]
-    others = [other for other in library.slots.values() if other is not slot and not other.draining]
-    goes_on = False
+    # Another one may have what this one did not get (a licence, a port, a process), or get it yet; one that takes no more calls
+    # may have it until it has ended.
+    others = [other for other in library.slots.values() if other is not slot]
+    goes_on = bool(others or library.closing)
     if started != NOT_REVOKED:
         why = ""
-    elif not _loads_itself(library):
-        why = _ended_early(state, library)
-    elif slot.is_ready:
-        why = _ended_idle(library, bool(slot.outstanding) or state.now < slot.ready_at + QUICK_END_S)
-    else:
+    elif not slot.is_ready:
         why = _start_failed(library)
-        # Another one may have what this one did not get (a licence, a port), or get it yet.
-        goes_on = bool(why and others)
+    elif _loads_itself(library):
+        why = _ended_idle(library, bool(slot.outstanding) or state.now < slot.ready_at + QUICK_END_S)
+        goes_on = False
+    else:
+        why = _ended_early(state, library)
     on_calls.slot_gone(state, slot_id, started, how, not why)
-    if goes_on:
-        _go_on_with_fewer(state, library, any(other.is_ready for other in others), how)
+    if slot.draining:
+        _slot_ended(state, library)
+    elif why and goes_on:
+        _go_on_with_fewer(state, library, any(other.is_ready and not other.draining for other in others), how)
     elif why:
         _give_up(state, library, f"slots of library {library.spec.name!r} ended {why}: its process {how or 'died'}")
 
 
 def _start_failed(library: WorkerLibrary) -> str:
-    """A slot ended while it loaded the library itself. When that was so too often: how often, for people.
+    """A slot ended while it loaded the library itself, or could not be made. When that was so too often: how often, for people.
 
     However long each took: a program that waits for its licence, and ends without it, may take longer than any window.
     """
@@ -302,10 +308,18 @@ def _go_on_with_fewer(state: WorkerState, library: WorkerLibrary, is_ready: bool
         _tell_ready(state, library)
 
 
+def _slot_ended(state: WorkerState, library: WorkerLibrary) -> None:
+    """One that took no more calls: what it had (a licence, a port) is free now. Starts that failed until then do not count."""
+    library.failed_slots = 0
+    if library.lacking:
+        _refill(state, library)
+
+
 def _refill(state: WorkerState, library: WorkerLibrary) -> None:
-    """Try those again that could not be started, each once."""
+    """Try those again that could not be started, each once; as often as at the beginning if there is no other."""
     count, library.lacking, library.refill_at = library.lacking, 0, 0.0
-    library.failed_slots = max(library.failed_slots, library.spec.max_restarts - 1)
+    library.failed_slots = max(library.failed_slots, library.spec.max_restarts - 1) if library.slots else 0
+    _plan_look(library)
     on_calls.open_slots(state, library, count)
 
 
