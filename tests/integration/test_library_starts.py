@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.calls import LIMIT_S, add, eventually, finish, started
+from tests.kit.calls import LIMIT_S, add, block, eventually, finish, started
+from tests.kit.processes import Worker
 from vinecore import FunctionCall, Manager
 from vinecore.errors import LibraryFailed
 
@@ -308,3 +309,36 @@ def test_a_slot_in_the_place_of_one_that_has_what_it_needs_waits_for_that(
         task = manager.wait(LIMIT_S)
         assert task is not None and task.output is True
         assert finish(manager, *doubles(3)) == [0, 2, 4]
+
+
+FEW_FILES = """import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+from vinecore.cli.worker import main
+sys.exit(main())"""
+
+
+def test_a_worker_with_few_descriptors_keeps_what_it_has(start: Callable[..., Worker], tmp_path: Path) -> None:
+    """It left, and the call that it ran was lost, when there was no descriptor for one more slot or library."""
+    with Manager(port=0) as manager:
+        manager.tune("max-losses", 0)
+        start("127.0.0.1", manager.port, "--cores", 2, code=("-c", FEW_FILES))
+        task = manager.create_library_from_functions("first", block, exec_mode="direct")
+        task.set_function_slots(1)
+        manager.install_library(task)
+        first = FunctionCall("first", "block", str(tmp_path / "gate"))
+        manager.submit(first)
+        assert started(tmp_path / "gate", 1)
+        calls = []
+        for number in range(16):
+            task = manager.create_library_from_functions(f"lib-{number}", add, exec_mode="direct")
+            task.set_function_slots(2)
+            manager.install_library(task)
+            calls.append(FunctionCall(f"lib-{number}", "add", number))
+        outputs = finish(manager, *calls)
+        failed = [output for number, output in enumerate(outputs) if output != number + 1]
+        assert failed and all("process could not be started on " in str(output) for output in failed), failed
+        texts = " ".join(map(str, failed))
+        assert "Too many open files (raise the limit of open files there (ulimit -Hn)" in texts
+        assert "times before they were ready: its process could" in texts and "times in 60 s: its process could" in texts
+        (tmp_path / "gate").touch()
+        assert manager.wait(LIMIT_S) is first and first.successful(), first.output

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vinecore.errors import UsageError
+from vinecore.model.refusals import refused_text
 from vinecore.runtime import error_texts, fork_hooks, raised, spawned_slot
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.exec_limits import too_long_text
@@ -48,13 +49,6 @@ MAX_DESCRIPTORS = 253  # the kernel's SCM_MAX_FD
 _WORDS_BYTES = 8192
 # What an init command said is passed on in pieces of this size.
 _COPY_BYTES = 1 << 16
-# What lets a process start where the kernel has refused that.
-_FIXES = {
-    errno.EAGAIN: "raise the limit of processes there (ulimit -u, or pids.max of its container)",
-    errno.EMFILE: "raise the limit of open files there (ulimit -Hn), or let the library's context close what it has opened",
-    errno.ENFILE: "raise the limit of open files there (fs.file-max)",
-    errno.ENOMEM: "its machine has too little memory for that many",
-}
 # No single quotes: a shell gets it in some.
 _CODE = "from vinecore.runtime.library_host import main; main()"
 
@@ -272,9 +266,7 @@ class Host:
         except OSError as error:
             if words_fd >= 0:
                 os.close(words_fd)
-            fix = _FIXES.get(error.errno or 0, "")
-            text = f"could not be started on {os.uname().nodename}: {error.strerror or error}{fix and f' ({fix})'}"
-            self.send(messages.SlotExited(slot_id, 0, 1, error_texts.sendable(text)))
+            self.send(messages.SlotExited(slot_id, 0, 1, error_texts.sendable(refused_text(error, os.uname().nodename))))
             return
         finally:
             if sock_fd >= 0:
