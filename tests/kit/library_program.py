@@ -125,6 +125,12 @@ def link_around(target):
     os.symlink(target, around)
 
 
+def say(words, times):
+    """On the standard error of the program, and on that of the call."""
+    os.write(int(os.environ["TEST_PROGRAM_STDERR"]), words.encode() * times)
+    print(words * times)
+
+
 def kill_program():
     os.kill(os.getppid(), signal.SIGKILL)
     os._exit(1)
