@@ -342,3 +342,42 @@ def test_a_worker_with_few_descriptors_keeps_what_it_has(start: Callable[..., Wo
         assert "times before they were ready: its process could" in texts and "times in 60 s: its process could" in texts
         (tmp_path / "gate").touch()
         assert manager.wait(LIMIT_S) is first and first.successful(), first.output
+
+
+IMPATIENT = """import sys
+from vinecore.worker import on_libraries
+on_libraries.SLOW_START_S = 0.2
+from vinecore.cli.worker import main
+sys.exit(main())"""
+
+
+def hang_at_the_third_start() -> dict[str, object]:
+    """The first one on each worker is the parent's, the second one of the slot, the third one of that in its place."""
+    start_thread()
+    for number in range(2):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(f"{os.environ['TMPDIR']}/start-{number}", os.O_CREAT | os.O_EXCL))
+            return {}
+    threading.Event().wait()
+    return {}
+
+
+def test_calls_leave_a_worker_where_the_slot_in_the_place_of_theirs_hangs(start: Callable[..., Worker], tmp_path: Path) -> None:
+    """They waited there for ever, as many as it has slots, whatever other workers had to do."""
+    gate = tmp_path / "gate"
+    with Manager(port=0) as manager:
+        for _ in range(2):
+            start("127.0.0.1", manager.port, "--cores", 1, code=("-c", IMPATIENT))
+        task = manager.create_library_from_functions(
+            "lib", block, exec_mode="direct", library_context_info=[hang_at_the_third_start, [], {}]
+        )
+        manager.install_library(task)
+        calls = [FunctionCall("lib", "block", str(gate)) for _ in range(4)]
+        for call in calls:
+            manager.submit(call)
+        assert started(gate, 2)
+        killed = next(tmp_path.glob("gate-*"))
+        os.kill(int(killed.name.removeprefix("gate-")), signal.SIGKILL)
+        gate.touch()
+        assert all(manager.wait(LIMIT_S) is not None for _ in calls)
+        assert all(call.successful() for call in calls)

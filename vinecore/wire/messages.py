@@ -370,7 +370,7 @@ class Done(Struct, array_like=True, tag="done"):
 class LibraryReady(Struct, array_like=True, tag="libready", frozen=True):
     """The library answers calls with this many slots; said again when that changes. ``note``: why slots are not forked.
 
-    ``lacks``: why there are fewer slots than were asked for.
+    ``lacks``: why there are fewer slots than were asked for. No slots: all have ended, and those in their place take long.
     """
 
     library_id: int

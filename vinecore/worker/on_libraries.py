@@ -260,6 +260,28 @@ def _tell_ready(state: WorkerState, library: WorkerLibrary) -> None:
         state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, slots, library.unsafe, lacks)))
 
 
+def _await_slots(state: WorkerState, library: WorkerLibrary) -> None:
+    """Note since when none of its slots takes calls, if that is so."""
+    if library.began and not library.start_began and not any(s.is_ready and not s.draining for s in library.slots.values()):
+        library.start_began = state.now
+        library.slow_at = state.now + SLOW_START_S
+        _plan_look(library)
+
+
+def _tell_none(state: WorkerState, library: WorkerLibrary) -> None:
+    """It was ready, and what comes in the place of its slots takes long: what waits here may run elsewhere."""
+    library.told_lacking = library.spec.slots
+    state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, 0, library.unsafe)))
+    for group in library.queue:
+        state.results.extend(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0) for call in group.calls)
+    library.queue.clear()
+    library.queued_calls = 0
+    # What is said next counts the calls that wait.
+    if state.results:
+        state.orders.append(orders.ToManager(messages.Done(state.results)))
+        state.results = []
+
+
 def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
     """A slot died. Those of a library must not die before their first call again and again."""
     slot = state.slots.get(slot_id)
@@ -286,6 +308,8 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
         _go_on_with_fewer(state, library, any(other.is_ready and not other.draining for other in others), how)
     elif why:
         _give_up(state, library, f"slots of library {library.spec.name!r} ended {why}: its process {how or 'died'}")
+        return
+    _await_slots(state, library)
 
 
 def _start_failed(library: WorkerLibrary) -> str:
@@ -313,6 +337,7 @@ def _slot_ended(state: WorkerState, library: WorkerLibrary) -> None:
     library.failed_slots = 0
     if library.lacking:
         _refill(state, library)
+    _await_slots(state, library)
 
 
 def _refill(state: WorkerState, library: WorkerLibrary) -> None:
@@ -364,6 +389,8 @@ def look_at_imports(state: WorkerState) -> None:
         step = library.step
         if library.slow_at and state.now >= library.slow_at:
             library.slow_at = 0.0
+            if library.ready_told:
+                _tell_none(state, library)
             slow = messages.LibrarySlow(library.library_id, state.now - library.start_began, _doing(library))
             state.orders.append(orders.ToManager(slow))
         if library.refill_at and state.now >= library.refill_at:
