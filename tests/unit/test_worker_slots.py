@@ -137,6 +137,25 @@ def test_programs_that_end_as_soon_as_they_are_ready_fail_the_library(waits: boo
     assert world.results() == ([(1, messages.HANDED_BACK)] if waits else [])
 
 
+def test_programs_that_end_as_soon_as_they_are_ready_take_none_along_that_works() -> None:
+    world, (one, two) = loading_slots(2)
+    ready(world, one)
+    run2(world, 1)
+    for number in range(1, 7):
+        ready(world, two)
+        world.do(events.SlotGone(0.0, two, NOT_REVOKED, "ended with exit code 0"))
+        assert not world.told(messages.LibraryGone) and not world.results()
+        if number < 6:
+            (two,) = opened(world)
+    assert not opened(world) and [m.slots for m in world.told(messages.LibraryReady)] == [1]
+    world.answer(one, 1)
+    world.now += REFILL_S
+    world.do(events.Tick(0.0))
+    (two,) = opened(world)
+    ready(world, two)
+    assert [m.slots for m in world.told(messages.LibraryReady)] == [2]
+
+
 def fail_slot(world: WorkerWorld, slot_id: int) -> list[int]:
     """A slot cannot start; those that are tried in its place."""
     world.do(events.SlotGone(0.0, slot_id, NOT_REVOKED, "ended with exit code 1: all licences are in use"))

@@ -8,7 +8,7 @@ _FIXES = {
     errno.EAGAIN: "raise the limit of processes there (ulimit -u, or pids.max of its container)",
     errno.EMFILE: "raise the limit of open files there (ulimit -Hn), or let the library's context close what it has opened",
     errno.ENFILE: "raise the limit of open files there (fs.file-max)",
-    errno.ENOMEM: "its memory is full: offer less of it",
+    errno.ENOMEM: "its memory is full: offer fewer --cores there, or give the library fewer slots",
 }
 
 

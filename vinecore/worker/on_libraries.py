@@ -298,7 +298,8 @@ def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
         why = _start_failed(library)
     elif _loads_itself(library):
         why = _ended_idle(library, bool(slot.outstanding) or state.now < slot.ready_at + QUICK_END_S)
-        goes_on = False
+        # One that works is none of those.
+        goes_on = any(other.outstanding for other in others)
     else:
         why = _ended_early(state, library)
     on_calls.slot_gone(state, slot_id, started, how, not why)
