@@ -384,7 +384,7 @@ class Instance:
         self.worker_id = worker.worker_id  # here too: usual events are handled without touching the worker's entry
         self.slots = slots
         self.state = t.STARTING
-        # It is up, and its worker takes work.
+        # It is up, has slots, and its worker takes work.
         self.is_open = False
         # Calls placed here and not answered: how many, and the one placed last, behind which the others are (TaskEntry.behind).
         self.outstanding = 0
@@ -429,18 +429,19 @@ class Instance:
         self.look()
 
     def resize(self, slots: int) -> None:
-        """It has another number of slots now. It may hold more work than before then, or have room."""
+        """It has another number of slots now, perhaps none for a while. It may hold more work than before then, or have room."""
         if self.state is t.UP:
             self.library.slots_up += slots - self.slots
         self.slots = slots
         if self.groups_out > slots and not self.is_piled:
             self.is_piled = True
             self.library.piled[self.worker_id] = self
+        self.look()
         self.library.offer(self)
 
     def look(self) -> None:
-        """Its state, or what its worker takes, has changed."""
-        self.is_open = self.state is t.UP and self.worker.takes_work()
+        """Its state, its slots, or what its worker takes, has changed."""
+        self.is_open = self.state is t.UP and self.slots > 0 and self.worker.takes_work()
 
     def placed(self) -> list[TaskEntry]:
         """What is placed here, the first one first."""

@@ -120,8 +120,8 @@ def _check_library(library: LibraryEntry) -> None:
         raise InvariantError(f"library {library.name!r} counts {library.slots_up} slots")
     for instance in up:
         worker_id = instance.worker_id
-        if instance.is_open is not instance.worker.takes_work():
-            raise InvariantError(f"{instance} does not know whether its worker takes work")
+        if instance.is_open is not (instance.slots > 0 and instance.worker.takes_work()):
+            raise InvariantError(f"{instance} does not know whether it takes work")
         if instance.is_open and instance.groups_out < instance.slots:
             if worker_id in library.idle or instance is library.latest:
                 continue

@@ -100,7 +100,7 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
         state.orders.append(orders.Say(f"{who} on worker {worker.hello.hostname}: {message.lacks}"))
     if instance.state is t.UP and message.slots != instance.slots:
         _resize(state, instance, message.slots)
-    if instance.state is not t.STARTING:
+    if instance.state is not t.STARTING or not message.slots:
         return
     instance.library.failed_on.clear()
     instance.slots = message.slots
@@ -114,8 +114,10 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
 
 def _resize(state: ManagerState, instance: Instance, slots: int) -> None:
     library = instance.library
-    if 0 < slots <= (library.slots or max(1, instance.worker.hello.cores)):
+    if 0 <= slots <= (library.slots or max(1, instance.worker.hello.cores)):
         instance.resize(slots)
+        if not slots:
+            near.abandon(state, instance)
         for shape in library.shapes:
             if len(shape.ready):
                 state.activate(shape)
@@ -133,7 +135,7 @@ def _unsafe_text(library: LibraryEntry, why: str) -> str:
 def slow(state: ManagerState, worker: WorkerEntry, message: messages.LibrarySlow) -> None:
     """An instance takes long to start: the user hears of it once, if calls have nowhere else to go."""
     instance = worker.instances.get(message.library_id)
-    if instance is None or instance.state is not t.STARTING:
+    if instance is None or (instance.state is not t.STARTING and instance.slots):
         return
     library = instance.library
     count = sum(len(shape.ready) for shape in library.shapes)
