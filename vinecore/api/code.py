@@ -6,7 +6,8 @@ User threads call this: dictionaries are filled by ``setdefault``, and what must
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vinecore.wire.messages import INLINE_LIMIT_BYTES
@@ -48,6 +49,8 @@ class CodeMethods:
     _shapes: dict[tuple[int, Resources], Shape]
     _process_library: LibraryEntry | None
     _process_codes: dict[FunctionPickle | None, CodeEntry]
+    # Local files that are declared, by version, with who declares them.
+    _local_files: dict[str, tuple[FileEntry, weakref.WeakSet[Any]]]
 
     if TYPE_CHECKING:
 
@@ -167,14 +170,40 @@ class CodeMethods:
         self.loop.objects[file.name] = parts
         return file
 
-    def new_local(self, path: str, size_bytes: int, name: str) -> FileEntry:
-        """A file on the manager's disk, as an object under a name that says which version of it this is."""
+    def local_file(self, owner: object, path: str, size_bytes: int, version: str) -> FileEntry:
+        """A file on the manager's disk, as an object under a name that says which version of it this is.
+
+        ``owner``: who declares it. Whoever else declares the same version gets the same file: its name is that of one object.
+        """
         from vinecore.shell.transfer import LocalPath
 
-        file: FileEntry = self._entries.FileEntry(-next(self._file_ids), f"{self.loop.machine.state.run}-{name}", size_bytes)
-        file.at_manager = True
-        self.loop.objects[file.name] = LocalPath(path)
-        return file
+        with self._lock:
+            found = self._local_files.get(version)
+            if found is None:
+                file: FileEntry = self._entries.FileEntry(
+                    -next(self._file_ids), f"{self.loop.machine.state.run}-{version}", size_bytes
+                )
+                if file.name in self.loop.objects:
+                    file.name += f"-{-file.value_id}"  # it was let go of, and tasks still read it under that name
+                file.at_manager, file.holds = True, 1
+                self.loop.objects[file.name] = LocalPath(path)
+                found = self._local_files[version] = file, weakref.WeakSet()
+            found[1].add(owner)
+            return found[0]
+
+    def left_alone(self, owner: object, files: Mapping[str, FileEntry]) -> list[FileEntry]:
+        """Nobody else has declared these local files, by version, of which this one lets go."""
+        left = []
+        with self._lock:
+            for version, file in files.items():
+                found = self._local_files.get(version)
+                if found is None or found[0] is not file:
+                    continue  # another thread lets go of it
+                found[1].discard(owner)
+                if not found[1]:
+                    del self._local_files[version]
+                    left.append(file)
+        return left
 
     def process_code(self, function: object | None, request: Resources) -> tuple[CodeEntry, Kind]:
         """Code for a process of its own: a function, or None for a shell command; with the request of its task.

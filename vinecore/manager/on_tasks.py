@@ -428,8 +428,13 @@ def _not_run(state: ManagerState, entry: TaskEntry, status: int, text: bytes) ->
     elif status == messages.NO_INPUT:
         name = text.decode("utf-8", "replace")
         if _forget_missing(state, entry, name) and entry.losses > state.tunables.max_losses:
-            why = f"task {entry.task_id} ({entry.kind.name}) did not find its input {name}, or was lost, {entry.losses} times"
-            fail(state, entry, FileLost(f"{why}; it is not tried again (is a worker's disk full?)"), b"")
+            who = f"task {entry.task_id} ({entry.kind.name})"
+            why = f"{who} did not find its input {name}, or was lost, {entry.losses} times"
+            if name in state.unreadable:
+                why = f"{who} cannot have an input: {state.unreadable[name]}"
+            else:
+                why += "; it is not tried again (is a worker's disk full?)"
+            fail(state, entry, FileLost(why), b"")
             return
     _again(state, entry, "lost" if status == messages.LOST else "handed back")
 
