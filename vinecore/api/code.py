@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vinecore.wire.messages import INLINE_LIMIT_BYTES
 
@@ -24,6 +24,25 @@ CODES_LIMIT_COUNT = 128
 CODES_LIMIT_BYTES = 64 * 1024 * 1024
 # Kinds of tasks remembered: the latest ones, and those that are used again; higher: more memory where names never repeat.
 KINDS_LIMIT_COUNT = 10_000
+
+
+class Releasing(Protocol):
+    """What is needed of an engine here."""
+
+    def release(self, files: list[FileEntry]) -> None: ...
+
+
+class Release:
+    """Lets go of a file when what holds this object is gone. No lock is taken here."""
+
+    __slots__ = ("engine", "file")
+
+    def __init__(self, engine: Releasing, file: FileEntry) -> None:
+        self.engine = engine
+        self.file = file
+
+    def __del__(self) -> None:
+        self.engine.release([self.file])
 
 
 class CodeMethods:
@@ -55,6 +74,8 @@ class CodeMethods:
     if TYPE_CHECKING:
 
         def post(self, item: object) -> None: ...
+
+        def release(self, files: list[FileEntry]) -> None: ...
 
     def new_library(self, name: str, **options: Any) -> LibraryEntry:
         """A library entry with a fresh id; not installed."""
@@ -160,10 +181,13 @@ class CodeMethods:
             payload = b""
         number = next(self._code_ids)
         code: CodeEntry = self._entries.CodeEntry(number, library.library_id, payload, modules, requires, is_piece, file)
+        if file is not None:
+            file.holds = 1
+            code.keeper = Release(self, file)
         return code
 
     def new_file(self, parts: Sequence[bytes | memoryview], size_bytes: int) -> FileEntry:
-        """An object held by the manager, released with its last use."""
+        """An object at the manager, released with its last use, or with who holds it."""
         number = next(self._file_ids)
         file: FileEntry = self._entries.FileEntry(-number, f"{self.loop.machine.state.run}-b{number}", size_bytes)
         file.at_manager = True

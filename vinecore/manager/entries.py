@@ -133,7 +133,7 @@ class FileEntry:
 class CodeEntry:
     """A pickled function, or a piece of a graph."""
 
-    __slots__ = ("code_id", "file", "holders", "is_piece", "library_id", "message", "modules", "payload", "requires")
+    __slots__ = ("code_id", "file", "holders", "is_piece", "keeper", "library_id", "message", "modules", "payload", "requires")
 
     def __init__(
         self,
@@ -152,6 +152,7 @@ class CodeEntry:
         self.requires = requires
         self.is_piece = is_piece
         self.file = file  # holds the payload when it is large
+        self.keeper: object = None  # lets go of that when no task names this code any more: those that have ended may run again
         # What workers are told: the same to all of them.
         self.message: messages.Code | None = None
         # Instances that were sent it, with their ``code_life`` then. Here and not there: many vertices of a piece are placed one
