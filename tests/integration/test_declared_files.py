@@ -11,6 +11,7 @@ import pytest
 
 from tests.kit.calls import eventually
 from vinecore import Manager, PythonTask, Task
+from vinecore.errors import UsageError
 from vinecore.manager.entries import FileEntry
 
 LIMIT_S = 30.0
@@ -128,6 +129,29 @@ def test_a_path_that_is_no_text(m: Manager, tmp_path: Path) -> None:
     path = os.fsdecode(bytes(tmp_path) + b"/\xff\xfe")
     Path(path).write_text("odd")
     assert finish(m, Task("cat a", inputs={m.declare_file(path): "a"}, cores=1)).output == "odd"
+
+
+def test_files_that_cannot_be(m: Manager) -> None:
+    """A task waited for its own output for ever, one whose output cannot be written for an odd reason never came back."""
+    with pytest.raises(UsageError, match="null character"):
+        m.declare_file("a\0b")
+    temp = m.declare_temp()
+    with pytest.raises(UsageError, match="the temp for 'b' is an input of the task that is to make it"):
+        m.submit(Task("cat a > b", inputs={temp: "a"}, outputs={temp: "b"}))
+    odd = m.declare_file("odd")
+    odd._path = "a\0b"
+    task = finish(m, Task("echo 1 > a", outputs={odd: "a"}, cores=1))
+    assert task.result == "output transfer error" and "ValueError" in task.reason
+
+
+def test_a_temp_that_was_undeclared_is_not_waited_for(m: Manager) -> None:
+    temp = m.declare_temp()
+    assert finish(m, Task("echo 1 > a", outputs={temp: "a"}, cores=1)).successful()
+    m.undeclare_file(temp)
+    late = finish(m, Task("cat a", inputs={temp: "a"}, cores=1))
+    assert late.result == "input missing" and "is gone" in late.reason
+    assert finish(m, Task("echo 2 > a", outputs={temp: "a"}, cores=1)).successful()
+    assert finish(m, Task("cat a", inputs={temp: "a"}, cores=1)).output == "2\n"
 
 
 def files_alive() -> int:

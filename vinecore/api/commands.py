@@ -180,6 +180,8 @@ class SandboxedTask(SubmittableTask):
         for file, path, _ in self._outputs:
             if file.type() == TEMP and _is_made_elsewhere(file.entry.producer, self._entry):
                 raise UsageError(f"another task makes the temp for {path!r}, {file!r}: declare one for each task")
+            if file.type() == TEMP and file.entry.producer is None and any(read is file for read, _, _ in self._inputs):
+                raise UsageError(f"the temp for {path!r} is an input of the task that is to make it, too: declare one for each")
 
     def _request(self) -> Resources:
         return Resources(**self._amounts)
@@ -369,7 +371,8 @@ class _Homecoming:
             try:
                 data = product.data
                 file.take_content(engine.read_raw(product) if data is None else data)
-            except (OSError, FileLost, LoopDied) as error:
+            except Exception as error:
+                # Whatever it is: the task must come back.
                 self.error = f"{type(error).__name__}: {error}"
         engine.release(self.unneeded)
         try:

@@ -149,6 +149,8 @@ class File(payloads.Dependency):
         self._is_held = False
         if self._kind != TEMP:
             self._entry = None
+        elif self._entry is not None and self._entry.producer is not None:
+            self._entry.promised = False  # who reads it now does not wait for somebody to make it
         return files
 
     def type(self) -> int:
@@ -223,11 +225,13 @@ class FileMethods:
             options: cache, peer_transfer: accepted as in TaskVine.
 
         Raises:
-            TypeError: no path. UsageError (a ValueError): ``unlink_when_done``.
+            TypeError: no path. UsageError (a ValueError): ``unlink_when_done``, or a path that no file can have.
         """
         _known_options("declare_file", options)
         if not isinstance(path, str | os.PathLike):
             raise TypeError(f"declare_file takes the path of a file as a str or Path, not {shown(path)}")
+        if "\0" in os.fspath(path):
+            raise UsageError(f"no file can have this path, which holds a null character: {os.fspath(path)!r}")
         if unlink_when_done:
             raise UsageError("unlink_when_done is not supported in this version: remove the file yourself")
         return File(self.engine, None, FILE, path=os.path.abspath(os.fspath(path)))
