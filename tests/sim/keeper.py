@@ -95,6 +95,7 @@ class Keeper:
             files = [entry.output for entry in asked if entry.output is not None]
             if keep:
                 truth.kept.update(entry.task_id for entry in asked)
+                truth.ended.add(graph.graph_id)
             else:
                 truth.dropped.update(entry.task_id for entry in asked)
                 for entry in asked:

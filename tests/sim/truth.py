@@ -34,6 +34,8 @@ class Truth:
         self.broken_graphs: set[int] = set()
         # Values of graphs that are kept without what made them: lost with their worker, they are gone.
         self.kept: set[int] = set()
+        # Their graphs.
+        self.ended: set[int] = set()
         # Calls, and graphs by their negative number, that a failed library took along.
         self.unlucky: set[int] = set()
         self.removed = False
@@ -110,6 +112,10 @@ class Truth:
         """Is this outcome one that may be?"""
         number, error = entry.task_id, entry.error
         graph = entry.graph
+        if graph is not None and graph.graph_id in self.ended and isinstance(error, FileLost):
+            # A value that is kept was being made again when what it is made of, kept too by then, was lost: nobody listens.
+            self.unlucky.add(-graph.graph_id)
+            return
         # A requested vertex that was lost and can never be made again fails its graph, whatever was told before.
         told_again = graph is not None and error is not None and (self.removed or self.libraries_fail)
         if self.shell.delivery_counts[number] > 1 + told_again:
