@@ -3,11 +3,11 @@ and parents that die, disks that are full, transfers between workers that fail, 
 
     python -m tests.sim.simulate --seeds 1000 --start 0 [--processes 2]
 
-A seed decides everything: what is submitted, when, what breaks, how long each message takes. The user (``user.py``, ``boxes.py``)
-behaves like the layers above the engine: reads large values, drops futures, cancels;
-``keeper.py`` ends graphs and compares the books of who reads what. ``trouble.py`` breaks things, ``truth.py``
-knows what must come of it. At the end faults stop, everything wanted must be delivered exactly once with the right value, and
-when the user has let go of everything no table may hold anything.
+A seed decides everything: what is submitted, when, what breaks, how long each message takes. The user (``user.py``, ``boxes.py``,
+``keeper.py``) behaves like the layers above the engine: reads large values, drops futures, cancels, ends graphs. ``trouble.py``
+breaks things, ``truth.py`` knows what must come of it, ``keeper.py`` keeps the books of who reads what. At the end faults stop,
+everything wanted must be delivered exactly once with the right value, and when the user has let go of everything no table may
+hold anything.
 """
 
 from __future__ import annotations
