@@ -8,7 +8,7 @@ import random
 from tests.kit.builders import declared
 from tests.kit.manager_world import ManagerWorld
 from vinecore.manager import events
-from vinecore.manager.entries import TaskEntry
+from vinecore.manager.entries import HOLDERS_LEAST, FileEntry, TaskEntry, WorkerEntry
 from vinecore.manager.worker_sets import FEW
 from vinecore.wire import messages
 
@@ -108,3 +108,26 @@ def test_what_has_ended_is_freed_without_the_collector() -> None:
         assert alive() == before
     finally:
         gc.enable()
+
+
+def test_workers_that_left_are_forgotten_with_what_they_held() -> None:
+    """What was called on each of them used to keep them, and with them the files that they had, and who made and reads these."""
+    world = ManagerWorld(workers=0)
+    gc.collect()
+    before = sum(type(thing) is FileEntry for thing in gc.get_objects())
+    for worker_id in range(1, 100):
+        world.join(worker_id)
+        file = declared(worker_id)
+        file.holds = 1
+        reader = world.builder.call(file)
+        world.submit(reader)
+        world.say(worker_id, messages.Fetched(file.name, file.size_bytes))
+        world.answer(reader, messages.OK_INLINE, b"value")
+        world.do(events.WorkerLeft(0.0, worker_id, "gone"))
+        world.do(events.FileReleased(0.0, [file]))
+    del file, reader
+    gc.collect()
+    things = gc.get_objects()
+    assert sum(type(thing) is FileEntry for thing in things) - before < 5
+    assert sum(type(thing) is WorkerEntry for thing in things) < 2 * HOLDERS_LEAST
+    assert len(world.builder.code.holders) < 2 * HOLDERS_LEAST

@@ -130,6 +130,7 @@ class Engine(CodeMethods):
         self.kinds: dict[tuple[str, Shape], Kind] = {}
         self._process_library: LibraryEntry | None = None
         self._process_codes: dict[FunctionPickle | None, CodeEntry] = {}
+        self._local_files = {}
         self.loop.worker_left = self._worker_left
         self.loop.start()
         setup = entries.LibrarySetup(max_calls=max_calls, is_stateless=True)

@@ -34,6 +34,8 @@ class Handle(Protocol):
 
 # LibraryEntry.offers holds at least this many before outdated ones are taken out.
 LOG_LEAST = 256
+# As many instances, and two for each that its library has, are known to have some code before those that are gone are taken out.
+HOLDERS_LEAST = 16
 
 
 class Readers(list["TaskEntry"]):
@@ -131,7 +133,7 @@ class FileEntry:
 class CodeEntry:
     """A pickled function, or a piece of a graph."""
 
-    __slots__ = ("code_id", "file", "holders", "is_piece", "library_id", "message", "modules", "payload", "requires")
+    __slots__ = ("code_id", "file", "holders", "is_piece", "keeper", "library_id", "message", "modules", "payload", "requires")
 
     def __init__(
         self,
@@ -150,11 +152,19 @@ class CodeEntry:
         self.requires = requires
         self.is_piece = is_piece
         self.file = file  # holds the payload when it is large
+        self.keeper: object = None  # lets go of that when no task names this code any more: those that have ended may run again
         # What workers are told: the same to all of them.
         self.message: messages.Code | None = None
         # Instances that were sent it, with their ``code_life`` then. Here and not there: many vertices of a piece are placed one
         # after the other, so this table is in the processor's caches, which those of thousands of instances are not.
         self.holders: dict[Instance, int] = {}
+
+    def held_by(self, instance: Instance) -> None:
+        """An instance is sent it. Now and then those that are gone go: a function may outlive any number of workers."""
+        holders = self.holders
+        if len(holders) >= HOLDERS_LEAST + 2 * len(instance.library.instances):
+            self.holders = holders = {other: life for other, life in holders.items() if other.state is not t.GONE}
+        holders[instance] = instance.code_life
 
 
 class Kind:
@@ -534,6 +544,12 @@ class WorkerEntry:
         if file.name not in self.held:
             self.held_bytes += file.size_bytes
         self.held[file.name] = file
+
+    def left(self) -> None:
+        """It is gone. What still names it (code that it was sent) must not keep what it had."""
+        self.held, self.held_bytes = {}, 0
+        self.spares, self.spare_bytes = None, 0
+        self.amounts = None
 
     def free_bytes(self) -> float:
         """Disk that its files leave."""

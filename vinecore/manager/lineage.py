@@ -250,6 +250,7 @@ def _limit_spares(state: ManagerState, worker: WorkerEntry) -> None:
 def _forget_object(state: ManagerState, file: FileEntry) -> None:
     if file.at_manager:
         file.at_manager = False
+        state.unreadable.pop(file.name, None)
         state.orders.append(orders.ForgetObjects([file.name]))
 
 

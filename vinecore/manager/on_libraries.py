@@ -34,6 +34,7 @@ def forget_codes(state: ManagerState, graph: GraphEntry, codes: list[CodeEntry])
     for code in codes:
         if code.file is not None:
             lineage.release(state, code.file)
+        code.requires = ()  # none of it runs again: the functions that it names may go before it does
         state.forgotten.append(code)
         size = len(code.payload) if code.file is None else code.file.size_bytes
         state.forgotten_bytes += size
@@ -49,16 +50,15 @@ def forget_codes(state: ManagerState, graph: GraphEntry, codes: list[CodeEntry])
 
 
 def drop_codes(state: ManagerState, codes: list[CodeEntry]) -> None:
-    """Functions that no caller holds: workers forget those that no unfinished task calls; the others are looked at later."""
+    """Functions that no caller holds: workers forget those that no unfinished task calls; the others are looked at later.
+
+    The payload stays as long as a task names it: one that has ended is told of it once more when its value is lost.
+    """
     candidates = [*state.unused_codes, *codes]
     used = {entry.code for entry in state.tasks.values()}
     used.update(required for entry in state.tasks.values() for required in entry.code.requires)
     state.unused_codes = [code for code in candidates if code in used]
-    gone = [code for code in candidates if code not in used]
-    for code in gone:
-        if code.file is not None:
-            lineage.release(state, code.file)
-    _tell_forgotten(state, gone)
+    _tell_forgotten(state, [code for code in candidates if code not in used])
 
 
 def _tell_forgotten(state: ManagerState, gone: list[CodeEntry]) -> None:

@@ -420,7 +420,7 @@ def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, insid
 
 def _know_code(state: ManagerState, code: CodeEntry, instance: Instance) -> None:
     """Send code the first time an instance needs it, what it names first."""
-    code.holders[instance] = instance.code_life
+    code.held_by(instance)
     for required in code.requires:
         if required is not instance.known_code and required.holders.get(instance) != instance.code_life:
             _know_code(state, required, instance)

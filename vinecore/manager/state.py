@@ -119,6 +119,8 @@ class ManagerState:
     cancels: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     # Files whose last copy is gone and that nothing can make again, gathered over one event.
     lost_files: list[FileEntry] = field(default_factory=list)
+    # Why an object of the manager could not be sent (a local file is gone, say), by name; until it is let go of.
+    unreadable: dict[str, str] = field(default_factory=dict)
     # Shared by the workers of this run, for tickets; empty switches transfers between workers off.
     transfer_key: bytes = b""
     # Key and certificate (PEM) that workers show to each other when links are encrypted.
