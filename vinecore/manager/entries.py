@@ -368,6 +368,7 @@ class Instance:
         "library",
         "local",
         "mean_us",
+        "most_slots",
         "offered_at",
         "outstanding",
         "progress_at",
@@ -383,6 +384,7 @@ class Instance:
         self.worker = worker
         self.worker_id = worker.worker_id  # here too: usual events are handled without touching the worker's entry
         self.slots = slots
+        self.most_slots = slots  # it may have fewer, and all of them again
         self.state = t.STARTING
         # It is up, and its worker takes work.
         self.is_open = False

@@ -25,7 +25,8 @@ def drain(state: ManagerState, worker: WorkerEntry, on: bool, why: str = DRAINED
         state.drains.pop(worker.worker_id, None)
         state.fleet += 1
         for instance in worker.instances.values():
-            instance.library.offer(instance)
+            if instance.is_open:
+                instance.library.offer(instance)
             for shape in instance.library.shapes:
                 if len(shape.ready):
                     state.activate(shape)

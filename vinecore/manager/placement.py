@@ -14,6 +14,7 @@ from itertools import islice
 from vinecore.manager import bundles, near, orders, reserving, splices, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import Bundle, CodeEntry, FileEntry, Instance, LibraryEntry, Shape, TaskEntry, WorkerEntry
+from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.state import ManagerState, Relay
 from vinecore.manager.worker_sets import with_worker
 from vinecore.wire import messages
@@ -29,8 +30,6 @@ EVEN_OUT_LOOKS = 256
 EVEN_OUT_PAUSE_S = 1e-5
 # Idle instances that look for entries meant for busy ones at each event; higher: sooner a balance, more work for nothing.
 TAKE_OVER_LOOKS = 4
-# Entries that an instance may pass over, because its worker had no room for them before, each time it is filled; bounds that.
-PASSED_OVER = 16
 # And when so many bytes of arguments and inline inputs have gathered.
 RUN_BYTES = messages.BATCH_LIMIT_BYTES
 
@@ -148,11 +147,14 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
             del library.idle[worker_id]
             continue
         library.idle.move_to_end(worker_id)
-        found = near.to_take_over(library, instance, state.now)
-        if found is None:
-            continue
-        other, entry = found
-        if other.local is not None and (not entry.kind.shape.constrained or _fits(state, instance, entry)):
+
+        def fits(entry: TaskEntry, instance: Instance = instance) -> bool:
+            return not entry.kind.shape.constrained or _fits(state, instance, entry)
+
+        found = near.to_take_over(library, instance, state.now, fits)
+        if found is not None:
+            other, entry = found
+            assert other.local is not None
             other.local.remove(entry)
             near.put_back(state, entry)
             _fill(state, entry.kind.shape, instance, False)
@@ -239,19 +241,20 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     """
     was_refused = False
     library = shape.library
-    waiting = len(shape.ready)
     worker_id = instance.worker_id
     several = len(library.hungry) + (worker_id not in library.hungry)
     # The second round shares what is ready, so that one instance does not drain it before the next is asked.
-    share = max(instance.slots, -(-waiting // several)) if deep else instance.slots
+    share = max(instance.slots, -(-len(shape.ready) // several)) if deep else instance.slots
     taken = 0
     passed_over: list[TaskEntry] = []
+    behind: TaskEntry | None = None  # of its own: the next one, where the first one lacks something
+    none_fits = False  # of its own
     while taken < share:
         if not _has_room(state, instance, 0.0, deep):
             break
-        entry, line = None, instance.local
-        if line is not None and library.stocked and worker_id in library.stocked and line.urgency() >= shape.ready.urgency():
-            entry = line.pop()
+        entry, behind, line = behind, None, instance.local
+        if entry is None and line is not None and library.stocked and worker_id in library.stocked and not none_fits:
+            entry = line.pop() if line.urgency() >= shape.ready.urgency() else None
         if entry is None:
             line = shape.ready
             entry = line.pop()
@@ -259,19 +262,19 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             break
         if entry.no_room_at and _has_room_elsewhere(state, entry, instance):
             passed_over.append(entry)
-            if len(passed_over) == PASSED_OVER:
+            if len(passed_over) == near.PASSED_OVER:
                 break
             continue
         own = entry.kind.shape  # entries near their inputs may be of another shape of this library
         full = own.constrained and _is_refused(state, shape, entry, instance)
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
-            if line is not None and line is instance.local and instance.groups_out:
-                line.push(entry)  # what ends here makes room for it
-            else:
-                near.put_back(state, entry)
             was_refused = True
-            break
+            if not _keep(state, entry, instance, line) or not full:
+                break
+            behind = _behind(state, shape, entry, instance)
+            none_fits = behind is None
+            continue
         if entry.inputs and not _reachable(state, entry, instance):
             continue
         if entry.graph is None or entry.sandbox is not None:
@@ -303,6 +306,27 @@ def _is_refused(state: ManagerState, shape: Shape, entry: TaskEntry, instance: I
     return True
 
 
+def _keep(state: ManagerState, entry: TaskEntry, instance: Instance, line: ReadyQueue[TaskEntry] | None) -> bool:
+    """One that was refused goes back in line; True: in that of the instance, since what ends there makes room for it."""
+    if line is None or line is not instance.local or not instance.groups_out:
+        near.put_back(state, entry)
+        return False
+    line.push(entry)
+    return True
+
+
+def _behind(state: ManagerState, shape: Shape, refused: TaskEntry, instance: Instance) -> TaskEntry | None:
+    """One of an instance's own that does not have to wait for what another one lacks; taken out of its line."""
+    local = instance.local
+    assert local is not None
+    for entry in local.some(near.PASSED_OVER):
+        own = entry.kind.shape
+        if own is not refused.kind.shape and not (own.constrained and _is_refused(state, shape, entry, instance)):
+            local.remove(entry)
+            return entry
+    return None
+
+
 def _has_room_elsewhere(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
     """True where it was lost here for lack of room, and there is a worker to run it where it was not."""
     avoided = entry.no_room_at or set()
@@ -331,11 +355,12 @@ def _fits(state: ManagerState, instance: Instance, entry: TaskEntry) -> bool:
     short_us = state.tunables.pipeline_ms * 1000.0
     if not entry.kind.shape.allocates or not 0 < entry.kind.mean_us < short_us or instance.groups_out > 2 * instance.slots:
         return False
-    # One shape alone, of which every slot can run one at once: whatever waits there never runs beside too many others.
+    # One shape alone, of which every slot can run one at once (also those that are missing for a while): whatever waits there
+    # never runs beside too many others.
     return (
         worker.placed_count() == instance.outstanding
         and instance.alike is entry.kind.shape
-        and not amount.times(instance.slots).missing_in(worker.total)
+        and not amount.times(instance.most_slots).missing_in(worker.total)
     )
 
 
