@@ -102,3 +102,42 @@ def test_workers_that_left_are_forgotten() -> None:
         world.join(worker_id, 4)
         world.do(events.WorkerLeft(0.0, worker_id, "the connection was closed"))
     assert len(library.offers) <= LOG_LEAST + 10
+
+
+def kind_with(world: ManagerWorld, **amounts: float) -> Kind:
+    return Kind("asks", Shape(world.builder.library, Resources(**amounts)))  # type: ignore[arg-type]
+
+
+def test_priority_and_submission_hold_between_different_requests() -> None:
+    """The first one of a request was followed by all of its like."""
+    world = ManagerWorld(0)
+    one, two = kind_with(world, cores=1), kind_with(world, cores=2)
+    first, middle, *last = (world.builder.call(kind=kind) for kind in (one, two, one, one, one))
+    first.priority, middle.priority = 10.0, 5.0
+    world.submit(first, *last, middle)
+    world.join(1, 4)
+    assert placed([first, middle, *last]) == [first, middle, last[0]]
+    equals = [world.builder.call(kind=kind) for kind in (one, two, one, two, one, two)]
+    for entry in equals:
+        entry.priority = 7.0
+    world.submit(*equals)
+    world.join(2, 4)
+    assert placed(equals) == equals[:3]
+
+
+def test_one_that_is_passed_over_holds_up_none_of_its_like() -> None:
+    """A worker's disk was full for the first one, and the turn of the others comes after another request's."""
+    world = ManagerWorld(2, cores=2)
+    one, two = kind_with(world, cores=1), kind_with(world, cores=2)
+    burnt = world.builder.call(kind=one)
+    burnt.no_room_at = {2}
+    busy = [world.builder.call(kind=two) for _ in range(2)]
+    world.submit(*busy)
+    large, small = world.builder.call(kind=two), world.builder.call(kind=one)
+    world.submit(burnt, large, small)
+    world.submit(world.builder.call(kind=kind_with(world, cores=1, memory=900)))
+    half = next(entry for entry in busy if entry.instance is not None and entry.instance.worker_id == 2)
+    half.instance.worker.total = Resources(3, 1000, 1000, 0)  # type: ignore[union-attr]
+    world.say(2, messages.LibraryReady(1, 1))
+    world.say(2, messages.LibraryReady(1, 2))
+    assert placed([burnt, large, small]) == [small]

@@ -8,6 +8,7 @@ one call more at least.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import OrderedDict
 from itertools import islice
 
@@ -40,48 +41,56 @@ def place(state: ManagerState) -> None:
         return
     if is_gathering(state):
         return
-    if len(state.active) > 1:
-        state.active.sort(key=near.turn_of)
+    active = state.active
+    if len(active) > 1:
+        active.sort(key=near.turn_of)
     still: list[Shape] = []
     is_asking = False
-    for shape in state.active:
-        library = shape.library
+    for position, shape in enumerate(active):
         is_asking |= shape.constrained
-        if library.fleet != state.fleet or library.retry_at <= state.now:
-            ensure_started(state, library)
-        if library.stocked and state.now - library.freed_at > near.STUCK_S:
-            near.free_stuck(state, library, shape)
-        latest = library.latest
-        if latest is not None and not library.hungry and near.is_alone(library, latest) and (library.near or len(shape.ready)):
-            # Nobody else may take anything: both rounds in one.
-            has_room = _fill(state, shape, latest, True)
-            if library.near:
-                near.look(latest, True)
-            if not has_room:
-                library.latest = None
-            if not len(shape.ready) and not library.stocked:
-                shape.queued = False
-            else:
-                still.append(shape)
-            continue
-        library.line_up()
-        # Two rounds: first every slot of every instance gets something, then the instances are topped up. Each ends with the
-        # last ready entry, so that the many who then get nothing are not asked.
-        if library.near:
-            _serve_near(state, shape, False)
-        _serve(state, shape, library.idle, False)
-        if library.stocked and library.idle:
-            _take_over(state, shape)
-        if library.near:
-            _serve_near(state, shape, True)
-        _serve(state, shape, library.hungry, True)
-        if len(shape.ready) or library.stocked:
+        if len(active) > 1:
+            state.limit = near.limit_of(active, position)
+        stays = _place_shape(state, shape)
+        if state.limit is not None and len(shape.ready) and near.turn_of(shape) > state.limit:
+            insort(active, shape, position + 1, key=near.turn_of)  # the rest of it comes behind others
+        elif stays:
             still.append(shape)
         else:
             shape.queued = False
+    state.limit = None
     state.active = still
     if state.reserved is not None or is_asking:
         reserving.look(state)
+
+
+def _place_shape(state: ManagerState, shape: Shape) -> bool:
+    """Give hungry instances what they can take of one shape; whether it may have ready entries still."""
+    library = shape.library
+    if library.fleet != state.fleet or library.retry_at <= state.now:
+        ensure_started(state, library)
+    if library.stocked and state.now - library.freed_at > near.STUCK_S:
+        near.free_stuck(state, library, shape)
+    latest = library.latest
+    if latest is not None and not library.hungry and near.is_alone(library, latest) and (library.near or len(shape.ready)):
+        # Nobody else may take anything: both rounds in one.
+        has_room = _fill(state, shape, latest, True)
+        if library.near:
+            near.look(latest, True)
+        if not has_room:
+            library.latest = None
+        return len(shape.ready) > 0 or bool(library.stocked)
+    library.line_up()
+    # Two rounds: first every slot of every instance gets something, then the instances are topped up. Each ends with the
+    # last ready entry, so that the many who then get nothing are not asked.
+    if library.near:
+        _serve_near(state, shape, False)
+    _serve(state, shape, library.idle, False)
+    if library.stocked and library.idle:
+        _take_over(state, shape)
+    if library.near:
+        _serve_near(state, shape, True)
+    _serve(state, shape, library.hungry, True)
+    return len(shape.ready) > 0 or bool(library.stocked)
 
 
 def is_gathering(state: ManagerState) -> bool:
@@ -98,7 +107,7 @@ def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance
         _serve_asking(state, shape, offered, deep)
         return
     kept: list[Instance] = []
-    while offered and len(shape.ready):
+    while offered and len(shape.ready) and (state.limit is None or near.turn_of(shape) < state.limit):
         _, instance = offered.popitem(last=False)
         if _fill(state, shape, instance, deep):
             kept.append(instance)
@@ -113,6 +122,8 @@ def _serve_asking(state: ManagerState, shape: Shape, offered: OrderedDict[int, I
     library = shape.library
     may_take_more: list[Instance] = []
     while len(shape.ready) and shape.tried[deep] < len(library.offers):
+        if state.limit is not None and near.turn_of(shape) > state.limit:
+            break
         number = shape.tried[deep]
         shape.tried[deep] += 1
         instance = library.offers[number]
@@ -157,7 +168,9 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
             assert other.local is not None
             other.local.remove(entry)
             near.put_back(state, entry)
+            limit, state.limit = state.limit, None
             _fill(state, entry.kind.shape, instance, False)
+            state.limit = limit
 
 
 def ensure_started(state: ManagerState, library: LibraryEntry) -> None:
@@ -241,7 +254,7 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     """
     was_refused = False
     library = shape.library
-    worker_id = instance.worker_id
+    worker_id, limit = instance.worker_id, state.limit
     several = len(library.hungry) + (worker_id not in library.hungry)
     # The second round shares what is ready, so that one instance does not drain it before the next is asked.
     share = max(instance.slots, -(-len(shape.ready) // several)) if deep else instance.slots
@@ -257,7 +270,7 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
             entry = line.pop() if line.urgency() >= shape.ready.urgency() else None
         if entry is None:
             line = shape.ready
-            entry = line.pop()
+            entry = line.pop() if limit is None or passed_over else near.pop_before(line, limit)
         if entry is None:
             break
         if entry.no_room_at and _has_room_elsewhere(state, entry, instance):
