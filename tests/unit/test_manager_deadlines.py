@@ -10,6 +10,7 @@ from vinecore.manager import events
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import TaskEntry
 from vinecore.manager.on_tasks import EXPIRED_S
+from vinecore.manager.state import EXPIRING_LEAST
 from vinecore.wire import messages
 
 END_S = 1000.0
@@ -82,3 +83,21 @@ def test_one_that_was_done_in_time_is_left_alone() -> None:
     end(world, entry)
     tick(world, 2 * IN_S)
     assert entry.report is not None and entry.report.outcome == "" and not world.machine.state.expiring
+
+
+def test_ends_of_tasks_that_have_ended_are_forgotten() -> None:
+    """The end may be years away, and a manager lives for weeks."""
+    world = ManagerWorld(1, cores=1)
+    state = world.machine.state
+    waits = ending(world)
+    waits.priority = -1.0
+    busy = boxed(world)
+    world.submit(busy, boxed(world), boxed(world), waits)
+    for _ in range(3 * EXPIRING_LEAST):
+        entry = ending(world)
+        world.submit(entry)
+        world.do(events.TasksCancelled(0.0, [entry]))
+    assert len(state.expiring) <= EXPIRING_LEAST
+    assert waits.state is t.READY
+    tick(world, IN_S)
+    assert is_expired(waits) and not state.expiring

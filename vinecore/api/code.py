@@ -6,6 +6,7 @@ User threads call this: dictionaries are filled by ``setdefault``, and what must
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ class CodeMethods:
     _codes_limit_bytes: int
     _codes_bytes: int
     kinds: dict[tuple[str, Shape], Kind]
-    _shapes: dict[tuple[int, Resources], Shape]
+    # Of those that are in use.
+    _shapes: weakref.WeakValueDictionary[tuple[int, Resources, bool], Shape]
     _process_library: LibraryEntry | None
     _process_codes: dict[FunctionPickle | None, CodeEntry]
 
@@ -68,7 +70,7 @@ class CodeMethods:
         """The shape of a library and a request, one object for equal ones."""
         if library is self.python and request.is_unset():
             return self.default_shape
-        key = (library.library_id, request)
+        key = (library.library_id, request, allocates)
         shape = self._shapes.get(key)
         if shape is None:
             with self._lock:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
+from weakref import ref
 
 from vinecore.manager import transitions as t
 from vinecore.manager.ready import ReadyQueue
@@ -34,6 +35,10 @@ class Handle(Protocol):
 
 # LibraryEntry.offers holds at least this many before outdated ones are taken out.
 LOG_LEAST = 256
+# Those that are gone are forgotten whenever so many shapes of a library were made; amounts that a worker remembers. Higher: more
+# memory where requests never repeat.
+SHAPES_MADE = 64
+AMOUNTS_LIMIT = 512
 
 
 class Readers(list["TaskEntry"]):
@@ -173,7 +178,7 @@ class Kind:
 class Shape:
     """Where a group of tasks can run: one library and one request."""
 
-    __slots__ = ("allocates", "constrained", "library", "queued", "ready", "refused_by", "request", "tried")
+    __slots__ = ("__weakref__", "allocates", "constrained", "library", "queued", "ready", "refused_by", "request", "tried")
 
     def __init__(self, library: LibraryEntry, request: Resources = NO_REQUEST, allocates: bool = False) -> None:
         self.library = library
@@ -187,7 +192,7 @@ class Shape:
         # tried and still has room lacks what is asked for. And the instance that lacked it last.
         self.tried = [0, 0]
         self.refused_by: Instance | None = None
-        library.shapes.append(self)
+        library.learn(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +222,7 @@ class LibraryEntry:
         "exec_mode",
         "failed_on",
         "file",
+        "first_shape",
         "fleet",
         "freed_at",
         "functions",
@@ -234,7 +240,7 @@ class LibraryEntry:
         "removed",
         "retry_at",
         "setup",
-        "shapes",
+        "shape_refs",
         "slots",
         "slots_up",
         "stocked",
@@ -262,7 +268,9 @@ class LibraryEntry:
         self.exec_mode = exec_mode
         self.setup = setup
         self.functions: dict[str, CodeEntry] = {}
-        self.shapes: list[Shape] = []
+        # Those that somebody has a use for: tasks may come with a request of their own each, for weeks. See ``shapes``.
+        self.shape_refs: list[ref[Shape]] = []
+        self.first_shape: Shape | None = None
         self.asks = False  # some of them ask for something
         self.eager = False  # started on every worker at once, before there is work
         self.instances: dict[int, Instance] = {}
@@ -290,12 +298,20 @@ class LibraryEntry:
         # Workers where it failed since it was up anywhere, or since its calls were failed: not all need be GONE at the same time.
         self.failed_on: set[int] = set()
         self.removed = False
-        # The user was told that its slots are not forked.
-        self.told_unsafe = False
-        # The user was told that a worker has fewer slots of it than it should.
-        self.told_fewer = False
-        # The user was told that it takes long to start.
-        self.told_slow = False
+        # The user was told: its slots are not forked, a worker has fewer of them than it should, it takes long to start.
+        self.told_unsafe = self.told_fewer = self.told_slow = False
+
+    def learn(self, shape: Shape) -> None:
+        """There is one shape more; from callers' threads, of which one at a time makes one. Those that are gone are forgotten."""
+        if len(self.shape_refs) % SHAPES_MADE == 0:
+            self.shape_refs = [known for known in self.shape_refs if known() is not None]
+        self.shape_refs.append(ref(shape))
+        self.first_shape = self.first_shape or shape
+
+    @property
+    def shapes(self) -> list[Shape]:
+        """Its shapes, the first one first."""
+        return [shape for known in self.shape_refs if (shape := known()) is not None]
 
     def offer(self, instance: Instance) -> None:
         """An instance may have room: it is looked at when there is something to place."""
@@ -495,7 +511,7 @@ class WorkerEntry:
         # Resources of placed entries that asked for some.
         self.committed = Resources(0, 0, 0, 0)
         self.instances: dict[int, Instance] = {}
-        # What one task of a shape takes of this worker; None: not asked for yet.
+        # What one task of a shape that allocates takes of this worker; None: not asked for yet.
         self.amounts: dict[Shape, Resources] | None = None
         # Files that are here or were told to come, by cache name: the part of ManagerState.held that names this worker.
         self.held: dict[str, FileEntry] = {}
@@ -549,12 +565,13 @@ class WorkerEntry:
 
     def amount_of(self, shape: Shape) -> Resources:
         """Resources that one task of this shape takes here."""
-        if self.amounts is None:
+        if not shape.allocates:
+            return shape.request
+        if self.amounts is None or len(self.amounts) > AMOUNTS_LIMIT:
             self.amounts = {}
         amount = self.amounts.get(shape)
         if amount is None:
-            amount = allocate(shape.request, self.total) if shape.allocates else shape.request
-            self.amounts[shape] = amount
+            amount = self.amounts[shape] = allocate(shape.request, self.total)
         return amount
 
     def __repr__(self) -> str:

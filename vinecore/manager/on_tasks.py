@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from vinecore.errors import FileLost, LibraryFailed, LostError, SlotLost, TaskFailed, VineError, WorkerLost
 from vinecore.manager import lineage, orders, placement, replication
@@ -18,7 +18,7 @@ from vinecore.manager.entries import (
     WorkerEntry,
     outputs_of,
 )
-from vinecore.manager.state import ManagerState
+from vinecore.manager.state import EXPIRING_LEAST, ManagerState
 from vinecore.manager.worker_sets import without_worker
 from vinecore.model.notes import TaskMoved
 from vinecore.wire import messages
@@ -45,7 +45,7 @@ def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
         tasks[entry.task_id] = entry
         library = shape.library
         if entry.sandbox is not None and entry.sandbox.end_at_s:
-            heappush(state.expiring, (entry.sandbox.end_at_s - state.epoch_offset_s, entry.task_id))
+            _will_expire(state, entry, entry.sandbox.end_at_s)
         if entry.inputs:
             entry.state = t.WAITING
             entry.inputs = tuple(i if type(i) is FileEntry else _output_of(i) for i in entry.inputs)  # type: ignore[arg-type]
@@ -66,6 +66,15 @@ def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
             if not shape.queued:
                 state.activate(shape)
     state.counters.submitted += len(entries)
+
+
+def _will_expire(state: ManagerState, entry: TaskEntry, end_at_s: float) -> None:
+    """Note its end. Those that ended before theirs are forgotten in time: the calendar's may be years away."""
+    if len(state.expiring) >= state.expiring_limit:
+        state.expiring = [end for end in state.expiring if end[1] in state.tasks]
+        heapify(state.expiring)
+        state.expiring_limit = max(EXPIRING_LEAST, 2 * len(state.expiring))
+    heappush(state.expiring, (end_at_s - state.epoch_offset_s, entry.task_id))
 
 
 def expire(state: ManagerState) -> None:
@@ -197,8 +206,8 @@ def answered(state: ManagerState, worker_id: int, results: list[Result]) -> None
             instance.progress_at = state.now
         library = instance.library
         library.offer(instance)
-        if library.near:
-            state.activate(library.shapes[0])  # any of them: instances take what is near them whatever its shape
+        if library.near and library.first_shape is not None:
+            state.activate(library.first_shape)  # any of them: instances take what is near them whatever its shape
 
 
 def _drop_late(state: ManagerState, worker_id: int, name: str) -> None:

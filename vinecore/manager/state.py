@@ -22,6 +22,8 @@ class Relay:
     name: str
 
 
+# ManagerState.expiring holds at least this many before any that ended are taken out.
+EXPIRING_LEAST = 256
 # In tables that are keyed by worker: the manager itself.
 MANAGER = 0
 
@@ -131,6 +133,8 @@ class ManagerState:
     passed_since: float = 0.0
     # Tasks with an end by the calendar: when to look at each (a heap).
     expiring: list[tuple[float, int]] = field(default_factory=list)
+    # When it is as long as this, those that have ended are taken out.
+    expiring_limit: int = EXPIRING_LEAST
     # The highest wait-for-workers that was reached: it is forgotten then.
     gathered: float = 0
     # Seconds since the epoch at the machine's time 0: tickets expire by the calendar, which events do not carry.
