@@ -35,8 +35,7 @@ class Handle(Protocol):
 
 # LibraryEntry.offers holds at least this many before outdated ones are taken out.
 LOG_LEAST = 256
-# Those that are gone are forgotten whenever so many shapes of a library were made; amounts that a worker remembers. Higher: more
-# memory where requests never repeat.
+# Shapes made between two looks for those that are gone, and amounts that a worker remembers; higher: more memory.
 SHAPES_MADE = 64
 AMOUNTS_LIMIT = 512
 
@@ -127,9 +126,7 @@ class FileEntry:
         return self.data is not None or self.at_manager or bool(self.on_workers)
 
     def __repr__(self) -> str:
-        where = f"workers {sorted(self.on_workers)}"
-        if self.data is not None or self.at_manager:
-            where = "inline" if self.data is not None else "manager"
+        where = "inline" if self.data is not None else "manager" if self.at_manager else f"workers {sorted(self.on_workers)}"
         return f"<FileEntry {self.name or self.value_id} {where} uses {self.uses} holds {self.holds} remakes {self.remakes}>"
 
 
@@ -178,7 +175,10 @@ class Kind:
 class Shape:
     """Where a group of tasks can run: one library and one request."""
 
-    __slots__ = ("__weakref__", "allocates", "constrained", "library", "queued", "ready", "refused_by", "request", "tried")
+    __slots__ = (
+        *("__weakref__", "allocates", "constrained", "library", "queued", "ready", "refused_by", "request"),
+        *("tried", "unfit_in"),
+    )
 
     def __init__(self, library: LibraryEntry, request: Resources = NO_REQUEST, allocates: bool = False) -> None:
         self.library = library
@@ -192,6 +192,7 @@ class Shape:
         # tried and still has room lacks what is asked for. And the instance that lacked it last.
         self.tried = [0, 0]
         self.refused_by: Instance | None = None
+        self.unfit_in = -1  # ManagerState.fleet when no worker could hold it
         library.learn(self)
 
 
