@@ -274,7 +274,8 @@ def _inline(state: ManagerState, output: FileEntry, value: bytes) -> None:
     if output.coming:
         lineage.drop_copies(state, output)  # of the attempt before, whose size may have been another
     output.data = value
-    output.size_bytes = len(value)
+    if not output.on_workers:
+        output.size_bytes = len(value)  # else that of the copies, by which their workers count
 
 
 def _stored(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, output: FileEntry, size_bytes: int) -> None:
