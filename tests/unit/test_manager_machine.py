@@ -528,3 +528,21 @@ def test_a_value_that_came_back_in_another_size_is_counted_as_what_workers_hold(
     world.say(2, messages.Fetched(output.name, 100_000))
     world.answer(maker, messages.OK_INLINE, b"v")
     assert world.machine.state.workers[2].held_bytes == 100_000
+
+
+@pytest.mark.parametrize("said_goodbye", [True, False])
+def test_a_worker_that_leaves_gets_no_work_when_the_draining_of_its_host_ends(said_goodbye: bool) -> None:
+    """It was given calls, and took them along."""
+    world = ManagerWorld(1)
+    if said_goodbye:
+        world.submit(maker := world.builder.call())
+        world.stored(maker)
+        world.say(1, messages.Goodbye("idle"))
+        assert world.machine.state.drains, "it alone has the value"
+    else:
+        world.do(events.HostsChanged(0.0, drain="host"))
+        assert world.sent(messages.Release)
+    world.do(events.HostsChanged(0.0, drain="host", drain_on=False))
+    call = world.builder.call()
+    world.submit(call)
+    assert call.state is t.READY and bool(world.machine.state.drains) is said_goodbye

@@ -403,8 +403,7 @@ class Instance:
         self.slots = slots
         self.most_slots = slots  # it may have fewer, and all of them again
         self.state = t.STARTING
-        # It is up, and its worker takes work.
-        self.is_open = False
+        self.is_open = False  # it is up, and its worker takes work
         # Calls placed here and not answered: how many, and the one placed last, behind which the others are (TaskEntry.behind).
         self.outstanding = 0
         self.behind: TaskEntry | None = None
@@ -418,8 +417,7 @@ class Instance:
         self.known_code: CodeEntry | None = None
         # The number of its last one among LibraryEntry.offers.
         self.offered_at = -1
-        # Is in LibraryEntry.piled.
-        self.is_piled = False
+        self.is_piled = False  # is in LibraryEntry.piled
         # Ready entries whose large inputs are here. Tables that are empty most of the time are None then: of thousands of
         # instances none is in the processor's caches when it is its turn.
         self.local: ReadyQueue[TaskEntry] | None = None
@@ -490,6 +488,7 @@ class WorkerEntry:
         "held_bytes",
         "hello",
         "instances",
+        "leaves",
         "outgoing",
         "pinged_at",
         "spare_bytes",
@@ -526,6 +525,7 @@ class WorkerEntry:
         # When it was asked first since it last said something; not later than ManagerState.heard: it owes no answer.
         self.asked_at = now
         self.draining = False
+        self.leaves = False  # it said goodbye, or was released: its draining has no other end
         self.blocked = False  # its host is on the list of blocked ones
 
     def takes_work(self) -> bool:
