@@ -27,7 +27,7 @@ STEAL_LOOKS = 4
 PASSED_OVER = 16
 # Instances with entries of their own that are looked at for calls that hold these up, once in STUCK_S for each library.
 FREED_LOOKS = 16
-# Shapes looked at for one whose first entry comes between those of another; higher: a stricter order between many requests.
+# Shapes looked at for one whose priority comes between those of another; higher: a stricter order between many requests.
 RIVALS = 8
 # Work behind calls that have run this long without an answer goes where a slot is free; lower: more messages for nothing.
 STUCK_S = 0.03
@@ -166,25 +166,25 @@ def turn_of(shape: Shape) -> tuple[float, int]:
     return (math.inf, 0) if first is None else turn(first)
 
 
-def limit_of(active: list[Shape], position: int) -> tuple[float, int] | None:
-    """Where entries of the shape at this position come behind the first one of another shape that wants the same.
+def limit_of(active: list[Shape], position: int) -> float | None:
+    """Entries of the shape at this position come behind another shape that wants the same if their priority is below this.
 
-    Shapes want the same where they share slots, or ask both for what a worker has. None: they are all before that.
+    Shapes want the same where they share slots, or ask both for what a worker has. None: there is no such shape.
     """
     shape = active[position]
     if len(shape.ready) < 2:
         return None
     for other in islice(active, position + 1, position + 1 + RIVALS):
         if other.library is shape.library or (other.constrained and shape.constrained):
-            limit = turn_of(other)
-            return limit if turn_of(shape) < limit else None
+            limit = other.ready.urgency()
+            return limit if limit <= shape.ready.urgency() else None
     return None
 
 
-def pop_before(line: ReadyQueue[TaskEntry], limit: tuple[float, int]) -> TaskEntry | None:
-    """Take the first entry of a line, if its turn is before this."""
+def pop_before(line: ReadyQueue[TaskEntry], limit: float) -> TaskEntry | None:
+    """Take the first entry of a line, if its priority is not below this."""
     first = line.first()
-    return line.pop() if first is not None and turn(first) < limit else None
+    return line.pop() if first is not None and first.priority >= limit else None
 
 
 def put_back(state: ManagerState, entry: TaskEntry) -> None:

@@ -51,7 +51,7 @@ def place(state: ManagerState) -> None:
         if len(active) > 1:
             state.limit = near.limit_of(active, position)
         stays = _place_shape(state, shape)
-        if state.limit is not None and len(shape.ready) and near.turn_of(shape) > state.limit:
+        if state.limit is not None and len(shape.ready) and shape.ready.urgency() < state.limit:
             insort(active, shape, position + 1, key=near.turn_of)  # the rest of it comes behind others
         elif stays:
             still.append(shape)
@@ -107,7 +107,7 @@ def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance
         _serve_asking(state, shape, offered, deep)
         return
     kept: list[Instance] = []
-    while offered and len(shape.ready) and (state.limit is None or near.turn_of(shape) < state.limit):
+    while offered and len(shape.ready) and (state.limit is None or shape.ready.urgency() >= state.limit):
         _, instance = offered.popitem(last=False)
         if _fill(state, shape, instance, deep):
             kept.append(instance)
@@ -122,7 +122,7 @@ def _serve_asking(state: ManagerState, shape: Shape, offered: OrderedDict[int, I
     library = shape.library
     may_take_more: list[Instance] = []
     while len(shape.ready) and shape.tried[deep] < len(library.offers):
-        if state.limit is not None and near.turn_of(shape) > state.limit:
+        if state.limit is not None and shape.ready.urgency() < state.limit:
             break
         number = shape.tried[deep]
         shape.tried[deep] += 1
