@@ -65,7 +65,8 @@ class CodeMethods:
     _codes_limit_bytes: int
     _codes_bytes: int
     kinds: dict[tuple[str, Shape], Kind]
-    _shapes: dict[tuple[int, Resources], Shape]
+    # Of those that are in use.
+    _shapes: weakref.WeakValueDictionary[tuple[int, Resources, bool], Shape]
     _process_library: LibraryEntry | None
     _process_codes: dict[FunctionPickle | None, CodeEntry]
     # Local files that are declared, by version, with who declares them.
@@ -92,7 +93,7 @@ class CodeMethods:
         """The shape of a library and a request, one object for equal ones."""
         if library is self.python and request.is_unset():
             return self.default_shape
-        key = (library.library_id, request)
+        key = (library.library_id, request, allocates)
         shape = self._shapes.get(key)
         if shape is None:
             with self._lock:

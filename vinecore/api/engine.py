@@ -137,7 +137,7 @@ class Engine(CodeMethods):
         self.python = self.new_library("python", slots=slots, setup=setup)
         self.python.eager = True
         self.default_shape = entries.Shape(self.python)
-        self._shapes: dict[tuple[int, Resources], Shape] = {}
+        self._shapes: weakref.WeakValueDictionary[tuple[int, Resources, bool], Shape] = weakref.WeakValueDictionary()
         self.install(self.python)
 
     def _print_line(self, text: str) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from vinecore.manager import near, orders
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, Readers, TaskEntry, WorkerEntry, outputs_of
+from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry, outputs_of
+from vinecore.manager.lists import Readers
 from vinecore.manager.state import ManagerState
 from vinecore.manager.worker_sets import Workers
 

@@ -207,8 +207,8 @@ def answered(state: ManagerState, worker_id: int, results: list[Result]) -> None
             instance.progress_at = state.now
         library = instance.library
         library.offer(instance)
-        if library.near:
-            state.activate(library.shapes[0])  # any of them: instances take what is near them whatever its shape
+        if library.near and library.first_shape is not None:
+            state.activate(library.first_shape)  # any of them: instances take what is near them whatever its shape
 
 
 def _drop_late(state: ManagerState, worker_id: int, name: str) -> None:
@@ -275,7 +275,8 @@ def _inline(state: ManagerState, output: FileEntry, value: bytes) -> None:
     if output.coming:
         lineage.drop_copies(state, output)  # of the attempt before, whose size may have been another
     output.data = value
-    output.size_bytes = len(value)
+    if not output.on_workers:
+        output.size_bytes = len(value)  # else that of the copies, by which their workers count
 
 
 def _stored(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, output: FileEntry, size_bytes: int) -> None:

@@ -143,6 +143,8 @@ class ManagerState:
     drains: dict[int, tuple[WorkerEntry, str]] = field(default_factory=dict)
     # Hosts that get no work, with the time at which that ends; infinity for ever.
     blocked_hosts: dict[str, float] = field(default_factory=dict)
+    # While one shape is placed: its entries below this priority come behind others (near.limit_of).
+    limit: float | None = None
     # When to look again whether work should move between workers; None: no reason to.
     even_out_at: float | None = None
     # (object, destination) of transfers between workers under way, with the workers that were named, the one to ask first first.
