@@ -20,6 +20,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, LOGGER, PENDING, RUNNING
 from typing import Any
 
+from vinecore.api.code import Release
 from vinecore.api.engine import Engine, before_exit
 from vinecore.api.numbers import CORES_LIMIT, checked_whole, number_of
 from vinecore.api.outcome import blame_result, failure_of, rebuilt
@@ -53,19 +54,6 @@ class _Meeting:
         self.callbacks: list[Callable[[Any], object]] = []
 
 
-class _Release:
-    """Drops a value on its worker when the future that holds this object is gone. No lock is taken here."""
-
-    __slots__ = ("engine", "file")
-
-    def __init__(self, engine: Engine, file: Any) -> None:
-        self.engine = engine
-        self.file = file
-
-    def __del__(self) -> None:
-        self.engine.release([self.file])
-
-
 class VineFuture(Future, Dependency):  # type: ignore[type-arg]
     """The outcome of a call.
 
@@ -78,7 +66,7 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
     # Class attributes are the defaults of what few futures need.
     _meeting: _Meeting | None = None
     _failure: Any = _UNSET
-    _release: _Release | None = None
+    _release: Release | None = None
     # The bytes of a large value, or the reason why there are none, since the executor was shut down.
     _home: Any = None
 
@@ -118,7 +106,7 @@ class VineFuture(Future, Dependency):  # type: ignore[type-arg]
         entry.handle = None
         owner = self._owner
         if entry.output is not None:
-            self._release = _Release(owner.engine, entry.output)
+            self._release = Release(owner.engine, entry.output)
             owner._large.add(weakref.ref(self, owner._large.discard))
         # Nothing between this look and the store lets another thread in: who makes a meeting later sees the state.
         if self._meeting is None and entry.error is None:

@@ -260,7 +260,7 @@ def test_paths_that_are_none(m: Manager, value: Any) -> None:
     ("value", "words"),
     [
         ("", "which is not empty"),
-        ("a\0b", "holds a zero byte"),
+        ("a\0b", "holds a null character"),
         ("https://host/data.root", "not the URL https://host/data.root: "),
     ],
 )

@@ -18,6 +18,7 @@ import pytest
 
 from daskvine import FuturesExecutor
 from tests.kit.calls import LIMIT_S, add, eventually, finish, started
+from tests.kit.processes import Worker
 from vinecore import FunctionCall, Manager, PythonTask, load_variable_from_library
 from vinecore.errors import InputMissing, LibraryFailed, SlotLost, TaskFailed, UsageError
 
@@ -56,6 +57,22 @@ def test_a_program_answers_calls(m: Manager, program: Callable[..., str]) -> Non
     calls = [FunctionCall(library, "double", 21), FunctionCall(library, "join", "a", "b", sep="-")]
     assert finish(m, *calls) == [42, "a-b"]
     assert [call.successful() for call in calls] == [True, True]
+
+
+def test_a_program_does_not_wait_for_somebody_to_read_what_it_says(
+    start: Callable[..., Worker],
+) -> None:
+    """The worker's output is a pipe that nobody reads: the program waited for ever, and its call with it."""
+    reader, writer = os.pipe()
+    with Manager(port=0) as manager:
+        start("127.0.0.1", manager.port, "--cores", 1, streams=writer)
+        os.close(writer)
+        task = manager.create_library_from_command(PROGRAM, "lib")
+        task.add_input(manager.declare_buffer("lib"), "name.txt")
+        manager.install_library(task)
+        assert finish(manager, *(FunctionCall("lib", "say", "words ", 50_000) for _ in range(3))) == [None] * 3
+        assert finish(manager, FunctionCall("lib", "double", 4)) == [8]
+    os.close(reader)
 
 
 def test_a_serverized_program_need_not_be_executable(m: Manager, program: Callable[..., str], tmp_path: Path) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
+import itertools
 import os
+import resource
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kit.calls import add, eventually, finish
+from tests.kit.calls import LIMIT_S, add, block, eventually, finish, started
+from tests.kit.processes import Worker
 from vinecore import FunctionCall, Manager
 from vinecore.errors import LibraryFailed
 
@@ -27,7 +33,7 @@ def with_program(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Iterator[Mana
     """A manager with a library ``lib`` of the program, which starts in this manner."""
 
     @contextmanager
-    def make(manner: str, slots: int = 1, **tunables: float) -> Iterator[Manager]:
+    def make(manner: str, slots: int = 1, calls: int = 0, **tunables: float) -> Iterator[Manager]:
         monkeypatch.setenv(MANNER, manner)
         with Manager(local_cores=2) as manager:
             for name, value in tunables.items():
@@ -35,6 +41,8 @@ def with_program(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Iterator[Mana
             task = manager.create_library_from_command(PROGRAM, "lib")
             task.add_input(manager.declare_buffer("lib"), "name.txt")
             task.set_function_slots(slots)
+            if calls:
+                task.set_max_calls_per_slot(calls)
             manager.install_library(task)
             yield manager
 
@@ -159,3 +167,217 @@ def test_a_slot_whose_context_hangs_holds_no_call(tmp_path: Path) -> None:
         manager.install_library(task)
         calls = [FunctionCall("lib", "add", number) for number in range(10)]
         assert finish(manager, *calls) == list(range(1, 11))
+
+
+# ---------------------------------------------------------------- what the kernel refuses
+
+
+def refuse_forks(after: int) -> dict[str, object]:
+    """From here on the machine has room for so many more processes."""
+    fork, count = os.fork, itertools.count()
+
+    def limited() -> int:
+        if next(count) >= after:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    os.fork = limited
+    return {}
+
+
+def test_a_slot_that_cannot_be_forked_takes_no_other_along(capfd: pytest.CaptureFixture[str]) -> None:
+    """The parent ended, and with it the slots that it had."""
+    with Manager(local_cores=2) as manager:
+        task = manager.create_library_from_functions(
+            "lib", add, os.getppid, exec_mode="direct", library_context_info=[refuse_forks, [1], {}]
+        )
+        task.set_function_slots(2)
+        manager.install_library(task)
+        assert finish(manager, *(FunctionCall("lib", "add", number) for number in range(4))) == [1, 2, 3, 4]
+        told = "vine: library 'lib' goes on with 1 slot on worker "
+        assert eventually(lambda: told in capfd.readouterr().err)
+        assert len(set(finish(manager, *(FunctionCall("lib", "getppid") for _ in range(4))))) == 1
+
+
+def take_descriptors(left: int) -> dict[str, object]:
+    """Leave so many free."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    files = []
+    with contextlib.suppress(OSError):
+        while True:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    for fd in files[:left]:
+        os.close(fd)
+    return {}
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_context_that_leaves_no_descriptors_is_named_or_what_it_lacks(left: int) -> None:
+    """It said that a process had ended with exit code 1."""
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_functions(
+            "lib", add, exec_mode="direct", library_context_info=[take_descriptors, [left], {}]
+        )
+        manager.install_library(task)
+        call = FunctionCall("lib", "add", 1)
+        (failure,) = finish(manager, call)
+    if left:
+        assert "its process could not be started on" in str(failure) and "ulimit -Hn" in str(failure), failure
+    else:
+        assert "Too many open files" in str(failure) and "running its context function take_descriptors" in call.reason
+
+
+# ---------------------------------------------------------------- what contexts do to their process
+
+
+def close_streams(has_thread: bool) -> dict[str, object]:
+    """As daemons do."""
+    for fd in range(3):
+        os.close(fd)
+    return start_thread() if has_thread else {}
+
+
+def prints(value: int) -> int:
+    print("printing", flush=True)
+    os.write(2, b"writing\n")
+    return value
+
+
+@pytest.mark.parametrize("mode", ["direct", "fork"])
+@pytest.mark.parametrize("has_thread", [False, True])
+def test_a_context_that_closes_the_standard_streams(mode: str, has_thread: bool) -> None:
+    """What was printed went into the socket of the slot, which had one of their numbers."""
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_functions(
+            "lib", prints, exec_mode=mode, library_context_info=[close_streams, [has_thread], {}]
+        )
+        manager.install_library(task)
+        assert finish(manager, *(FunctionCall("lib", "prints", number) for number in range(3))) == [0, 1, 2]
+
+
+def leave_directory(has_thread: bool) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chdir(directory)
+    return start_thread() if has_thread else {}
+
+
+@pytest.mark.parametrize("has_thread", [False, True])
+def test_a_context_whose_directory_is_gone(has_thread: bool) -> None:
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_functions(
+            "lib", add, exec_mode="fork", library_context_info=[leave_directory, [has_thread], {}]
+        )
+        manager.install_library(task)
+        assert finish(manager, FunctionCall("lib", "add", 1)) == [2]
+
+
+def be_hung_up_on(directory: str) -> dict[str, object]:
+    """Only what loads this first gets its connection."""
+    start_thread()
+    try:
+        os.close(os.open(f"{directory}/first", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        raise ConnectionResetError("the database hung up") from None
+    return {}
+
+
+def test_a_context_that_is_hung_up_on_in_a_slot_says_so(tmp_path: Path) -> None:
+    """That was taken for the end of the worker: all that was said of it was exit code 0."""
+    with Manager(local_cores=1) as manager:
+        task = manager.create_library_from_functions(
+            "lib", add, exec_mode="direct", library_context_info=[be_hung_up_on, [str(tmp_path)], {}]
+        )
+        manager.install_library(task)
+        (failure,) = finish(manager, FunctionCall("lib", "add", 1))
+    assert isinstance(failure, LibraryFailed) and "ConnectionResetError: the database hung up" in str(failure)
+
+
+# ---------------------------------------------------------------- slots that are replaced
+
+
+def test_a_slot_in_the_place_of_one_that_has_what_it_needs_waits_for_that(
+    with_program: Callable[..., Manager], tmp_path: Path
+) -> None:
+    """There is one licence. Three programs failed while the one before them worked, and with them its call and the library."""
+    with with_program(f"try {tmp_path}/lock", calls=1) as manager:
+        gate = tmp_path / "gate"
+        manager.submit(FunctionCall("lib", "wait_for", str(gate)))
+        assert started(gate, 1)
+        tries = [tmp_path / f"lock-{number}" for number in range(3)]
+        assert eventually(lambda: all(path.exists() for path in tries))
+        gate.touch()
+        task = manager.wait(LIMIT_S)
+        assert task is not None and task.output is True
+        assert finish(manager, *doubles(3)) == [0, 2, 4]
+
+
+FEW_FILES = """import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+from vinecore.cli.worker import main
+sys.exit(main())"""
+
+
+def test_a_worker_with_few_descriptors_keeps_what_it_has(start: Callable[..., Worker], tmp_path: Path) -> None:
+    """It left, and the call that it ran was lost, when there was no descriptor for one more slot or library."""
+    with Manager(port=0) as manager:
+        manager.tune("max-losses", 0)
+        start("127.0.0.1", manager.port, "--cores", 2, code=("-c", FEW_FILES))
+        task = manager.create_library_from_functions("first", block, exec_mode="direct")
+        task.set_function_slots(1)
+        manager.install_library(task)
+        first = FunctionCall("first", "block", str(tmp_path / "gate"))
+        manager.submit(first)
+        assert started(tmp_path / "gate", 1)
+        calls = []
+        for number in range(16):
+            task = manager.create_library_from_functions(f"lib-{number}", add, exec_mode="direct")
+            task.set_function_slots(2)
+            manager.install_library(task)
+            calls.append(FunctionCall(f"lib-{number}", "add", number))
+        outputs = finish(manager, *calls)
+        failed = [output for number, output in enumerate(outputs) if output != number + 1]
+        assert failed and all("process could not be started on " in str(output) for output in failed), failed
+        texts = " ".join(map(str, failed))
+        assert "Too many open files (raise the limit of open files there (ulimit -Hn)" in texts
+        assert "times before they were ready: its process could" in texts and "times in 60 s: its process could" in texts
+        (tmp_path / "gate").touch()
+        assert manager.wait(LIMIT_S) is first and first.successful(), first.output
+
+
+IMPATIENT = """import sys
+from vinecore.worker import on_libraries
+on_libraries.SLOW_START_S = 0.2
+from vinecore.cli.worker import main
+sys.exit(main())"""
+
+
+def hang_at_the_third_start() -> dict[str, object]:
+    """The first one on each worker is the parent's, the second one of the slot, the third one of that in its place."""
+    start_thread()
+    for number in range(2):
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(f"{os.environ['TMPDIR']}/start-{number}", os.O_CREAT | os.O_EXCL))
+            return {}
+    threading.Event().wait()
+    return {}
+
+
+def test_calls_leave_a_worker_where_the_slot_in_the_place_of_theirs_hangs(start: Callable[..., Worker], tmp_path: Path) -> None:
+    """They waited there for ever, as many as it has slots, whatever other workers had to do."""
+    gate = tmp_path / "gate"
+    with Manager(port=0) as manager:
+        for _ in range(2):
+            start("127.0.0.1", manager.port, "--cores", 1, code=("-c", IMPATIENT))
+        task = manager.create_library_from_functions(
+            "lib", block, exec_mode="direct", library_context_info=[hang_at_the_third_start, [], {}]
+        )
+        manager.install_library(task)
+        calls = [FunctionCall("lib", "block", str(gate)) for _ in range(4)]
+        for call in calls:
+            manager.submit(call)
+        assert started(gate, 2)
+        killed = next(tmp_path.glob("gate-*"))
+        os.kill(int(killed.name.removeprefix("gate-")), signal.SIGKILL)
+        gate.touch()
+        assert all(manager.wait(LIMIT_S) is not None for _ in calls)
+        assert all(call.successful() for call in calls)

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from daskvine import DaskVine, FuturesExecutor
-from tests.kit.calls import codes_told
+from tests.kit.calls import codes_told, eventually
 from vinecore import Manager, PythonTask, Task
 from vinecore.api.engine import CODES_LIMIT_COUNT
 from vinecore.manager.entries import NO_REQUEST, TaskEntry
+from vinecore.manager.events import FilePruned
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 30.0
@@ -167,6 +168,37 @@ def test_a_dropped_function_that_is_still_called_runs() -> None:
     with FuturesExecutor(max_workers=1) as ex:
         slow = [ex.submit(lambda n=number: (time.sleep(0.01), n)[1]) for number in range(3 * CODES_LIMIT_COUNT)]
         assert [future.result(LIMIT_S) for future in slow] == list(range(3 * CODES_LIMIT_COUNT))
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_value_is_made_again_by_a_function_that_is_gone(size: int) -> None:
+    """A large one used to be dropped with its last caller, though its value was still held and might be lost."""
+
+    def one() -> Any:
+        data = os.urandom(size)
+        return lambda: data + bytes(100_000)
+
+    with Manager(local_cores=1) as m:
+        ex = FuturesExecutor(manager=m)
+        future, task = ex.submit(one()), PythonTask(one())
+        task.enable_temp_output()
+        m.submit(task)
+        assert m.wait(LIMIT_S) is task and future.exception(LIMIT_S) is None
+        task.function = abs
+        gc.collect()
+        m.engine._codes_limit = 0
+        ex.submit(lambda: 1).result(LIMIT_S)
+        assert len(m.engine.codes) == 1 and len(m.engine._process_codes) == 0
+        m.prune_file(task.output_file)
+        m.engine.post(FilePruned(0.0, future.entry.output))
+        assert len(future.result(LIMIT_S)) == size + 100_000
+        assert m.fetch_file(task.output_file, LIMIT_S) is not None
+        # With the last that could need them, the functions go too, but for the latest one of each library.
+        del future, task
+        assert ex.submit(abs, -1).result(LIMIT_S) == 1
+        m.submit(PythonTask(abs, -1))
+        assert m.wait(LIMIT_S).successful()
+        assert eventually(lambda: gc.collect() >= 0 and not m.engine.loop.objects)
 
 
 def forks() -> bool:

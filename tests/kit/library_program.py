@@ -3,6 +3,7 @@
 
 import argparse
 import fcntl
+import itertools
 import json
 import os
 import pickle
@@ -124,6 +125,12 @@ def link_around(target):
     os.symlink(target, around)
 
 
+def say(words, times):
+    """On the standard error of the program, and on that of the call."""
+    os.write(int(os.environ["TEST_PROGRAM_STDERR"]), words.encode() * times)
+    print(words * times)
+
+
 def kill_program():
     os.kill(os.getppid(), signal.SIGKILL)
     os._exit(1)
@@ -192,6 +199,12 @@ def main():
         try:
             fcntl.flock(os.open(manner[4:], os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            for number in itertools.count():
+                try:
+                    os.close(os.open(f"{manner[4:]}-{number}", os.O_CREAT | os.O_EXCL))
+                    break
+                except FileExistsError:
+                    continue
             sys.exit("all licences are in use")
     if manner == "leave":
         # What this starts keeps the standard error, and no other pipe.

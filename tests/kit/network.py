@@ -32,6 +32,9 @@ class Spec:
     damages: int = 0
     leaves_out: frozenset[int] = frozenset()
     product_sizes: tuple[int, ...] = ()
+    # Times that one of its limits ends it, in a sandbox; and did.
+    limits: int = 0
+    limited: int = 0
 
 
 @dataclass

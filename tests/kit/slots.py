@@ -31,6 +31,8 @@ class FakeSlot:
         self.modules: set[str] = set()
         self.inbox: deque[object] = deque()
         self.codes: set[int] = set()
+        # Objects with code that no call has used: they are read then, as by the real slot.
+        self.unread: dict[int, str] = {}
         self.out: list[messages.Result] = []
         self.kept: dict[int, bytes] = {}
         self.uses_left: dict[int, int] = {}
@@ -90,9 +92,8 @@ class FakeSlot:
         while self.inbox:
             message = self.inbox.popleft()
             if isinstance(message, messages.SlotCode):
-                if message.path and message.path not in self.worker.store:
-                    raise Violation(f"slot {self.slot_id} was given code {message.code_id}, whose object is not in the store")
                 self.codes.add(message.code_id)
+                self.unread[message.code_id] = message.path
             elif isinstance(message, messages.Batch):
                 yield from self._batch(message)
             elif isinstance(message, messages.SlotForget):
@@ -123,6 +124,9 @@ class FakeSlot:
         box = call.sandbox
         if call.code_id not in self.codes and not (box is not None and box.command):
             raise Violation(f"task {call.task_id} came to slot {self.slot_id} before its code {call.code_id}")
+        path = self.unread.pop(call.code_id, "")
+        if path and path not in self.worker.store:
+            raise Violation(f"slot {self.slot_id} was given code {call.code_id}, whose object is not in the store")
         if self.worker.disk_full:
             yield FULL_S
         if box is not None and self.worker.disk_full:
@@ -188,6 +192,10 @@ class FakeSlot:
             spec.raises -= 1
             spec.raised += 1
             result.status, result.value, report.exit_code = messages.RAISED, b"boom %d" % call.task_id, 1
+        elif spec.limits > 0:
+            spec.limits -= 1
+            spec.limited += 1
+            report.exit_code, report.outcome = 9, "max wall time"
         elif not box.command:
             self._ended(call, digest(call.task_id, inputs), result)
         self._collect(call, box, spec, inputs, report)

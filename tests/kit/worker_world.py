@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import msgspec
+
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
 from vinecore.worker import events, orders
@@ -67,3 +69,16 @@ class WorkerWorld:
 
     def answer(self, slot_id: int, *task_ids: int, status: int = messages.OK_INLINE, us: int = 10) -> list[object]:
         return self.do(events.SlotAnswered(0.0, slot_id, [Result(i, 1, status, us, b"v") for i in task_ids]))
+
+
+def start(world: WorkerWorld, **options: object) -> None:
+    """Start library 2 and make its slots known."""
+    world.say(msgspec.structs.replace(messages.StartLibrary(2, "g", 1, "direct", b"", [], 3, 60.0), **options))
+
+
+def host2(world: WorkerWorld, message: object) -> list[object]:
+    return world.do(events.HostSaid(0.0, 2, message))
+
+
+def opened(world: WorkerWorld) -> list[int]:
+    return [i for o in world.of(orders.OpenSlots) for i in o.slot_ids]

@@ -212,7 +212,10 @@ class FakeWorker:
                 slot = self.slots[order.slot_id]
                 self.handle_soon(to_worker.ClaimRead(self.network.now, order.slot_id, slot.read(slot.started)))
         elif isinstance(order, from_worker.CloseSlot):
-            self._drop(order.slot_id)
+            if order.slot_id in self.slots:
+                library_id = self.slots[order.slot_id].library_id
+                self._drop(order.slot_id)
+                self.handle_soon(to_worker.HostSaid(self.network.now, library_id, messages.SlotExited(order.slot_id, 1, 0)))
         elif isinstance(order, from_worker.KillSlot):
             if order.slot_id in self.slots:
                 self.slots[order.slot_id].die()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import TYPE_CHECKING
 
 from tests.kit.builders import Handle
 from tests.kit.network import Spec, digest, product_value
@@ -13,6 +14,9 @@ from vinecore.manager import events
 from vinecore.manager.entries import CodeEntry, FileEntry, Kind, LibraryEntry, LibrarySetup, Shape, TaskEntry
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
+
+if TYPE_CHECKING:
+    from tests.sim.keeper import Keeper
 
 # What tasks ask for; the largest fits only the largest workers, the last fits none.
 REQUESTS: tuple[dict[str, float], ...] = (
@@ -50,6 +54,7 @@ class BoxUser:
         self.mountable: list[tuple[FileEntry, int, bytes]] = []
         self.impossible: list[TaskEntry] = []
         self.is_ending = False
+        self.keeper: Keeper | None = None
 
     def install(self) -> None:
         """The library of processes; some files to mount."""
@@ -126,7 +131,8 @@ class BoxUser:
         if not is_command and rng.random() < 0.5:
             output = entry.output = FileEntry(entry.task_id)
             output.producer, output.holds = entry, 1
-            self.mountable.append((output, entry.task_id, truth.values[entry.task_id]))
+            number = truth.describe_value(entry) if spec.limits else entry.task_id
+            self.mountable.append((output, number, truth.values[entry.task_id]))
         if kind.shape.request.cores == 64:
             self.impossible.append(entry)
         return entry
@@ -148,6 +154,8 @@ class BoxUser:
             spec.damages = int(rng.random() < 0.05)
             if rng.random() < 0.05:
                 spec.leaves_out = frozenset(n for n in range(products) if rng.random() < 0.5)
+        if self.keeper is not None and not spec.raises:
+            spec.limits = self.keeper.limits_of(entry)
         return spec
 
     def _product(self, entry: TaskEntry, number: int, flag: int, spec: Spec, values: list[bytes], promised: bool) -> FileEntry:
@@ -158,7 +166,7 @@ class BoxUser:
             file.promised = True
         file.producer = entry
         value = product_value(entry.task_id, number, values, spec.product_sizes[number])
-        fails = spec.raises == ALWAYS
+        fails = spec.raises == ALWAYS or spec.limits > 0
         is_made = number not in spec.leaves_out and not flag & (messages.ON_SUCCESS if fails else messages.ON_FAILURE)
         self.truth.describe_product(entry, file, value, is_made)
         if is_made or self.rng.random() < 0.3:

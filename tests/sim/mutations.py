@@ -189,6 +189,14 @@ MUTATIONS = [
     Mutation(
         "work of a leaving worker is forgotten", "manager.on_tasks", "taken_back", "if entry.state is t.PLACED:", "if False:"
     ),
+    # What is kept, and what is ended by a limit.
+    Mutation("readers of ended tasks wait", "manager.on_tasks", "_ended_without_value", "reader.state is t.WAITING", "False"),
+    Mutation("what kept values were made of stays", "manager.lineage", "cut", "release(state, unneeded)", "pass"),
+    Mutation("pieces of graphs go with the first value", "manager.on_libraries", "forget_codes", "return  #", "pass  #"),
+    Mutation("reruns are not counted", "manager.lineage", "_let_go", "read.remakes -= 1", "pass"),
+    Mutation(
+        "vertices ended by a limit succeed", "manager.on_tasks", "answered", "_cut_short(state, entry, entry.report)", "pass"
+    ),
     # Libraries.
     Mutation("retiring slots are not replaced", "worker.on_calls", "retire", "open_slots(state, library, 1)", "pass"),
 ]

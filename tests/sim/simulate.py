@@ -3,10 +3,11 @@ and parents that die, disks that are full, transfers between workers that fail, 
 
     python -m tests.sim.simulate --seeds 1000 --start 0 [--processes 2]
 
-A seed decides everything: what is submitted, when, what breaks, how long each message takes. The user (``user.py``, ``boxes.py``)
-behaves like the layers above the engine: reads large values, drops futures, cancels. ``trouble.py`` breaks things, ``truth.py``
-knows what must come of it. At the end faults stop, everything wanted must be delivered exactly once with the right value, and
-when the user has let go of everything no table may hold anything.
+A seed decides everything: what is submitted, when, what breaks, how long each message takes. The user (``user.py``, ``boxes.py``,
+``keeper.py``) behaves like the layers above the engine: reads large values, drops futures, cancels, ends graphs. ``trouble.py``
+breaks things, ``truth.py`` knows what must come of it, ``keeper.py`` keeps the books of who reads what. At the end faults stop,
+everything wanted must be delivered exactly once with the right value, and when the user has let go of everything no table may
+hold anything.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import traceback
 from tests.kit.machines import ManagerShell
 from tests.kit.network import Faults, Network, Violation
 from tests.sim.boxes import BoxUser
+from tests.sim.keeper import Keeper
 from tests.sim.trouble import Trouble
 from tests.sim.truth import Truth
 from tests.sim.user import User
@@ -59,8 +61,12 @@ class Simulation:
         self.user.ends_at = self.network.now + BUSY_S
         self.trouble = Trouble(rng, self.more, self.network, self.shell, self.truth)
         self.boxes: BoxUser | None = None
+        self.keeper: Keeper | None = None
         if not plain:
             self._add_more(harsh)
+            third = random.Random(f"third of life {seed}")
+            if third.random() < 0.5:
+                self.keeper = Keeper(third, self.user, self.boxes)
 
     def _add_more(self, harsh: float) -> None:
         """Most lives have peers, many have sandboxes."""
@@ -101,6 +107,10 @@ class Simulation:
 
     def _plan_more(self) -> None:
         more, network = self.more, self.network
+        if self.keeper is not None:
+            network.later(0.0, self.keeper.look)
+            for _ in range(self.keeper.rng.randint(0, 8)):
+                network.later(self.keeper.rng.random() * BUSY_S, self.keeper.act)
         if self.boxes is not None:
             for _ in range(more.randint(1, 6)):
                 network.later(more.random() * BUSY_S, self.boxes.submit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.kit.machines import ManagerShell
 from tests.kit.network import Network, Violation
-from vinecore.errors import FileLost, LibraryFailed
+from vinecore.errors import FileLost, LibraryFailed, TaskFailed
 from vinecore.manager.entries import CANCELLED, RAISED, FileEntry, GraphEntry, LibraryEntry, TaskEntry, outputs_of
 
 ALWAYS = 10**9
@@ -32,6 +32,10 @@ class Truth:
         self.held: dict[int, FileEntry] = {}
         self.makers: dict[int, TaskEntry] = {}
         self.broken_graphs: set[int] = set()
+        # Values of graphs that are kept without what made them: lost with their worker, they are gone.
+        self.kept: set[int] = set()
+        # Their graphs.
+        self.ended: set[int] = set()
         # Calls, and graphs by their negative number, that a failed library took along.
         self.unlucky: set[int] = set()
         self.removed = False
@@ -47,12 +51,25 @@ class Truth:
         allowed = frozenset[str]().union(*(self.errors.get(i, frozenset()) for i in inputs))
         if self.network.spec(number).raises == ALWAYS:
             allowed |= {RAISED}
+        is_cut_short = entry.graph is not None and self.network.spec(number).limits == ALWAYS
+        if is_cut_short:
+            allowed |= {TaskFailed.__name__}
         if allowed:
             self.errors[number] = allowed
-        if self.network.spec(number).raises == ALWAYS or any(i in self.doomed for i in inputs):
+        if self.network.spec(number).raises == ALWAYS or is_cut_short or any(i in self.doomed for i in inputs):
             self.doomed.add(number)
         if any(i in self.cancelled for i in inputs):
             self.cancelled.add(number)
+
+    def describe_value(self, entry: TaskEntry) -> int:
+        """A limit ends the task, which is no error of its own: who reads its value has one. Returns the number of that value."""
+        number = -entry.task_id
+        self.errors[number] = self.errors.get(entry.task_id, frozenset()) | {FileLost.__name__}
+        self.doomed.add(number)
+        self.makers[number] = entry
+        if entry.task_id in self.cancelled:
+            self.cancelled.add(number)
+        return number
 
     def describe_product(self, entry: TaskEntry, file: FileEntry, value: bytes, is_made: bool) -> None:
         """Note what a task leaves in its sandbox; ``is_made``: if it runs to its end, however that is."""
@@ -76,6 +93,7 @@ class Truth:
                 self.cancelled.add(entry.task_id)
             if entry.task_id in self.cancelled:
                 self.cancelled.update(file.value_id for file in entry.products)
+                self.cancelled.add(-entry.task_id)
 
     def is_over(self, number: int) -> bool:
         """Nobody expects this value or product any more."""
@@ -94,6 +112,10 @@ class Truth:
         """Is this outcome one that may be?"""
         number, error = entry.task_id, entry.error
         graph = entry.graph
+        if graph is not None and graph.graph_id in self.ended and isinstance(error, FileLost):
+            # A value that is kept was being made again when what it is made of, kept too by then, was lost: nobody listens.
+            self.unlucky.add(-graph.graph_id)
+            return
         # A requested vertex that was lost and can never be made again fails its graph, whatever was told before.
         told_again = graph is not None and error is not None and (self.removed or self.libraries_fail)
         if self.shell.delivery_counts[number] > 1 + told_again:
@@ -101,7 +123,8 @@ class Truth:
         if error is None:
             if number in self.doomed:
                 raise Violation(f"{entry} succeeded, but it or one of its inputs always raises")
-            if entry.value is not None and entry.value != self.values[number]:
+            is_cut = entry.report is not None and entry.report.outcome
+            if entry.value is not None and entry.value != (b"" if is_cut else self.values[number]):
                 raise Violation(f"{entry} has a wrong value")
         elif isinstance(error, LibraryFailed) and entry.value == b"no module" and self.libraries_fail:
             # A library that failed on each worker fails its calls, and their graphs.
@@ -113,6 +136,8 @@ class Truth:
                 raise Violation(f"{entry} failed with {entry.value!r}, but nothing it needs always raises")
             if entry.value is None or not entry.value.startswith(b"boom"):
                 raise Violation(f"{entry} lost the error's bytes: {entry.value!r}")
+        elif isinstance(error, TaskFailed) and graph is not None and graph.graph_id in self.broken_graphs:
+            pass
         elif error == CANCELLED:
             if number not in self.cancelled:
                 raise Violation(f"{entry} was cancelled by nobody")
@@ -165,7 +190,7 @@ class Truth:
             self._check_count(entry, missed or entry.task_id in self.cancelled or entry.task_id in self.errors)
         for graph, entries in self.graphs:
             # A revocation may part a bundle: then the values that were kept for its rest are written, not made again.
-            again = missed or any(self.network.spec(e.task_id).raised for e in entries)
+            again = missed or any(self.network.spec(e.task_id).raised or self.network.spec(e.task_id).limited for e in entries)
             for entry in entries:
                 self._check_count(entry, again or -graph.graph_id in self.given_up or graph.graph_id in self.broken_graphs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 from tests.kit.builders import Builder, declared
 from tests.kit.machines import ManagerShell
@@ -11,6 +12,9 @@ from tests.sim.truth import ALWAYS, Truth
 from vinecore.manager import events
 from vinecore.manager.entries import CodeEntry, FileEntry, GraphEntry, Kind, TaskEntry
 from vinecore.model.resources import Resources
+
+if TYPE_CHECKING:
+    from tests.sim.keeper import Keeper
 
 DURATIONS_S = (0.0, 1e-5, 1e-4, 1e-3, 5e-3, 0.02, 0.1, 0.3)
 SIZES = (8, 8, 8, 1000, 100_000, 400_000)
@@ -35,6 +39,7 @@ class User:
         self.declared: list[FileEntry] = []
         # Pieces of graphs that have not been submitted yet.
         self.pending_pieces = 0
+        self.keeper: Keeper | None = None
         shell.on_deliver = self._delivered
         shell.on_file = self._file
 
@@ -72,7 +77,10 @@ class User:
         modules = tuple(f"m{rng.randint(0, 3)}" for _ in range(rng.randint(0, 2)))
         file = self.declare(b"code") if rng.random() < 0.3 else None
         requires = (builder.code,) if rng.random() < 0.5 else ()
-        return CodeEntry(next(builder.ids), builder.library.library_id, b"" if file else b"code", modules, requires, False, file)
+        code = CodeEntry(next(builder.ids), builder.library.library_id, b"" if file else b"code", modules, requires, False, file)
+        if self.keeper is not None:
+            self.keeper.codes.append(code)
+        return code
 
     def submit_calls(self) -> None:
         """Some calls of one function, whose inputs are values of others."""
@@ -121,6 +129,8 @@ class User:
                 spec.raises = rng.randint(1, entry.retries)
         if not self.calm and rng.random() < 0.02:
             spec.kills = rng.randint(1, 2)
+        if self.keeper is not None and entry.sandbox is not None and not spec.raises:
+            spec.limits = self.keeper.limits_of(entry)
         self.truth.describe(entry, inputs)
 
     # ------------------------------------------------------------ graphs
@@ -152,10 +162,11 @@ class User:
         graph, entries = builder.vertices(edges, sorted(requested), kinds)
         graph.bring_home = rng.random() < 0.15
         bad = rng.choice([0.0, 0.0, 0.01])
+        mounted = [] if self.keeper is None else self.keeper.dress_graph(graph, entries)
         for number, entry in enumerate(entries):
             entry.graph = graph
             entry.retries = rng.choice([0, 0, 1])
-            values = [truth.values[entries[i].task_id] for i in edges[number]]
+            values = [truth.values[entries[i].task_id] for i in edges[number]] + mounted
             self._describe(entry, values, [entries[i].task_id for i in edges[number]], bad)
             if number in requested:
                 assert entry.output is not None
@@ -233,6 +244,8 @@ class User:
             held = [e.output for e in entries if e.output is not None and e.output.holds]
             truth.given_up.update(e.task_id for e in entries)
             self.shell.handle(events.FileReleased(self.network.now, held))
+        if self.keeper is not None:
+            self.keeper.let_go()
 
     # ------------------------------------------------------------ what comes back
 
@@ -265,7 +278,7 @@ class User:
         truth, number = self.truth, file.value_id
         if self._is_unwanted(number):
             return
-        if reason and truth.is_over(number):
+        if reason and (truth.is_over(number) or (number in truth.kept and not self.calm)):
             truth.given_up.add(number)
         elif reason:
             raise Violation(f"{file} cannot be had: {reason}")

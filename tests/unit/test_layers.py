@@ -65,7 +65,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 ORDER_INSIDE: dict[str, tuple[tuple[str, ...], ...]] = {
     "vinecore.manager": (
         ("transitions",),
-        ("ready", "worker_sets"),
+        ("lists", "ready", "worker_sets"),
         ("entries",),
         ("state",),
         ("events", "orders", "invariants"),

@@ -9,7 +9,7 @@ from tests.unit.test_manager_products import boxed, end
 from vinecore.manager import events
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import TaskEntry
-from vinecore.manager.on_tasks import EXPIRED_S
+from vinecore.manager.on_tasks import EXPIRED_S, EXPIRING_LEAST
 from vinecore.wire import messages
 
 END_S = 1000.0
@@ -82,3 +82,18 @@ def test_one_that_was_done_in_time_is_left_alone() -> None:
     end(world, entry)
     tick(world, 2 * IN_S)
     assert entry.report is not None and entry.report.outcome == "" and not world.machine.state.expiring
+
+
+def test_ends_of_tasks_that_are_done_are_forgotten() -> None:
+    """A program whose tasks have an end far away used to remember one for each of them, until then."""
+    world = ManagerWorld(1, cores=1)
+    world.submit(*[boxed(world) for _ in range(3)])
+    waiting = ending(world)
+    world.submit(waiting)
+    for _ in range(5 * EXPIRING_LEAST):
+        entry = ending(world)
+        world.submit(entry)
+        world.do(events.TasksCancelled(0.0, [entry]))
+    assert len(world.machine.state.expiring) < 2 * EXPIRING_LEAST
+    tick(world, IN_S)
+    assert is_expired(waiting)

@@ -159,13 +159,28 @@ def test_a_worker_with_fewer_slots_than_it_should_have_is_told_of_once_and_gets_
     assert library.slots_up == 3 and {i.worker_id: i.slots for i in library.instances.values()} == {1: 1, 2: 2}
     calls = [world.builder.call() for _ in range(100)]
     world.submit(*calls)
-    for slots in (0, -1, 10**9):
+    for slots in (-1, 10**9):
         world.say(1, messages.LibraryReady(1, slots))
         assert library.instances[1].slots == 1, "no worker has so many"
     world.say(1, messages.LibraryReady(1, 4))
     assert library.slots_up == 6
     world.say(1, messages.LibraryReady(1, 1))
     assert library.instances[1].is_piled, "it has more than it can work on"
+
+
+def test_a_worker_that_has_no_slot_for_a_while_gets_no_calls() -> None:
+    world = ManagerWorld(2)
+    library = world.builder.library
+    world.say(1, messages.LibraryReady(1, 0))
+    world.submit(*[world.builder.call() for _ in range(4)])
+    first, second = (library.instances[worker_id] for worker_id in (1, 2))
+    assert not first.outstanding and second.outstanding and library.slots_up == second.slots
+    assert not says(world.machine, 1, SLOW), "they have somewhere to go"
+    world.say(2, messages.LibraryReady(1, 0))
+    assert says(world.machine, 2, SLOW), "now they have not"
+    world.say(1, messages.LibraryReady(1, 1))
+    assert first.outstanding
+    assert not world.delivered()
 
 
 def test_a_removed_library_fails_its_calls() -> None:

@@ -507,3 +507,42 @@ def test_nothing_is_kept_for_one_that_fits_nowhere_at_all() -> None:
         reserved = world.machine.state.reserved
         assert reserved is None or (reserved.worker_id == 0 and world.now - reserved.since < 2 * reserving.RESERVE_S)
     assert all(entry.state is t.FINISHED for entry in running)
+
+
+def test_a_value_that_came_back_in_another_size_is_counted_as_what_workers_hold() -> None:
+    """It was made again, and the copy that was on its way arrived first: from then on its worker was said to hold too much."""
+    world = ManagerWorld(0)
+    for worker_id in (1, 2):
+        world.do(events.WorkerJoined(0.0, worker_id, hello(2, name=f"host{worker_id}")))
+        world.say(worker_id, messages.LibraryReady(1, 2))
+    maker = world.builder.call()
+    world.do(events.HostsChanged(0.0, block="host2", until=1e9))
+    world.submit(maker)
+    world.stored(maker)
+    world.do(events.HostsChanged(0.0, block="host1", until=1e9, unblock="host2"))
+    world.submit(world.builder.call(maker))
+    output = maker.output
+    assert output is not None and output.coming == (2,)
+    world.do(events.WorkerLeft(0.0, 1, "gone"))
+    assert maker.state is t.PLACED
+    world.say(2, messages.Fetched(output.name, 100_000))
+    world.answer(maker, messages.OK_INLINE, b"v")
+    assert world.machine.state.workers[2].held_bytes == 100_000
+
+
+@pytest.mark.parametrize("said_goodbye", [True, False])
+def test_a_worker_that_leaves_gets_no_work_when_the_draining_of_its_host_ends(said_goodbye: bool) -> None:
+    """It was given calls, and took them along."""
+    world = ManagerWorld(1)
+    if said_goodbye:
+        world.submit(maker := world.builder.call())
+        world.stored(maker)
+        world.say(1, messages.Goodbye("idle"))
+        assert world.machine.state.drains, "it alone has the value"
+    else:
+        world.do(events.HostsChanged(0.0, drain="host"))
+        assert world.sent(messages.Release)
+    world.do(events.HostsChanged(0.0, drain="host", drain_on=False))
+    call = world.builder.call()
+    world.submit(call)
+    assert call.state is t.READY and bool(world.machine.state.drains) is said_goodbye

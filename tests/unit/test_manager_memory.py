@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
+import weakref
 
 from tests.kit.builders import declared
 from tests.kit.manager_world import ManagerWorld
+from vinecore.api.code import CodeMethods
+from vinecore.manager import entries as entries_room
 from vinecore.manager import events
-from vinecore.manager.entries import TaskEntry
+from vinecore.manager.entries import (
+    AMOUNTS_LIMIT,
+    HOLDERS_LEAST,
+    FileEntry,
+    Kind,
+    LibraryEntry,
+    Shape,
+    TaskEntry,
+    WorkerEntry,
+)
+from vinecore.manager.lists import WEAK_LEAST
 from vinecore.manager.worker_sets import FEW
+from vinecore.model.resources import Resources
 from vinecore.wire import messages
 
 
@@ -108,3 +123,57 @@ def test_what_has_ended_is_freed_without_the_collector() -> None:
         assert alive() == before
     finally:
         gc.enable()
+
+
+def test_workers_that_left_are_forgotten_with_what_they_held() -> None:
+    """What was called on each of them used to keep them, and with them the files that they had, and who made and reads these."""
+    world = ManagerWorld(workers=0)
+    gc.collect()
+    before = sum(type(thing) is FileEntry for thing in gc.get_objects())
+    for worker_id in range(1, 100):
+        world.join(worker_id)
+        file = declared(worker_id)
+        file.holds = 1
+        reader = world.builder.call(file)
+        world.submit(reader)
+        world.say(worker_id, messages.Fetched(file.name, file.size_bytes))
+        world.answer(reader, messages.OK_INLINE, b"value")
+        world.do(events.WorkerLeft(0.0, worker_id, "gone"))
+        world.do(events.FileReleased(0.0, [file]))
+    del file, reader
+    gc.collect()
+    things = gc.get_objects()
+    assert sum(type(thing) is FileEntry for thing in things) - before < 5
+    assert sum(type(thing) is WorkerEntry for thing in things) < 2 * HOLDERS_LEAST
+    assert len(world.builder.code.holders) < 2 * HOLDERS_LEAST
+
+
+def test_requests_that_no_task_has_any_more_are_forgotten() -> None:
+    """Each task may have one of its own, for weeks."""
+    world = ManagerWorld(2, cores=4)
+    library = world.builder.library
+    for allocates, most in ((False, WEAK_LEAST), (True, 2 * AMOUNTS_LIMIT + WEAK_LEAST)):
+        for number in range(3 * most):
+            entry = world.builder.call(kind=Kind("asks", Shape(library, Resources(memory=1 + number / 10_000), allocates)))
+            world.submit(entry)
+            run(world, entry)
+        del entry
+        gc.collect()
+        assert len(list(library.shapes)) <= most + 20
+        assert len(library.shapes) <= most + WEAK_LEAST + 20
+        assert all(len(worker.amounts or ()) <= AMOUNTS_LIMIT + 1 for worker in world.machine.state.workers.values())
+
+
+def test_equal_requests_are_one_as_long_as_they_are_in_use() -> None:
+    engine = CodeMethods()
+    engine._lock, engine._entries = threading.Lock(), entries_room
+    engine._shapes = weakref.WeakValueDictionary()
+    engine.python = LibraryEntry(1, "python")
+    library = LibraryEntry(2, "library")
+    shape = engine.shape_for(library, Resources(cores=1))
+    assert engine.shape_for(library, Resources(cores=1)) is shape
+    assert engine.shape_for(library, Resources(cores=1), True) is not shape, "another way to ask"
+    for number in range(1000):
+        engine.shape_for(library, Resources(memory=number))
+    gc.collect()
+    assert len(engine._shapes) <= 2

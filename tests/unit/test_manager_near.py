@@ -96,10 +96,10 @@ def test_a_free_slot_beside_busy_ones_takes_only_what_needs_nothing_from_there()
     for entry in (leaf, reader):
         entry.state = t.READY
         near.line_up(state, entry, full)
-    assert near.to_take_over(library, other, world.now) is None, "the reader's turn comes last, and its input is there"
-    assert near.to_take_over(library, other, world.now + 1) == (full, leaf), "both would wait behind long calls there"
+    assert near.to_take_over(library, other, world.now, bool) is None, "the reader's turn comes last, and its input is there"
+    assert near.to_take_over(library, other, world.now + 1, bool) == (full, leaf), "both would wait behind long calls there"
     full.local.remove(reader)  # type: ignore[union-attr]
-    assert near.to_take_over(library, other, world.now) == (full, leaf)
+    assert near.to_take_over(library, other, world.now, bool) == (full, leaf)
     full.local.remove(leaf)  # type: ignore[union-attr]
     near.line_up(state, reader, full)
     world.answer(here[2], messages.OK_INLINE, b"")

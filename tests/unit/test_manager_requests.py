@@ -9,7 +9,8 @@ from tests.kit.manager_world import ManagerWorld
 from vinecore.errors import FileLost
 from vinecore.manager import events, placement
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import LOG_LEAST, Instance, Kind, Shape, TaskEntry
+from vinecore.manager.entries import Instance, Kind, Shape, TaskEntry
+from vinecore.manager.lists import LOG_LEAST
 from vinecore.manager.state import ManagerState
 from vinecore.model.resources import Resources
 from vinecore.wire import messages
@@ -118,3 +119,37 @@ def test_what_fails_with_a_lost_file_leaves_its_room_at_once() -> None:
     assert (running.state, waiting.state) == (t.PLACED, t.READY)
     world.do(events.VerticesSubmitted(0.0, graph, [reader]))
     assert isinstance(reader.error, FileLost) and waiting.state is t.PLACED
+
+
+def kind_with(world: ManagerWorld, **amounts: float) -> Kind:
+    return Kind("asks", Shape(world.builder.library, Resources(**amounts)))  # type: ignore[arg-type]
+
+
+def test_priority_holds_between_different_requests() -> None:
+    """The first one of a request was followed by all of its like."""
+    world = ManagerWorld(0)
+    one, two = kind_with(world, cores=1), kind_with(world, cores=2)
+    first, middle, *last = (world.builder.call(kind=kind) for kind in (one, two, one, one, one))
+    first.priority, middle.priority = 10.0, 5.0
+    world.submit(first, *last, middle)
+    world.join(1, 4)
+    assert placed([first, middle, *last]) == [first, middle, last[0]]
+
+
+def test_one_that_is_passed_over_holds_up_none_of_its_like() -> None:
+    """A worker's disk was full for the first one, and the turn of the others comes after another request's."""
+    world = ManagerWorld(2, cores=2)
+    one, two = kind_with(world, cores=1), kind_with(world, cores=2)
+    burnt = world.builder.call(kind=one)
+    burnt.no_room_at = {2}
+    busy = [world.builder.call(kind=two) for _ in range(2)]
+    world.submit(*busy)
+    large, small = world.builder.call(kind=two), world.builder.call(kind=one)
+    burnt.priority, large.priority = 2.0, 1.0
+    world.submit(burnt, large, small)
+    world.submit(world.builder.call(kind=kind_with(world, cores=1, memory=900)))
+    half = next(entry for entry in busy if entry.instance is not None and entry.instance.worker_id == 2)
+    half.instance.worker.total = Resources(3, 1000, 1000, 0)  # type: ignore[union-attr]
+    world.say(2, messages.LibraryReady(1, 1))
+    world.say(2, messages.LibraryReady(1, 2))
+    assert placed([burnt, large, small]) == [small]

@@ -301,3 +301,22 @@ def test_who_waits_for_others_beside_a_kept_worker_is_told_of_both() -> None:
     world, running, _, later = kept_and_waiting(2)
     world.answer(next(e for e in running if e.instance is not None and e.instance.worker_id == 1), messages.OK_INLINE)
     assert "is free there; 1 more that could run it is busy with other tasks" in world.machine.story(later.task_id)[0]
+
+
+def test_requests_that_no_worker_can_hold_are_in_nobodys_way() -> None:
+    """Eight different ones hid all that came after them, also those that only a closed worker could hold."""
+    world = ManagerWorld(1, 4)
+    library = world.builder.library
+    world.do(events.WorkerJoined(0.0, 2, hello(64, name="closed")))
+    world.say(2, messages.LibraryReady(1, 64))
+    world.do(events.HostsChanged(0.0, block="closed", until=1e9))
+    running = busy(world, kind_of(library, cores=1), 4)
+    world.submit(*[world.builder.call(kind=kind_of(library, cores=40 + 5 * number)) for number in range(reserving.SHAPES + 2)])
+    wanted = world.builder.call(kind=kind_of(library, cores=4))
+    later = [world.builder.call(kind=running[0].kind) for _ in range(4)]
+    world.submit(wanted, *later)
+    wait(world, 4 * reserving.RESERVE_S)
+    assert kept_in(world) == 1
+    for entry in running:
+        world.answer(entry, messages.OK_INLINE)
+    assert wanted.state is t.PLACED

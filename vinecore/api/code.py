@@ -6,8 +6,9 @@ User threads call this: dictionaries are filled by ``setdefault``, and what must
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vinecore.wire.messages import INLINE_LIMIT_BYTES
 
@@ -23,6 +24,25 @@ CODES_LIMIT_COUNT = 128
 CODES_LIMIT_BYTES = 64 * 1024 * 1024
 # Kinds of tasks remembered: the latest ones, and those that are used again; higher: more memory where names never repeat.
 KINDS_LIMIT_COUNT = 10_000
+
+
+class Releasing(Protocol):
+    """What is needed of an engine here."""
+
+    def release(self, files: list[FileEntry]) -> None: ...
+
+
+class Release:
+    """Lets go of a file when what holds this object is gone. No lock is taken here."""
+
+    __slots__ = ("engine", "file")
+
+    def __init__(self, engine: Releasing, file: FileEntry) -> None:
+        self.engine = engine
+        self.file = file
+
+    def __del__(self) -> None:
+        self.engine.release([self.file])
 
 
 class CodeMethods:
@@ -45,13 +65,18 @@ class CodeMethods:
     _codes_limit_bytes: int
     _codes_bytes: int
     kinds: dict[tuple[str, Shape], Kind]
-    _shapes: dict[tuple[int, Resources], Shape]
+    # Of those that are in use.
+    _shapes: weakref.WeakValueDictionary[tuple[int, Resources, bool], Shape]
     _process_library: LibraryEntry | None
     _process_codes: dict[FunctionPickle | None, CodeEntry]
+    # Local files that are declared, by version, with who declares them.
+    _local_files: dict[str, tuple[FileEntry, weakref.WeakSet[Any]]]
 
     if TYPE_CHECKING:
 
         def post(self, item: object) -> None: ...
+
+        def release(self, files: list[FileEntry]) -> None: ...
 
     def new_library(self, name: str, **options: Any) -> LibraryEntry:
         """A library entry with a fresh id; not installed."""
@@ -68,7 +93,7 @@ class CodeMethods:
         """The shape of a library and a request, one object for equal ones."""
         if library is self.python and request.is_unset():
             return self.default_shape
-        key = (library.library_id, request)
+        key = (library.library_id, request, allocates)
         shape = self._shapes.get(key)
         if shape is None:
             with self._lock:
@@ -157,24 +182,53 @@ class CodeMethods:
             payload = b""
         number = next(self._code_ids)
         code: CodeEntry = self._entries.CodeEntry(number, library.library_id, payload, modules, requires, is_piece, file)
+        if file is not None:
+            file.holds = 1
+            code.keeper = Release(self, file)
         return code
 
     def new_file(self, parts: Sequence[bytes | memoryview], size_bytes: int) -> FileEntry:
-        """An object held by the manager, released with its last use."""
+        """An object at the manager, released with its last use, or with who holds it."""
         number = next(self._file_ids)
         file: FileEntry = self._entries.FileEntry(-number, f"{self.loop.machine.state.run}-b{number}", size_bytes)
         file.at_manager = True
         self.loop.objects[file.name] = parts
         return file
 
-    def new_local(self, path: str, size_bytes: int, name: str) -> FileEntry:
-        """A file on the manager's disk, as an object under a name that says which version of it this is."""
+    def local_file(self, owner: object, path: str, size_bytes: int, version: str) -> FileEntry:
+        """A file on the manager's disk, as an object under a name that says which version of it this is.
+
+        ``owner``: who declares it. Whoever else declares the same version gets the same file: its name is that of one object.
+        """
         from vinecore.shell.transfer import LocalPath
 
-        file: FileEntry = self._entries.FileEntry(-next(self._file_ids), f"{self.loop.machine.state.run}-{name}", size_bytes)
-        file.at_manager = True
-        self.loop.objects[file.name] = LocalPath(path)
-        return file
+        with self._lock:
+            found = self._local_files.get(version)
+            if found is None:
+                file: FileEntry = self._entries.FileEntry(
+                    -next(self._file_ids), f"{self.loop.machine.state.run}-{version}", size_bytes
+                )
+                if file.name in self.loop.objects:
+                    file.name += f"-{-file.value_id}"  # it was let go of, and tasks still read it under that name
+                file.at_manager, file.holds = True, 1
+                self.loop.objects[file.name] = LocalPath(path)
+                found = self._local_files[version] = file, weakref.WeakSet()
+            found[1].add(owner)
+            return found[0]
+
+    def left_alone(self, owner: object, files: Mapping[str, FileEntry]) -> list[FileEntry]:
+        """Nobody else has declared these local files, by version, of which this one lets go."""
+        left = []
+        with self._lock:
+            for version, file in files.items():
+                found = self._local_files.get(version)
+                if found is None or found[0] is not file:
+                    continue  # another thread lets go of it
+                found[1].discard(owner)
+                if not found[1]:
+                    del self._local_files[version]
+                    left.append(file)
+        return left
 
     def process_code(self, function: object | None, request: Resources) -> tuple[CodeEntry, Kind]:
         """Code for a process of its own: a function, or None for a shell command; with the request of its task.

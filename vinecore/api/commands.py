@@ -45,6 +45,8 @@ class SandboxedTask(SubmittableTask):
     _variables: Mapping[str, str | None] = MappingProxyType({})
     # What its outputs stood for before, held until it has ended.
     _replaced: tuple[FileEntry, ...] = ()
+    # Outputs that belong here, held until they have come: their files may be undeclared before, or stand for something else.
+    _homeward: tuple[tuple[File, FileEntry], ...] = ()
     _time_max_s = 0.0
     _time_end_s = 0.0
 
@@ -178,6 +180,8 @@ class SandboxedTask(SubmittableTask):
         for file, path, _ in self._outputs:
             if file.type() == TEMP and _is_made_elsewhere(file.entry.producer, self._entry):
                 raise UsageError(f"another task makes the temp for {path!r}, {file!r}: declare one for each task")
+            if file.type() == TEMP and file.entry.producer is None and any(read is file for read, _, _ in self._inputs):
+                raise UsageError(f"the temp for {path!r} is an input of the task that is to make it, too: declare one for each")
 
     def _request(self) -> Resources:
         return Resources(**self._amounts)
@@ -211,15 +215,18 @@ class SandboxedTask(SubmittableTask):
             entry.inputs += tuple(file.mount_entry() for file, _, _ in self._inputs)
         except InputMissing as error:
             entry.error = error
-        products = []
-        for file, _, _ in self._outputs:
+        products, homeward = [], []
+        for file, _, flags in self._outputs:
             product = file.entry if file.type() == TEMP and file.entry.producer is None else engine.new_temp()
             product.producer = entry
             product.holds = 1
             # Of a task that cannot run too: whoever reads it gets its error. What was there before may be an input of this task.
             self._replaced = (*self._replaced, *file.made_by(product))
             products.append(product)
-        entry.products = tuple(products)
+            if flags & messages.HOME:
+                product.holds += 1
+                homeward.append((file, product))
+        entry.products, self._homeward = tuple(products), tuple(homeward)
 
     # ------------------------------------------------ outcome
 
@@ -227,20 +234,19 @@ class SandboxedTask(SubmittableTask):
         """The outcome is there; outputs that belong here are brought first (loop's thread)."""
         if entry.sandbox is None:
             return super().settled(entry)
-        if self._replaced:
-            assert self._manager is not None
-            self._manager.engine.release(list(self._replaced))
-            self._replaced = ()
-        wanted = [
-            (file, product)
-            for (file, _, flags), product in zip(self._outputs, entry.products, strict=True)
-            if flags & messages.HOME and product.is_available()
-        ]
-        if not wanted:
-            return super().settled(entry)
-        entry.handle = None
-        _Homecoming(self, entry, wanted).start()
-        return None
+        assert self._manager is not None
+        engine = self._manager.engine
+        homeward, self._homeward = self._homeward, ()
+        wanted = [(file, product) for file, product in homeward if product.is_available() and file.expects(product)]
+        unneeded = [*self._replaced, *(product for _, product in homeward)]
+        self._replaced = ()
+        if wanted:
+            entry.handle = None
+            _Homecoming(engine, self, entry, wanted, unneeded).start()
+            return None
+        if unneeded:
+            engine.release(unneeded)
+        return super().settled(entry)
 
     def _arrived(self, entry: TaskEntry, error: str) -> None:
         """Everything is here, or could not be stored (loop's thread)."""
@@ -339,10 +345,20 @@ class SandboxedTask(SubmittableTask):
 class _Homecoming:
     """Outputs of one task on their way to where they belong: local paths, or buffers in memory."""
 
-    def __init__(self, task: SandboxedTask, entry: TaskEntry, wanted: list[tuple[File, FileEntry]]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        task: SandboxedTask,
+        entry: TaskEntry,
+        wanted: list[tuple[File, FileEntry]],
+        unneeded: list[FileEntry],
+    ) -> None:
+        self.engine = engine
         self.task = task
         self.entry = entry
         self.wanted = wanted
+        # Let go of when all is here.
+        self.unneeded = unneeded
         self.error = ""
 
     def start(self) -> None:
@@ -350,13 +366,15 @@ class _Homecoming:
         threading.Thread(target=self._bring, name="vine-outputs", daemon=True).start()
 
     def _bring(self) -> None:
-        engine = self.wanted[0][0].engine
+        engine = self.engine
         for file, product in self.wanted:
             try:
                 data = product.data
                 file.take_content(engine.read_raw(product) if data is None else data)
-            except (OSError, FileLost, LoopDied) as error:
+            except Exception as error:
+                # Whatever it is: the task must come back.
                 self.error = f"{type(error).__name__}: {error}"
+        engine.release(self.unneeded)
         try:
             engine.post(lambda: self.task._arrived(self.entry, self.error))
         except LoopDied:

@@ -130,13 +130,14 @@ class Engine(CodeMethods):
         self.kinds: dict[tuple[str, Shape], Kind] = {}
         self._process_library: LibraryEntry | None = None
         self._process_codes: dict[FunctionPickle | None, CodeEntry] = {}
+        self._local_files = {}
         self.loop.worker_left = self._worker_left
         self.loop.start()
         setup = entries.LibrarySetup(max_calls=max_calls, is_stateless=True)
         self.python = self.new_library("python", slots=slots, setup=setup)
         self.python.eager = True
         self.default_shape = entries.Shape(self.python)
-        self._shapes: dict[tuple[int, Resources], Shape] = {}
+        self._shapes: weakref.WeakValueDictionary[tuple[int, Resources, bool], Shape] = weakref.WeakValueDictionary()
         self.install(self.python)
 
     def _print_line(self, text: str) -> None:

@@ -41,7 +41,13 @@ class File(payloads.Dependency):
         self._raw: dict[str, FileEntry] = {}
         # How the local path looked when the latest output had come home; while it does, the cluster's copy is the same.
         self._home: tuple[int, int, int] | None = None
-        self.undeclared = False
+        # ``_entry`` is held for it: until it is undeclared, or nobody can name it any more.
+        self._is_held = True
+
+    def __del__(self) -> None:
+        # Versions of local files stay: one that is declared anew for each task is not sent anew. No lock is taken here.
+        if self._kind != FILE or self._entry is not None:
+            self.engine.release([*self._held_entry(), *(self._raw.values() if self._kind != FILE else ())])
 
     @property
     def entry(self) -> FileEntry:
@@ -53,7 +59,7 @@ class File(payloads.Dependency):
         if self._entry is None:
             if self._data is None or self._kind == FILE:
                 raise UsageError(f"{self!r} cannot be an argument: read it inside the function, or pass its content")
-            self._entry = _encoded(self.engine, self._data)
+            self._entry, self._is_held = _encoded(self.engine, self._data), True
         return self._entry
 
     def mount_entry(self) -> FileEntry:
@@ -74,12 +80,8 @@ class File(payloads.Dependency):
             raise UsageError(f"{self._path} is no regular file: directories cannot be inputs in this version")
         # A changed file is a new file.
         text = f"{self._path}\0{info.st_size}\0{info.st_mtime_ns}\0{info.st_ino}"
-        name = f"f{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}"
-        found = self._raw.get(name)
-        if found is None:
-            found = self._raw[name] = self.engine.new_local(self._path, info.st_size, name)
-            found.holds = 1
-        return found
+        name = f"f{hashlib.blake2b(os.fsencode(text), digest_size=10).hexdigest()}"
+        return self._raw.get(name) or self._raw.setdefault(name, self.engine.local_file(self, self._path, info.st_size, name))
 
     def _new_raw(self) -> FileEntry:
         data = self._data
@@ -108,10 +110,16 @@ class File(payloads.Dependency):
 
     def made_by(self, entry: FileEntry) -> list[FileEntry]:
         """A task makes it (again): from now on it stands for that. Returns what it stood for, which is not held any more."""
-        old, self._entry, self._home = self._entry, entry, None
+        old, self._entry, self._home = self._held_entry(), entry, None
+        self._is_held = True
         if self._kind == TEMP:
             self._data = None
-        return [] if old is None or old is entry else [old]
+        return [file for file in old if file is not entry]
+
+    def expects(self, product: FileEntry) -> bool:
+        """Whether what a task made is to come here: not when a later one made it meanwhile."""
+        entry = self._entry
+        return entry is None or entry is product or not entry.is_available()
 
     def take_content(self, data: bytes) -> None:
         """What a task made has come here: write it to the local path, or keep it.
@@ -132,6 +140,20 @@ class File(payloads.Dependency):
     def held(self) -> list[FileEntry]:
         """Everything in the core that is held for this file."""
         return [*([self._entry] if self._entry is not None else []), *self._raw.values()]
+
+    def _held_entry(self) -> list[FileEntry]:
+        return [self._entry] if self._entry is not None and self._is_held else []
+
+    def let_go(self) -> list[FileEntry]:
+        """It is not declared any more; returns what is held for it, and for no other. What is used again is declared again."""
+        raw, self._raw = self._raw, {}
+        files = [*self._held_entry(), *(self.engine.left_alone(self, raw) if self._kind == FILE else raw.values())]
+        self._is_held = False
+        if self._kind != TEMP:
+            self._entry = None
+        elif self._entry is not None and self._entry.producer is not None:
+            self._entry.promised = False  # who reads it now does not wait for somebody to make it
+        return files
 
     def type(self) -> int:
         """1 for a local file, 3 for a temp, 4 for a buffer."""
@@ -205,7 +227,7 @@ class FileMethods:
             options: cache, peer_transfer: accepted as in TaskVine.
 
         Raises:
-            TypeError: no path. UsageError (a ValueError): an empty one, a URL, ``unlink_when_done``.
+            TypeError: no path. UsageError (a ValueError): one that no file can have, a URL, ``unlink_when_done``.
         """
         _known_options("declare_file", options)
         if not isinstance(path, str | os.PathLike):
@@ -265,15 +287,15 @@ class FileMethods:
         return file._data.decode("utf-8", "surrogateescape")
 
     def undeclare_file(self, file: File) -> None:
-        """Drop a file everywhere, as soon as no task needs it. A second time is harmless.
+        """Drop a file everywhere, as soon as no task needs it, unless it was declared twice. A second time is harmless.
 
         Raises:
             UsageError: not a file of this manager.
         """
         self._own(file)
-        if not file.undeclared:
-            file.undeclared = True
-            self.engine.release(file.held())
+        files = file.let_go()
+        if files:
+            self.engine.release(files)
 
     remove_file = undeclare_file
 
@@ -318,7 +340,7 @@ def _checked_path(path: str) -> str:
     if not path:
         raise UsageError("declare_file takes the path of a file, which is not empty")
     if "\0" in path:
-        raise UsageError(f"the path of a file holds a zero byte: {path!r}")
+        raise UsageError(f"no file can have this path, which holds a null character: {path!r}")
     if _URL.match(path) and not os.path.lexists(path):
         raise UsageError(
             f"declare_file takes the path of a file on this machine, not the URL {path}: URLs are not supported in this version, "

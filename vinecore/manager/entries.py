@@ -7,14 +7,14 @@ Entries are slotted and changed in place: purity is kept at the border of the ma
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
 from vinecore.manager import transitions as t
+from vinecore.manager.lists import Offers, Readers, WeakList
 from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.worker_sets import FEW, Workers
 from vinecore.model.allocation import allocate
@@ -32,18 +32,10 @@ class Handle(Protocol):
     def settled(self, entry: TaskEntry) -> object: ...
 
 
-# LibraryEntry.offers holds at least this many before outdated ones are taken out.
-LOG_LEAST = 256
-
-
-class Readers(list["TaskEntry"]):
-    """Consumers of one file, when they are many. Those that cannot run again are dropped when they are half of them."""
-
-    __slots__ = ("ended_count",)
-
-    def __init__(self, entries: Iterable[TaskEntry] = ()) -> None:
-        super().__init__(entries)
-        self.ended_count = 0
+# As many instances, and two for each that its library has, are known to have some code before those that are gone are taken out.
+HOLDERS_LEAST = 16
+# Amounts that a worker remembers; higher: more memory.
+AMOUNTS_LIMIT = 512
 
 
 class FileEntry:
@@ -86,7 +78,7 @@ class FileEntry:
         self.promised = False  # declared before the task that makes it was submitted: readers wait for that
         self.never_made = False  # its producer ended well without it: another run would be no better
         # Every entry that has it as input and was submitted, but those that ended for good: a file may outlive millions of them.
-        self.consumers: Readers | tuple[TaskEntry, ...] = ()
+        self.consumers: Readers[TaskEntry] | tuple[TaskEntry, ...] = ()
         # Unfinished consumers, and references from outside (futures, requested keys, declarations).
         self.uses = 0
         self.holds = 0
@@ -108,12 +100,10 @@ class FileEntry:
     def left_by(self, entry: TaskEntry) -> None:
         """A consumer has ended for good. What is iterated over meanwhile stays as it is."""
         consumers = self.consumers
-        if type(consumers) is not Readers:
+        if type(consumers) is Readers:
+            self.consumers = consumers.without_ended()
+        else:
             self.consumers = tuple([other for other in consumers if other is not entry])
-            return
-        consumers.ended_count += 1
-        if 2 * consumers.ended_count > len(consumers):
-            self.consumers = Readers([other for other in consumers if not other.is_final])
 
     def is_needed(self) -> bool:
         return self.uses > 0 or self.holds > 0 or self.to_come > 0
@@ -122,16 +112,14 @@ class FileEntry:
         return self.data is not None or self.at_manager or bool(self.on_workers)
 
     def __repr__(self) -> str:
-        where = f"workers {sorted(self.on_workers)}"
-        if self.data is not None or self.at_manager:
-            where = "inline" if self.data is not None else "manager"
+        where = "inline" if self.data is not None else "manager" if self.at_manager else f"workers {sorted(self.on_workers)}"
         return f"<FileEntry {self.name or self.value_id} {where} uses {self.uses} holds {self.holds} remakes {self.remakes}>"
 
 
 class CodeEntry:
     """A pickled function, or a piece of a graph."""
 
-    __slots__ = ("code_id", "file", "holders", "is_piece", "library_id", "message", "modules", "payload", "requires")
+    __slots__ = ("code_id", "file", "holders", "is_piece", "keeper", "library_id", "message", "modules", "payload", "requires")
 
     def __init__(
         self,
@@ -150,11 +138,19 @@ class CodeEntry:
         self.requires = requires
         self.is_piece = is_piece
         self.file = file  # holds the payload when it is large
+        self.keeper: object = None  # lets go of that when no task names this code any more: those that have ended may run again
         # What workers are told: the same to all of them.
         self.message: messages.Code | None = None
         # Instances that were sent it, with their ``code_life`` then. Here and not there: many vertices of a piece are placed one
         # after the other, so this table is in the processor's caches, which those of thousands of instances are not.
         self.holders: dict[Instance, int] = {}
+
+    def held_by(self, instance: Instance) -> None:
+        """An instance is sent it. Now and then those that are gone go: a function may outlive any number of workers."""
+        holders = self.holders
+        if len(holders) >= HOLDERS_LEAST + 2 * len(instance.library.instances):
+            self.holders = holders = {other: life for other, life in holders.items() if other.state is not t.GONE}
+        holders[instance] = instance.code_life
 
 
 class Kind:
@@ -173,7 +169,10 @@ class Kind:
 class Shape:
     """Where a group of tasks can run: one library and one request."""
 
-    __slots__ = ("allocates", "constrained", "library", "queued", "ready", "refused_by", "request", "tried")
+    __slots__ = (
+        *("__weakref__", "allocates", "constrained", "library", "queued", "ready", "refused_by", "request"),
+        *("tried", "unfit_in"),
+    )
 
     def __init__(self, library: LibraryEntry, request: Resources = NO_REQUEST, allocates: bool = False) -> None:
         self.library = library
@@ -187,7 +186,8 @@ class Shape:
         # tried and still has room lacks what is asked for. And the instance that lacked it last.
         self.tried = [0, 0]
         self.refused_by: Instance | None = None
-        library.shapes.append(self)
+        self.unfit_in = -1  # ManagerState.fleet when no worker could hold it
+        library.learn(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +217,7 @@ class LibraryEntry:
         "exec_mode",
         "failed_on",
         "file",
+        "first_shape",
         "fleet",
         "freed_at",
         "functions",
@@ -262,7 +263,9 @@ class LibraryEntry:
         self.exec_mode = exec_mode
         self.setup = setup
         self.functions: dict[str, CodeEntry] = {}
-        self.shapes: list[Shape] = []
+        # Those that somebody has a use for: tasks may come with a request of their own each, for weeks.
+        self.shapes: WeakList[Shape] = WeakList()
+        self.first_shape: Shape | None = None
         self.asks = False  # some of them ask for something
         self.eager = False  # started on every worker at once, before there is work
         self.instances: dict[int, Instance] = {}
@@ -273,7 +276,7 @@ class LibraryEntry:
         # The one offered last is in neither yet: where work waits it is filled at once, which spares four changes of tables.
         self.latest: Instance | None = None
         # Offers in their order, where something is asked for: each shape knows which of them it has tried.
-        self.offers: list[Instance] = []
+        self.offers: Offers[Instance] = Offers()
         # Instances with ready entries of their own, and those of them that may have room.
         self.stocked: dict[int, Instance] = {}
         self.near: dict[int, Instance] = {}
@@ -290,12 +293,13 @@ class LibraryEntry:
         # Workers where it failed since it was up anywhere, or since its calls were failed: not all need be GONE at the same time.
         self.failed_on: set[int] = set()
         self.removed = False
-        # The user was told that its slots are not forked.
-        self.told_unsafe = False
-        # The user was told that a worker has fewer slots of it than it should.
-        self.told_fewer = False
-        # The user was told that it takes long to start.
-        self.told_slow = False
+        # The user was told: its slots are not forked, a worker has fewer of them than it should, it takes long to start.
+        self.told_unsafe = self.told_fewer = self.told_slow = False
+
+    def learn(self, shape: Shape) -> None:
+        """There is one shape more; from callers' threads, of which one at a time makes one. Those that are gone are forgotten."""
+        self.shapes.add(shape)
+        self.first_shape = self.first_shape or shape
 
     def offer(self, instance: Instance) -> None:
         """An instance may have room: it is looked at when there is something to place."""
@@ -326,16 +330,7 @@ class LibraryEntry:
 
     def log(self, instance: Instance) -> None:
         """It may have room for what it lacked until now."""
-        if len(self.offers) >= LOG_LEAST + 2 * len(self.instances):
-            # Offers that were followed by another one of the same instance say nothing, nor do those of instances that are gone.
-            valid = [n for n, other in enumerate(self.offers) if other.offered_at == n and other.state is not t.GONE]
-            self.offers = [self.offers[number] for number in valid]
-            for number, other in enumerate(self.offers):
-                other.offered_at = number
-            for shape in self.shapes:
-                shape.tried = [bisect_left(valid, number) for number in shape.tried]
-        instance.offered_at = len(self.offers)
-        self.offers.append(instance)
+        self.offers.log(instance, len(self.instances), self.shapes)
 
     def withdraw(self, worker_id: int) -> None:
         """An instance takes nothing any more."""
@@ -368,6 +363,7 @@ class Instance:
         "library",
         "local",
         "mean_us",
+        "most_slots",
         "offered_at",
         "outstanding",
         "progress_at",
@@ -383,9 +379,9 @@ class Instance:
         self.worker = worker
         self.worker_id = worker.worker_id  # here too: usual events are handled without touching the worker's entry
         self.slots = slots
+        self.most_slots = slots  # it may have fewer, and all of them again
         self.state = t.STARTING
-        # It is up, and its worker takes work.
-        self.is_open = False
+        self.is_open = False  # it is up, has slots, and its worker takes work
         # Calls placed here and not answered: how many, and the one placed last, behind which the others are (TaskEntry.behind).
         self.outstanding = 0
         self.behind: TaskEntry | None = None
@@ -399,8 +395,7 @@ class Instance:
         self.known_code: CodeEntry | None = None
         # The number of its last one among LibraryEntry.offers.
         self.offered_at = -1
-        # Is in LibraryEntry.piled.
-        self.is_piled = False
+        self.is_piled = False  # is in LibraryEntry.piled
         # Ready entries whose large inputs are here. Tables that are empty most of the time are None then: of thousands of
         # instances none is in the processor's caches when it is its turn.
         self.local: ReadyQueue[TaskEntry] | None = None
@@ -429,18 +424,19 @@ class Instance:
         self.look()
 
     def resize(self, slots: int) -> None:
-        """It has another number of slots now. It may hold more work than before then, or have room."""
+        """It has another number of slots now, perhaps none for a while. It may hold more work than before then, or have room."""
         if self.state is t.UP:
             self.library.slots_up += slots - self.slots
         self.slots = slots
         if self.groups_out > slots and not self.is_piled:
             self.is_piled = True
             self.library.piled[self.worker_id] = self
+        self.look()
         self.library.offer(self)
 
     def look(self) -> None:
-        """Its state, or what its worker takes, has changed."""
-        self.is_open = self.state is t.UP and self.worker.takes_work()
+        """Its state, its slots, or what its worker takes, has changed."""
+        self.is_open = self.state is t.UP and self.slots > 0 and self.worker.takes_work()
 
     def placed(self) -> list[TaskEntry]:
         """What is placed here, the first one first."""
@@ -471,6 +467,7 @@ class WorkerEntry:
         "held_bytes",
         "hello",
         "instances",
+        "leaves",
         "outgoing",
         "pinged_at",
         "spare_bytes",
@@ -493,7 +490,7 @@ class WorkerEntry:
         # Resources of placed entries that asked for some.
         self.committed = Resources(0, 0, 0, 0)
         self.instances: dict[int, Instance] = {}
-        # What one task of a shape takes of this worker; None: not asked for yet.
+        # What one task of a shape that allocates takes of this worker; None: not asked for yet.
         self.amounts: dict[Shape, Resources] | None = None
         # Files that are here or were told to come, by cache name: the part of ManagerState.held that names this worker.
         self.held: dict[str, FileEntry] = {}
@@ -507,6 +504,7 @@ class WorkerEntry:
         # When it was asked first since it last said something; not later than ManagerState.heard: it owes no answer.
         self.asked_at = now
         self.draining = False
+        self.leaves = False  # it said goodbye, or was released: its draining has no other end
         self.blocked = False  # its host is on the list of blocked ones
 
     def takes_work(self) -> bool:
@@ -534,6 +532,12 @@ class WorkerEntry:
             self.held_bytes += file.size_bytes
         self.held[file.name] = file
 
+    def left(self) -> None:
+        """It is gone. What still names it (code that it was sent) must not keep what it had."""
+        self.held, self.held_bytes = {}, 0
+        self.spares, self.spare_bytes = None, 0
+        self.amounts = None
+
     def free_bytes(self) -> float:
         """Disk that its files leave."""
         return self.hello.disk_mb * 2**20 - self.held_bytes
@@ -547,12 +551,13 @@ class WorkerEntry:
 
     def amount_of(self, shape: Shape) -> Resources:
         """Resources that one task of this shape takes here."""
-        if self.amounts is None:
+        if not shape.allocates:
+            return shape.request
+        if self.amounts is None or len(self.amounts) > AMOUNTS_LIMIT:
             self.amounts = {}
         amount = self.amounts.get(shape)
         if amount is None:
-            amount = allocate(shape.request, self.total) if shape.allocates else shape.request
-            self.amounts[shape] = amount
+            amount = self.amounts[shape] = allocate(shape.request, self.total)
         return amount
 
     def __repr__(self) -> str:

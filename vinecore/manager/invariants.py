@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vinecore.errors import InvariantError
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, LibraryEntry, Readers, TaskEntry, WorkerEntry, outputs_of
+from vinecore.manager.entries import FileEntry, Instance, LibraryEntry, Shape, TaskEntry, WorkerEntry, outputs_of
+from vinecore.manager.lists import Readers
 from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.state import MANAGER, ManagerState
 from vinecore.model.resources import Resources
@@ -120,8 +121,8 @@ def _check_library(library: LibraryEntry) -> None:
         raise InvariantError(f"library {library.name!r} counts {library.slots_up} slots")
     for instance in up:
         worker_id = instance.worker_id
-        if instance.is_open is not instance.worker.takes_work():
-            raise InvariantError(f"{instance} does not know whether its worker takes work")
+        if instance.is_open is not (instance.slots > 0 and instance.worker.takes_work()):
+            raise InvariantError(f"{instance} does not know whether it takes work")
         if instance.is_open and instance.groups_out < instance.slots:
             if worker_id in library.idle or instance is library.latest:
                 continue
@@ -148,6 +149,8 @@ def _check_offers(state: ManagerState, library: LibraryEntry) -> None:
                     continue
                 if not instance.is_open or instance.groups_out >= instance.slots:
                     continue
+                if instance is library.latest:
+                    continue  # offered once more, and not in its place yet
                 lacks = worker.amount_of(shape).missing_in(worker.total.minus(worker.committed))
                 is_kept = state.reserved is not None and state.reserved.worker_id == instance.worker_id
                 if not lacks and not is_kept and not (entry is not None and entry.no_room_at):
@@ -180,10 +183,14 @@ def _check_worker(worker: WorkerEntry) -> None:
         committed = committed.plus(worker.amount_of(entry.kind.shape))
     if committed != worker.committed:
         raise InvariantError(f"{worker}: {committed} are asked for, {worker.committed} committed")
-    # Of one shape more may wait there, if every slot can run one of it at once.
-    alike = {entry.kind.shape for entry in asking.values()}
-    together = max((entry.instance.slots for entry in asking.values() if entry.instance is not None), default=0)
-    if len(alike) == 1 and (shape := alike.pop()).allocates:
-        committed = worker.amount_of(shape).times(min(together, len(asking)))
-    if committed.missing_in(worker.total):
-        raise InvariantError(f"{worker} is over-committed: it lacks {committed.missing_in(worker.total)}")
+    # Of one shape more may wait at an instance than it has slots.
+    counts: dict[tuple[Instance, Shape], int] = {}
+    for entry in asking.values():
+        if entry.instance is not None:
+            place = entry.instance, entry.kind.shape
+            counts[place] = counts.get(place, 0) + 1
+    together = Resources(0, 0, 0, 0)
+    for (instance, shape), count in counts.items():
+        together = together.plus(worker.amount_of(shape).times(min(instance.slots, count)))
+    if together.missing_in(worker.total):
+        raise InvariantError(f"{worker} is over-committed: it lacks {together.missing_in(worker.total)}")

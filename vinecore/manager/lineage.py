@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from vinecore.manager import near, orders
 from vinecore.manager import transitions as t
-from vinecore.manager.entries import FileEntry, Readers, TaskEntry, WorkerEntry, outputs_of
+from vinecore.manager.entries import FileEntry, TaskEntry, WorkerEntry, outputs_of
+from vinecore.manager.lists import Readers
 from vinecore.manager.state import ManagerState
 from vinecore.manager.worker_sets import Workers
 
@@ -250,6 +251,7 @@ def _limit_spares(state: ManagerState, worker: WorkerEntry) -> None:
 def _forget_object(state: ManagerState, file: FileEntry) -> None:
     if file.at_manager:
         file.at_manager = False
+        state.unreadable.pop(file.name, None)
         state.orders.append(orders.ForgetObjects([file.name]))
 
 

@@ -9,6 +9,7 @@ A line of an instance is a preference, not a promise: idle instances take over w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import islice
 
 from vinecore.manager import transitions as t
@@ -22,8 +23,12 @@ NEAR_COPIES = 8
 TOGETHER = 8
 # Instances with entries of their own that are looked at for an idle one; higher: sooner a balance, more work for nothing.
 STEAL_LOOKS = 4
+# Entries of one line that are passed over at one time for lack of room; higher: less waits behind them, more work for nothing.
+PASSED_OVER = 16
 # Instances with entries of their own that are looked at for calls that hold these up, once in STUCK_S for each library.
 FREED_LOOKS = 16
+# Shapes looked at for one whose priority comes between those of another; higher: a stricter order between many requests.
+RIVALS = 8
 # Work behind calls that have run this long without an answer goes where a slot is free; lower: more messages for nothing.
 STUCK_S = 0.03
 # A call that has run for so many means is long for its kind; lower: more is moved that would have had its turn soon.
@@ -108,18 +113,29 @@ def look(instance: Instance, is_filled: bool) -> None:
         library.near.pop(worker_id, None)
 
 
-def to_take_over(library: LibraryEntry, instance: Instance, now: float) -> tuple[Instance, TaskEntry] | None:
+def to_take_over(
+    library: LibraryEntry, instance: Instance, now: float, fits: Callable[[TaskEntry], bool]
+) -> tuple[Instance, TaskEntry] | None:
     """Another instance, and an entry that waits for it and that this one, which has a free slot, may take over."""
     for worker_id, other in list(islice(library.stocked.items(), STEAL_LOOKS)):
-        if not other.local:
+        local = other.local
+        if not local:
             del library.stocked[worker_id]
         elif other is not instance and other.outstanding:  # had it room, it would have taken them before
-            entry = other.local.last()
+            entry = local.last()
             # What has inputs there waits for a moment, unless nothing at all runs here: that worker may have time for it soon.
             is_stuck = now - other.progress_at > STUCK_S
             if is_stuck:
-                entry = other.local.first()
-            if entry is not None and (is_stuck or instance.outstanding == 0 or not entry.inputs):
+                entry = local.first()
+            if entry is None or not (is_stuck or instance.outstanding == 0 or not entry.inputs):
+                continue
+            if not fits(entry):
+                # It must not be in the way of others there, nor its instance in that of others.
+                shape = entry.kind.shape
+                some = local.some(PASSED_OVER) if is_stuck or instance.outstanding == 0 else []
+                entry = next((one for one in some if one.kind.shape is not shape and fits(one)), None)
+                library.stocked[worker_id] = library.stocked.pop(worker_id)
+            if entry is not None:
                 return other, entry
     return None
 
@@ -162,6 +178,27 @@ def turn_of(shape: Shape) -> tuple[float, int]:
     """By this shapes are served: as their first entries would be in one line."""
     first = shape.ready.first()
     return (math.inf, 0) if first is None else turn(first)
+
+
+def limit_of(active: list[Shape], position: int) -> float | None:
+    """Entries of the shape at this position come behind another shape that wants the same if their priority is below this.
+
+    Shapes want the same where they share slots, or ask both for what a worker has. None: there is no such shape.
+    """
+    shape = active[position]
+    if len(shape.ready) < 2:
+        return None
+    for other in islice(active, position + 1, position + 1 + RIVALS):
+        if other.library is shape.library or (other.constrained and shape.constrained):
+            limit = other.ready.urgency()
+            return limit if limit <= shape.ready.urgency() else None
+    return None
+
+
+def pop_before(line: ReadyQueue[TaskEntry], limit: float) -> TaskEntry | None:
+    """Take the first entry of a line, if its priority is not below this."""
+    first = line.first()
+    return line.pop() if first is not None and first.priority >= limit else None
 
 
 def put_back(state: ManagerState, entry: TaskEntry) -> None:

@@ -20,12 +20,15 @@ SHUT_DOWN = "the manager shut it down"
 
 def drain(state: ManagerState, worker: WorkerEntry, on: bool, why: str = DRAINED) -> None:
     """Begin or end the draining of a worker. ``why``: what it is told when it is released."""
+    if worker.leaves:
+        return
     worker.close(draining=on)
     if not on:
         state.drains.pop(worker.worker_id, None)
         state.fleet += 1
         for instance in worker.instances.values():
-            instance.library.offer(instance)
+            if instance.is_open:
+                instance.library.offer(instance)
             for shape in instance.library.shapes:
                 if len(shape.ready):
                     state.activate(shape)
@@ -39,6 +42,7 @@ def drain(state: ManagerState, worker: WorkerEntry, on: bool, why: str = DRAINED
 
 def goodbye(state: ManagerState, worker: WorkerEntry) -> None:
     """A worker wants to leave now: its calls run elsewhere, which counts as no loss; its sole copies are fetched."""
+    worker.leaves = True
     worker.close(draining=True)
     state.drains[worker.worker_id] = worker, DRAINED
     for instance in worker.instances.values():
@@ -56,6 +60,7 @@ def settle(state: ManagerState) -> None:
             _hand_over(state, file, worker)
         if not sole:
             del state.drains[worker.worker_id]
+            worker.leaves = True
             state.orders.append(orders.SendTo(worker.worker_id, messages.Release(True, why)))
 
 

@@ -171,6 +171,8 @@ def fetch_failed(state: ManagerState, worker: WorkerEntry, message: messages.Fet
             on_tasks.lose_copy(state, file, source_id)
     if file is None:
         return
+    if file.at_manager and not named and message.reason.startswith(NOT_THERE):
+        state.unreadable[file.name] = message.reason.removeprefix(f"{NOT_THERE}: ")
     file.coming = without_worker(file.coming, worker.worker_id)
     if not message.unreached and not lacking:
         worker.copies_from = state.now + replication.PAUSE_S

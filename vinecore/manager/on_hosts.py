@@ -38,7 +38,8 @@ def mark(state: ManagerState, worker: WorkerEntry) -> None:
     if was and not worker.blocked:
         state.fleet += 1
         for instance in worker.instances.values():
-            instance.library.offer(instance)
+            if instance.is_open:
+                instance.library.offer(instance)
             for shape in instance.library.shapes:
                 if len(shape.ready):
                     state.activate(shape)

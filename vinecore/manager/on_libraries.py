@@ -34,6 +34,7 @@ def forget_codes(state: ManagerState, graph: GraphEntry, codes: list[CodeEntry])
     for code in codes:
         if code.file is not None:
             lineage.release(state, code.file)
+        code.requires = ()  # none of it runs again: the functions that it names may go before it does
         state.forgotten.append(code)
         size = len(code.payload) if code.file is None else code.file.size_bytes
         state.forgotten_bytes += size
@@ -49,16 +50,15 @@ def forget_codes(state: ManagerState, graph: GraphEntry, codes: list[CodeEntry])
 
 
 def drop_codes(state: ManagerState, codes: list[CodeEntry]) -> None:
-    """Functions that no caller holds: workers forget those that no unfinished task calls; the others are looked at later."""
+    """Functions that no caller holds: workers forget those that no unfinished task calls; the others are looked at later.
+
+    The payload stays as long as a task names it: one that has ended is told of it once more when its value is lost.
+    """
     candidates = [*state.unused_codes, *codes]
     used = {entry.code for entry in state.tasks.values()}
     used.update(required for entry in state.tasks.values() for required in entry.code.requires)
     state.unused_codes = [code for code in candidates if code in used]
-    gone = [code for code in candidates if code not in used]
-    for code in gone:
-        if code.file is not None:
-            lineage.release(state, code.file)
-    _tell_forgotten(state, gone)
+    _tell_forgotten(state, [code for code in candidates if code not in used])
 
 
 def _tell_forgotten(state: ManagerState, gone: list[CodeEntry]) -> None:
@@ -100,7 +100,7 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
         state.orders.append(orders.Say(f"{who} on worker {worker.hello.hostname}: {message.lacks}"))
     if instance.state is t.UP and message.slots != instance.slots:
         _resize(state, instance, message.slots)
-    if instance.state is not t.STARTING:
+    if instance.state is not t.STARTING or not message.slots:
         return
     instance.library.failed_on.clear()
     instance.slots = message.slots
@@ -114,8 +114,10 @@ def ready(state: ManagerState, worker: WorkerEntry, message: messages.LibraryRea
 
 def _resize(state: ManagerState, instance: Instance, slots: int) -> None:
     library = instance.library
-    if 0 < slots <= (library.slots or max(1, instance.worker.hello.cores)):
+    if 0 <= slots <= (library.slots or max(1, instance.worker.hello.cores)):
         instance.resize(slots)
+        if not slots:
+            near.abandon(state, instance)
         for shape in library.shapes:
             if len(shape.ready):
                 state.activate(shape)
@@ -133,7 +135,7 @@ def _unsafe_text(library: LibraryEntry, why: str) -> str:
 def slow(state: ManagerState, worker: WorkerEntry, message: messages.LibrarySlow) -> None:
     """An instance takes long to start: the user hears of it once, if calls have nowhere else to go."""
     instance = worker.instances.get(message.library_id)
-    if instance is None or instance.state is not t.STARTING:
+    if instance is None or (instance.state is not t.STARTING and instance.slots):
         return
     library = instance.library
     count = sum(len(shape.ready) for shape in library.shapes)

@@ -219,7 +219,7 @@ def _why_ready(state: ManagerState, entry: TaskEntry) -> str:
     if closed:
         return closed
     instances = [shape.library.instances.get(worker.worker_id) for worker in fitting if worker.takes_work()]
-    if not any(instance is not None and instance.state is t.UP for instance in instances):
+    if not any(instance is not None and instance.state is t.UP and instance.slots for instance in instances):
         return f"library {shape.library.name!r} is not up yet on any worker that could run it"
     if entry.queue is None:
         return "other transfers must end before an input can be brought to a worker"

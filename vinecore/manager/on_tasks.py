@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from vinecore.errors import FileLost, LibraryFailed, LostError, SlotLost, TaskFailed, VineError, WorkerLost
 from vinecore.manager import lineage, orders, placement, replication
@@ -30,6 +30,8 @@ MEAN_WEIGHT = 0.1
 OUTLIER_FACTOR = 10.0
 # Seconds in which a worker says that it has ended a task whose end has come; the exit code of one that nobody has begun.
 EXPIRED_S = 2.0
+# So many ends, and two for each task, are remembered before those of tasks that are done are taken out.
+EXPIRING_LEAST = 64
 EXPIRED_CODE = 9
 # What is said of a call whose result, or whose code, its worker's disk did not take.
 NO_ROOM = ("could not be written", "could not be fetched")
@@ -45,7 +47,7 @@ def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
         tasks[entry.task_id] = entry
         library = shape.library
         if entry.sandbox is not None and entry.sandbox.end_at_s:
-            heappush(state.expiring, (entry.sandbox.end_at_s - state.epoch_offset_s, entry.task_id))
+            _expires(state, entry.sandbox.end_at_s, entry.task_id)
         if entry.inputs:
             entry.state = t.WAITING
             entry.inputs = tuple(i if type(i) is FileEntry else _output_of(i) for i in entry.inputs)  # type: ignore[arg-type]
@@ -66,6 +68,14 @@ def submitted(state: ManagerState, entries: list[TaskEntry]) -> None:
             if not shape.queued:
                 state.activate(shape)
     state.counters.submitted += len(entries)
+
+
+def _expires(state: ManagerState, end_at_s: float, task_id: int) -> None:
+    """Look at a task when its end has come. Those that are done long before theirs are taken out when they are many."""
+    if len(state.expiring) >= EXPIRING_LEAST + 2 * len(state.tasks):
+        state.expiring = [item for item in state.expiring if item[1] in state.tasks]
+        heapify(state.expiring)
+    heappush(state.expiring, (end_at_s - state.epoch_offset_s, task_id))
 
 
 def expire(state: ManagerState) -> None:
@@ -197,8 +207,8 @@ def answered(state: ManagerState, worker_id: int, results: list[Result]) -> None
             instance.progress_at = state.now
         library = instance.library
         library.offer(instance)
-        if library.near:
-            state.activate(library.shapes[0])  # any of them: instances take what is near them whatever its shape
+        if library.near and library.first_shape is not None:
+            state.activate(library.first_shape)  # any of them: instances take what is near them whatever its shape
 
 
 def _drop_late(state: ManagerState, worker_id: int, name: str) -> None:
@@ -265,7 +275,8 @@ def _inline(state: ManagerState, output: FileEntry, value: bytes) -> None:
     if output.coming:
         lineage.drop_copies(state, output)  # of the attempt before, whose size may have been another
     output.data = value
-    output.size_bytes = len(value)
+    if not output.on_workers:
+        output.size_bytes = len(value)  # else that of the copies, by which their workers count
 
 
 def _stored(state: ManagerState, worker: WorkerEntry, entry: TaskEntry, output: FileEntry, size_bytes: int) -> None:
@@ -428,8 +439,13 @@ def _not_run(state: ManagerState, entry: TaskEntry, status: int, text: bytes) ->
     elif status == messages.NO_INPUT:
         name = text.decode("utf-8", "replace")
         if _forget_missing(state, entry, name) and entry.losses > state.tunables.max_losses:
-            why = f"task {entry.task_id} ({entry.kind.name}) did not find its input {name}, or was lost, {entry.losses} times"
-            fail(state, entry, FileLost(f"{why}; it is not tried again (is a worker's disk full?)"), b"")
+            who = f"task {entry.task_id} ({entry.kind.name})"
+            why = f"{who} did not find its input {name}, or was lost, {entry.losses} times"
+            if name in state.unreadable:
+                why = f"{who} cannot have an input: {state.unreadable[name]}"
+            else:
+                why += "; it is not tried again (is a worker's disk full?)"
+            fail(state, entry, FileLost(why), b"")
             return
     _again(state, entry, "lost" if status == messages.LOST else "handed back")
 

@@ -141,6 +141,7 @@ def left(state: ManagerState, worker_id: int, reason: str) -> None:
     on_files.relays_lost(state, worker_id)
     transfers.worker_left(state, worker)
     splices.worker_left(state, worker_id)
+    worker.left()
     if state.notes_wanted:
         state.notes.append(WorkerRemoved(state.now, worker_id, reason, len(lost)))
 

@@ -8,11 +8,13 @@ one call more at least.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import OrderedDict
 
 from vinecore.manager import bundles, near, orders, reserving, splices, transfers
 from vinecore.manager import transitions as t
 from vinecore.manager.entries import Bundle, CodeEntry, FileEntry, Instance, LibraryEntry, Shape, TaskEntry, WorkerEntry
+from vinecore.manager.ready import ReadyQueue
 from vinecore.manager.state import ManagerState, Relay
 from vinecore.manager.worker_sets import with_worker
 from vinecore.wire import messages
@@ -24,8 +26,6 @@ MOST_PER_SLOT = 1000
 RUN_CALLS = 512
 # Idle instances that look for entries meant for busy ones at each event; higher: sooner a balance, more work for nothing.
 TAKE_OVER_LOOKS = 4
-# Entries that an instance may pass over, because its worker had no room for them before, each time it is filled; bounds that.
-PASSED_OVER = 16
 # And when so many bytes of arguments and inline inputs have gathered.
 RUN_BYTES = messages.BATCH_LIMIT_BYTES
 
@@ -36,48 +36,56 @@ def place(state: ManagerState) -> None:
         return
     if is_gathering(state):
         return
-    if len(state.active) > 1:
-        state.active.sort(key=near.turn_of)
+    active = state.active
+    if len(active) > 1:
+        active.sort(key=near.turn_of)
     still: list[Shape] = []
     is_asking = False
-    for shape in state.active:
-        library = shape.library
+    for position, shape in enumerate(active):
         is_asking |= shape.constrained
-        if library.fleet != state.fleet or library.retry_at <= state.now:
-            ensure_started(state, library)
-        if library.stocked and state.now - library.freed_at > near.STUCK_S:
-            near.free_stuck(state, library, shape)
-        latest = library.latest
-        if latest is not None and not library.hungry and near.is_alone(library, latest) and (library.near or len(shape.ready)):
-            # Nobody else may take anything: both rounds in one.
-            has_room = _fill(state, shape, latest, True)
-            if library.near:
-                near.look(latest, True)
-            if not has_room:
-                library.latest = None
-            if not len(shape.ready) and not library.stocked:
-                shape.queued = False
-            else:
-                still.append(shape)
-            continue
-        library.line_up()
-        # Two rounds: first every slot of every instance gets something, then the instances are topped up. Each ends with the
-        # last ready entry, so that the many who then get nothing are not asked.
-        if library.near:
-            _serve_near(state, shape, False)
-        _serve(state, shape, library.idle, False)
-        if library.stocked and library.idle:
-            _take_over(state, shape)
-        if library.near:
-            _serve_near(state, shape, True)
-        _serve(state, shape, library.hungry, True)
-        if len(shape.ready) or library.stocked:
+        if len(active) > 1:
+            state.limit = near.limit_of(active, position)
+        stays = _place_shape(state, shape)
+        if state.limit is not None and len(shape.ready) and shape.ready.urgency() < state.limit:
+            insort(active, shape, position + 1, key=near.turn_of)  # the rest of it comes behind others
+        elif stays:
             still.append(shape)
         else:
             shape.queued = False
+    state.limit = None
     state.active = still
     if state.reserved is not None or is_asking:
         reserving.look(state)
+
+
+def _place_shape(state: ManagerState, shape: Shape) -> bool:
+    """Give hungry instances what they can take of one shape; whether it may have ready entries still."""
+    library = shape.library
+    if library.fleet != state.fleet or library.retry_at <= state.now:
+        ensure_started(state, library)
+    if library.stocked and state.now - library.freed_at > near.STUCK_S:
+        near.free_stuck(state, library, shape)
+    latest = library.latest
+    if latest is not None and not library.hungry and near.is_alone(library, latest) and (library.near or len(shape.ready)):
+        # Nobody else may take anything: both rounds in one.
+        has_room = _fill(state, shape, latest, True)
+        if library.near:
+            near.look(latest, True)
+        if not has_room:
+            library.latest = None
+        return len(shape.ready) > 0 or bool(library.stocked)
+    library.line_up()
+    # Two rounds: first every slot of every instance gets something, then the instances are topped up. Each ends with the
+    # last ready entry, so that the many who then get nothing are not asked.
+    if library.near:
+        _serve_near(state, shape, False)
+    _serve(state, shape, library.idle, False)
+    if library.stocked and library.idle:
+        _take_over(state, shape)
+    if library.near:
+        _serve_near(state, shape, True)
+    _serve(state, shape, library.hungry, True)
+    return len(shape.ready) > 0 or bool(library.stocked)
 
 
 def is_gathering(state: ManagerState) -> bool:
@@ -94,7 +102,7 @@ def _serve(state: ManagerState, shape: Shape, offered: OrderedDict[int, Instance
         _serve_asking(state, shape, offered, deep)
         return
     kept: list[Instance] = []
-    while offered and len(shape.ready):
+    while offered and len(shape.ready) and (state.limit is None or shape.ready.urgency() >= state.limit):
         _, instance = offered.popitem(last=False)
         if _fill(state, shape, instance, deep):
             kept.append(instance)
@@ -109,6 +117,8 @@ def _serve_asking(state: ManagerState, shape: Shape, offered: OrderedDict[int, I
     library = shape.library
     may_take_more: list[Instance] = []
     while len(shape.ready) and shape.tried[deep] < len(library.offers):
+        if state.limit is not None and shape.ready.urgency() < state.limit:
+            break
         number = shape.tried[deep]
         shape.tried[deep] += 1
         instance = library.offers[number]
@@ -143,14 +153,19 @@ def _take_over(state: ManagerState, shape: Shape) -> None:
             del library.idle[worker_id]
             continue
         library.idle.move_to_end(worker_id)
-        found = near.to_take_over(library, instance, state.now)
-        if found is None:
-            continue
-        other, entry = found
-        if other.local is not None and (not entry.kind.shape.constrained or _fits(state, instance, entry)):
+
+        def fits(entry: TaskEntry, instance: Instance = instance) -> bool:
+            return not entry.kind.shape.constrained or _fits(state, instance, entry)
+
+        found = near.to_take_over(library, instance, state.now, fits)
+        if found is not None:
+            other, entry = found
+            assert other.local is not None
             other.local.remove(entry)
             near.put_back(state, entry)
+            limit, state.limit = state.limit, None
             _fill(state, entry.kind.shape, instance, False)
+            state.limit = limit
 
 
 def ensure_started(state: ManagerState, library: LibraryEntry) -> None:
@@ -236,39 +251,40 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
     if deep and near.is_held_up(instance, state.now):
         deep = False
     library = shape.library
-    waiting = len(shape.ready)
-    worker_id = instance.worker_id
+    worker_id, limit = instance.worker_id, state.limit
     several = len(library.hungry) + (worker_id not in library.hungry)
     # The second round shares what is ready, so that one instance does not drain it before the next is asked.
-    share = max(instance.slots, -(-waiting // several)) if deep else instance.slots
+    share = max(instance.slots, -(-len(shape.ready) // several)) if deep else instance.slots
     taken = 0
     passed_over: list[TaskEntry] = []
+    behind: TaskEntry | None = None  # of its own: the next one, where the first one lacks something
+    none_fits = False  # of its own
     while taken < share:
         if not _has_room(state, instance, 0.0, deep):
             break
-        entry, line = None, instance.local
-        if line is not None and library.stocked and worker_id in library.stocked and line.urgency() >= shape.ready.urgency():
-            entry = line.pop()
+        entry, behind, line = behind, None, instance.local
+        if entry is None and line is not None and library.stocked and worker_id in library.stocked and not none_fits:
+            entry = line.pop() if line.urgency() >= shape.ready.urgency() else None
         if entry is None:
             line = shape.ready
-            entry = line.pop()
+            entry = line.pop() if limit is None or passed_over else near.pop_before(line, limit)
         if entry is None:
             break
         if entry.no_room_at and _has_room_elsewhere(state, entry, instance):
             passed_over.append(entry)
-            if len(passed_over) == PASSED_OVER:
+            if len(passed_over) == near.PASSED_OVER:
                 break
             continue
         own = entry.kind.shape  # entries near their inputs may be of another shape of this library
         full = own.constrained and _is_refused(state, shape, entry, instance)
         # Unknown or long calls are not queued behind each other.
         if full or (instance.groups_out > instance.slots and not _has_room(state, instance, _expected_us(state, entry), deep)):
-            if line is not None and line is instance.local and instance.groups_out:
-                line.push(entry)  # what ends here makes room for it
-            else:
-                near.put_back(state, entry)
             was_refused = True
-            break
+            if not _keep(state, entry, instance, line) or not full:
+                break
+            behind = _behind(state, shape, entry, instance)
+            none_fits = behind is None
+            continue
         if entry.inputs and not _reachable(state, entry, instance):
             continue
         if entry.graph is None or entry.sandbox is not None:
@@ -300,6 +316,27 @@ def _is_refused(state: ManagerState, shape: Shape, entry: TaskEntry, instance: I
     return True
 
 
+def _keep(state: ManagerState, entry: TaskEntry, instance: Instance, line: ReadyQueue[TaskEntry] | None) -> bool:
+    """One that was refused goes back in line; True: in that of the instance, since what ends there makes room for it."""
+    if line is None or line is not instance.local or not instance.groups_out:
+        near.put_back(state, entry)
+        return False
+    line.push(entry)
+    return True
+
+
+def _behind(state: ManagerState, shape: Shape, refused: TaskEntry, instance: Instance) -> TaskEntry | None:
+    """One of an instance's own that does not have to wait for what another one lacks; taken out of its line."""
+    local = instance.local
+    assert local is not None
+    for entry in local.some(near.PASSED_OVER):
+        own = entry.kind.shape
+        if own is not refused.kind.shape and not (own.constrained and _is_refused(state, shape, entry, instance)):
+            local.remove(entry)
+            return entry
+    return None
+
+
 def _has_room_elsewhere(state: ManagerState, entry: TaskEntry, instance: Instance) -> bool:
     """True where it was lost here for lack of room, and there is a worker to run it where it was not."""
     avoided = entry.no_room_at or set()
@@ -328,11 +365,12 @@ def _fits(state: ManagerState, instance: Instance, entry: TaskEntry) -> bool:
     short_us = state.tunables.pipeline_ms * 1000.0
     if not entry.kind.shape.allocates or not 0 < entry.kind.mean_us < short_us or instance.groups_out > 2 * instance.slots:
         return False
-    # One shape alone, of which every slot can run one at once: whatever waits there never runs beside too many others.
+    # One shape alone, of which every slot can run one at once (also those that are missing for a while): whatever waits there
+    # never runs beside too many others.
     return (
         worker.placed_count() == instance.outstanding
         and instance.alike is entry.kind.shape
-        and not amount.times(instance.slots).missing_in(worker.total)
+        and not amount.times(instance.most_slots).missing_in(worker.total)
     )
 
 
@@ -420,7 +458,7 @@ def _input_refs(state: ManagerState, entry: TaskEntry, instance: Instance, insid
 
 def _know_code(state: ManagerState, code: CodeEntry, instance: Instance) -> None:
     """Send code the first time an instance needs it, what it names first."""
-    code.holders[instance] = instance.code_life
+    code.held_by(instance)
     for required in code.requires:
         if required is not instance.known_code and required.holders.get(instance) != instance.code_life:
             _know_code(state, required, instance)

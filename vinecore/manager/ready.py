@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from vinecore.manager import transitions as t
@@ -98,6 +99,11 @@ class ReadyQueue(Generic[E]):
                 self._gone -= 1
         self._gone = 0
         return None
+
+    def some(self, most: int) -> list[E]:
+        """Entries that are still ready, so many of each part at most, the first ones mostly; they stay here."""
+        places = [*islice(self._line, most), *(place[3] for place in islice(self._heap, most))]
+        return [entry for entry in places if entry.queue is self and entry.state is t.READY]
 
     def remove(self, entry: E) -> None:
         """Take an entry that is here, wherever it stands: its place is dropped when met."""

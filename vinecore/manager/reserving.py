@@ -58,12 +58,21 @@ def is_kept_from(state: ManagerState, entry: TaskEntry, instance: Instance) -> b
 def _first_ones(state: ManagerState) -> dict[Shape, int]:
     """The first entries of a few shapes, by shape."""
     first: dict[Shape, int] = {}
-    asking = [shape for shape in state.active if shape.constrained]
+    asking = [shape for shape in state.active if shape.constrained and shape.unfit_in != state.fleet]
     for shape in nsmallest(SHAPES, asking, near.turn_of):
         entry = shape.ready.first()
-        if entry is not None:
+        if entry is not None and not _is_too_large(state, shape):
             first[shape] = entry.task_id
     return first
+
+
+def _is_too_large(state: ManagerState, shape: Shape) -> bool:
+    """Whether no worker that takes work can hold it: it is not in the way of others until another worker does."""
+    for worker in state.workers.values():
+        if worker.takes_work() and not worker.amount_of(shape).missing_in(worker.total):
+            return False
+    shape.unfit_in = state.fleet
+    return True
 
 
 def _reservation(state: ManagerState) -> Reservation | None:

@@ -119,6 +119,8 @@ class ManagerState:
     cancels: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     # Files whose last copy is gone and that nothing can make again, gathered over one event.
     lost_files: list[FileEntry] = field(default_factory=list)
+    # Why an object of the manager could not be sent (a local file is gone, say), by name; until it is let go of.
+    unreadable: dict[str, str] = field(default_factory=dict)
     # Shared by the workers of this run, for tickets; empty switches transfers between workers off.
     transfer_key: bytes = b""
     # Key and certificate (PEM) that workers show to each other when links are encrypted.
@@ -141,6 +143,8 @@ class ManagerState:
     drains: dict[int, tuple[WorkerEntry, str]] = field(default_factory=dict)
     # Hosts that get no work, with the time at which that ends; infinity for ever.
     blocked_hosts: dict[str, float] = field(default_factory=dict)
+    # While one shape is placed: its entries below this priority come behind others (near.limit_of).
+    limit: float | None = None
     # When to look again whether work should move between workers; None: no reason to.
     even_out_at: float | None = None
     # (object, destination) of transfers between workers under way, with the workers that were named, the one to ask first first.

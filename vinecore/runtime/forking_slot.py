@@ -36,7 +36,7 @@ from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import STDOUT, Box, Unreadable, read_regular
 from vinecore.runtime.slot import Broken, Codes, MissingInput, Slot
 from vinecore.runtime.strays import end_stray
-from vinecore.runtime.streams import flush_streams
+from vinecore.runtime.streams import fill_streams, flush_streams
 from vinecore.wire import messages
 from vinecore.wire.messages import Call, Report, Result, Sandbox
 
@@ -119,7 +119,7 @@ class ForkingSlot(Slot):
         self.growth_bytes = 0
         self.sandboxes = Place(Path(begin.store).parent / f"sandboxes-{os.getpid()}")
         # Files of the library, which calls find where they run.
-        files = os.environ.pop(FILES_VARIABLE, None) or os.getcwd()
+        files = os.environ.pop(FILES_VARIABLE, "") or (os.getcwd() if begin.mounts else "")
         self._shared = [(mount.path, f"{files}/{mount.path}") for mount in begin.mounts]
         self.guard = Guard(self.sandboxes)
         adopt_orphans()
@@ -476,6 +476,7 @@ class ForkingSlot(Slot):
                 self.functions.update(load_functions(self._late))
             except BaseException as error:
                 return Result(call.task_id, call.attempt, messages.RAISED, 0, raised.encode_error(error)), False
+            fill_streams()
             if box is not None:
                 os.chdir(box.path)  # the library's code may have gone elsewhere
         is_harmless = call.code_id in self._codes_of(call).waiting and self._try_code(call)

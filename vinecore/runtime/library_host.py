@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vinecore.errors import UsageError
+from vinecore.model.refusals import refused_text
 from vinecore.runtime import error_texts, fork_hooks, raised, spawned_slot
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.exec_limits import too_long_text
@@ -39,7 +40,7 @@ from vinecore.runtime.places import Place
 from vinecore.runtime.randomness import reseed
 from vinecore.runtime.sandbox import Box
 from vinecore.runtime.slot import CLAIM_BYTES, Slot
-from vinecore.runtime.streams import flush_streams
+from vinecore.runtime.streams import fill_streams, flush_streams
 from vinecore.wire import messages
 from vinecore.wire.framing import FrameReader, FrameWriter
 
@@ -97,9 +98,14 @@ class Host:
                         os.read(self.wake_read, 512)
                         self.reap()
                         continue
-                    data, descriptors, _, _ = socket.recv_fds(self.sock, 65536, MAX_DESCRIPTORS)
+                    data, descriptors, flags, _ = socket.recv_fds(self.sock, 65536, MAX_DESCRIPTORS)
                     if not data:
                         return
+                    if flags & socket.MSG_CTRUNC:
+                        # No more are free here: those of one slot, since one message is read at a time that has some.
+                        for fd in descriptors:
+                            os.close(fd)
+                        descriptors = [-1, -1]
                     self.descriptors.extend(descriptors)
                     for frame in reader.feed(data):
                         self.obey(messages.decode_to_library(frame))
@@ -153,6 +159,9 @@ class Host:
                     # Once here instead of in each slot.
                     importlib.import_module("vinecore.runtime.flusher")
                 self.functions = load_functions(message, self.tell)
+            self._end_copies()
+            fill_streams()
+            self.unsafe = why_unsafe()
         except BaseException as error:
             self._end_copies()
             where = f"raised while library {message.name!r} was started, {self.doing}"
@@ -160,9 +169,7 @@ class Host:
             encoded = raised.encode_error(error, "" if raised.add_note(error, where) else where)
             self.send(messages.Began(encoded, f"{self.doing} raised {error_texts.line_of(error)}"))
             return
-        self._end_copies()
         self.listen()
-        self.unsafe = why_unsafe()
         self.send(messages.Began(b"", "", self.unsafe))
 
     def tell(self, step: int, name: str = "") -> None:
@@ -238,22 +245,33 @@ class Host:
         # Slots that are not forked from here import what they need themselves.
         done = names if self.unsafe else import_quietly(names)
         self._end_copies()
+        fill_streams()
         self.listen()
         self.unsafe = self.unsafe or why_unsafe()
         self.send(messages.Hoisted(done, len(os.listdir("/proc/self/task")), self.unsafe))
 
     def open_slot(self, slot_id: int, sock_fd: int, claim_fd: int) -> None:
-        """Make one slot, which gets both descriptors; this process closes its copies."""
+        """Make one slot, which gets both descriptors; this process closes its copies. That it cannot be made harms no other."""
         assert self.begin is not None
         words_fd = -1
-        if self.unsafe or self.begin.program:
-            words_fd = os.memfd_create("vine-last-words", os.MFD_CLOEXEC)
-        if self.unsafe:
-            pid = spawned_slot.spawn(self.begin, sock_fd, claim_fd, words_fd)
-        else:
-            pid = self.fork(sock_fd, claim_fd, words_fd)
-        os.close(sock_fd)
-        os.close(claim_fd)
+        try:
+            if sock_fd < 0:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            if self.unsafe or self.begin.program:
+                words_fd = os.memfd_create("vine-last-words", os.MFD_CLOEXEC)
+            if self.unsafe:
+                pid = spawned_slot.spawn(self.begin, sock_fd, claim_fd, words_fd)
+            else:
+                pid = self.fork(sock_fd, claim_fd, words_fd)
+        except OSError as error:
+            if words_fd >= 0:
+                os.close(words_fd)
+            self.send(messages.SlotExited(slot_id, 0, 1, error_texts.sendable(refused_text(error, os.uname().nodename))))
+            return
+        finally:
+            if sock_fd >= 0:
+                os.close(sock_fd)
+                os.close(claim_fd)
         self.slots_by_pid[pid] = slot_id, words_fd
         self.send(messages.Forked(slot_id, pid))
 

@@ -40,6 +40,7 @@ from vinecore.runtime import error_texts, unrunnable
 from vinecore.runtime import payload as payloads
 from vinecore.runtime.ends import end_text
 from vinecore.runtime.guard import Guard
+from vinecore.runtime.passing import pass_on
 from vinecore.runtime.places import Place
 from vinecore.runtime.sandbox import read_regular
 from vinecore.runtime.slot import NoRoom, Slot
@@ -97,11 +98,7 @@ class Words:
     def _pass_on(self) -> None:
         while data := os.read(self._read, _PIPE_BYTES):
             self._last = (self._last + data)[-WORDS_BYTES:]
-            try:
-                while data:
-                    data = data[os.write(2, data) :]
-            except OSError:
-                continue  # nobody listens there, but the end of it is still wanted
+            pass_on(data, 2)
 
     def last_text(self, wait_s: float) -> str:
         """For the end of a sentence: its last words, empty when there are none. All of them if the pipe ends within that time."""
@@ -310,7 +307,7 @@ class ProgramSlot(Slot):
     def _replace(self, why: str) -> NoReturn:
         """End this slot with its program, for which no call is to blame."""
         self.flush()
-        _print(f"vine_worker: library {self.program.name!r}: {why}; it is started again\n".encode(), 2)
+        pass_on(f"vine_worker: library {self.program.name!r}: {why}; it is started again\n".encode(), 2)
         raise ProgramFailed(why)
 
     def answer(self, name: str, /, *args: object, **kwargs: object) -> object:
@@ -339,7 +336,7 @@ class ProgramSlot(Slot):
                 who = f"function {name!r} of library {self.program.name!r}"
                 raise TaskFailed(f"{who} removed or replaced the directory around its sandbox, and left no result")
             output = _beginning(Path(stdout))
-            _print(output)
+            pass_on(output, 1)
             return self._value(name, Path(sandbox, "outfile"), status, output)
         finally:
             self.sandboxes.remove(os.path.basename(sandbox))
@@ -375,12 +372,3 @@ def _beginning(file: Path) -> bytes:
         return read_regular(file, _OUTPUT_LIMIT_BYTES)
     except FileNotFoundError:
         return b""
-
-
-def _print(output: bytes, fd: int = 1) -> None:
-    """Pass on what a call printed, say. If nobody reads it, or the disk is full, it is dropped: no fault of the call."""
-    try:
-        while output:
-            output = output[os.write(fd, output) :]
-    except OSError:
-        return

@@ -18,7 +18,7 @@ from vinecore.runtime.forking_slot import ForkingSlot
 from vinecore.runtime.library_code import load_functions
 from vinecore.runtime.lifeline import die_with_parent
 from vinecore.runtime.slot import CLAIM_BYTES, Slot
-from vinecore.runtime.streams import flush_streams
+from vinecore.runtime.streams import fill_streams, flush_streams
 from vinecore.wire import messages
 
 CODE = "from vinecore.runtime.spawned_slot import main; main()"
@@ -54,7 +54,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.argv = ["vine_library"]
     extend_path()
-    code = 0
+    code, is_loading = 0, True
     try:
         os.lseek(begin_fd, 0, os.SEEK_SET)
         with open(begin_fd, "rb") as file:
@@ -71,14 +71,16 @@ def main() -> None:
             slot: Slot = ForkingSlot(sock, claims, begin, {}, lazy=True)
         else:
             slot = Slot(sock, claims, begin, load_functions(begin))
+        fill_streams()
+        is_loading = False
         slot.say_ready()
         slot.serve()
-    except (BrokenPipeError, ConnectionResetError):
-        pass
     except BaseException as error:
-        code = 1
-        os.write(words_fd, error_texts.line_of(error).encode()[:4000])
-        sys.excepthook(type(error), error, error.__traceback__)
+        # The worker has gone away; while the library is loaded it is what the user's code talks to.
+        if is_loading or not isinstance(error, BrokenPipeError | ConnectionResetError):
+            code = 1
+            os.write(words_fd, error_texts.line_of(error).encode()[:4000])
+            sys.excepthook(type(error), error, error.__traceback__)
     finally:
         try:
             flush_streams()

@@ -54,22 +54,32 @@ class HostProcess:
         ours, theirs = socket.socketpair()
         # Set before any import of user code: numerical libraries read them once.
         environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, "1"), "TMPDIR": temporary, VARIABLE: marks_with(mark)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _HOST_CODE, str(theirs.fileno()), str(os.getpid())],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            # What its library's code or init command starts is in its group, and ends with it.
-            process_group=0,
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _HOST_CODE, str(theirs.fileno()), str(os.getpid())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                # What its library's code or init command starts is in its group, and ends with it.
+                process_group=0,
+            )
+            try:
+                # Readable when it has ended. Its socket may live on without it, in something that its library's context forked.
+                self.handle = os.pidfd_open(self.process.pid)
+            except OSError:
+                self.process.kill()
+                self.process.wait()
+                raise
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         restore_descriptors(self.process.pid)
-        theirs.close()
         self.sock = ours
         self.link: LocalLink | None = None
         # It had to be killed, as it did not end by itself.
         self.was_killed = False
-        # Readable when it has ended. Its socket may live on without it, in something that its library's context forked.
-        self.handle = os.pidfd_open(self.process.pid)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._remove_files = remove_files
         # What the library's init command says, until the command has ended well (the parent writes and removes it).
@@ -147,11 +157,21 @@ class SlotProcess:
 
     def __init__(self) -> None:
         self.sock, self._theirs = socket.socketpair()
-        for end in (self.sock, self._theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
-        self._claim_fd = os.memfd_create("vine-claims", os.MFD_CLOEXEC)
+        try:
+            for end in (self.sock, self._theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+            self._claim_fd = os.memfd_create("vine-claims", os.MFD_CLOEXEC)
+        except OSError:
+            self.sock.close()
+            self._theirs.close()
+            raise
         os.ftruncate(self._claim_fd, CLAIM_BYTES)
-        self._map = mmap.mmap(self._claim_fd, CLAIM_BYTES)
+        try:
+            self._map = mmap.mmap(self._claim_fd, CLAIM_BYTES)
+        except OSError:
+            self.sock.close()
+            self.sent()
+            raise
         self.claims = memoryview(self._map).cast("Q")
         self.claims[0] = NOT_REVOKED  # nothing started yet
         self.claims[1] = NOT_REVOKED
@@ -211,9 +231,10 @@ class SlotEnds:
         else:
             self._closed[slot_id] = started, loop.call_later(EXIT_WAIT_S, self._untold, slot_id)
 
-    def exited(self, loop: asyncio.AbstractEventLoop, slot_id: int, code: int, words: str, still_open: bool) -> None:
-        """Its parent reaped it. ``words``: its last; ``still_open``: its socket has not been seen to close yet."""
-        how = f"{end_text(code)}: {words}" if words else end_text(code)
+    def exited(self, loop: asyncio.AbstractEventLoop, message: messages.SlotExited, still_open: bool) -> None:
+        """Its parent reaped it, or could not make it. ``still_open``: its socket has not been seen to close yet."""
+        slot_id, words = message.slot_id, message.text
+        how = ": ".join(filter(None, (end_text(message.status) if message.pid else "", words)))
         if slot_id in self._closed:
             started, timer = self._closed.pop(slot_id)
             timer.cancel()

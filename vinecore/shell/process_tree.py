@@ -7,9 +7,11 @@ WorkerLoop <--events, results-- (report, answered)
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
+from vinecore.model.refusals import refused_text
 from vinecore.shell import descendants
 from vinecore.shell.guard import WorkerGuard
 from vinecore.shell.local_link import LocalLink
@@ -18,6 +20,7 @@ from vinecore.shell.store import Store
 from vinecore.wire import messages
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
+from vinecore.worker.state import NOT_REVOKED
 
 
 class ProcessTree:
@@ -88,8 +91,13 @@ class ProcessTree:
         descendants.end_descendants(self._own_pids())
 
     def start_host(self, order: orders.StartHost) -> None:
-        """Begin a library: its parent process, the spare one if there is one."""
-        host = self.spare or self._new_host()
+        """Begin a library: its parent process, the spare one if there is one. That there can be none harms no other library."""
+        try:
+            host = self.spare or self._new_host()
+        except OSError as error:
+            text = f"its process {refused_text(error, os.uname().nodename)}"
+            self.loop.call_soon(self.report, events.HostGone(time.monotonic(), order.library_id, text))
+            return
         self.spare = None
         self.hosts[order.library_id] = host
         library_id = order.library_id
@@ -101,7 +109,7 @@ class ProcessTree:
                     self._forked(message)
                 elif isinstance(message, messages.SlotExited):
                     still_open = message.slot_id in self.slots
-                    self.slot_ends.exited(self.loop, message.slot_id, message.status, message.text, still_open)
+                    self.slot_ends.exited(self.loop, message, still_open)
                 self.report(events.HostSaid(time.monotonic(), library_id, message))
 
         link = host.connect(self.loop, said, lambda: self._host_gone(library_id, host))
@@ -148,20 +156,39 @@ class ProcessTree:
         self.reap(host.remove_files)
 
     def open_slots(self, order: orders.OpenSlots) -> None:
-        """Let a parent fork slots."""
+        """Let a parent fork slots.
+
+        Raises:
+            OSError: one cannot be opened, and no other is ready here.
+        """
         host = self.hosts.get(order.library_id)
         if host is None or host.link is None:
             return
         for slot_id in order.slot_ids:
-            slot = self.slots[slot_id] = SlotProcess()
+            try:
+                self._open_slot(slot_id, host.link)
+            except OSError as error:
+                if not any(slot.is_ready for slot in self.machine.state.slots.values()):
+                    raise
+                how = refused_text(error, os.uname().nodename)
+                self.loop.call_soon(self.report, events.SlotGone(time.monotonic(), slot_id, NOT_REVOKED, how))
+
+    def _open_slot(self, slot_id: int, to_host: LocalLink) -> None:
+        slot = SlotProcess()
+        try:
             slot.link = LocalLink(
                 self.loop,
                 slot.sock,
-                lambda payloads, slot_id=slot_id: self.answered(slot_id, payloads),  # type: ignore[misc]
-                lambda slot_id=slot_id: self._slot_gone(slot_id),  # type: ignore[misc]
+                lambda payloads: self.answered(slot_id, payloads),
+                lambda: self._slot_gone(slot_id),
             )
-            host.link.send(messages.encode(messages.ForkSlots([slot_id])), slot.descriptors())
+            to_host.send(messages.encode(messages.ForkSlots([slot_id])), slot.descriptors())
+        except BaseException:
+            slot.close()
+            raise
+        finally:
             slot.sent()
+        self.slots[slot_id] = slot
 
     def _slot_gone(self, slot_id: int) -> None:
         slot = self.slots.pop(slot_id, None)

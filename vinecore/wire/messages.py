@@ -370,7 +370,7 @@ class Done(Struct, array_like=True, tag="done"):
 class LibraryReady(Struct, array_like=True, tag="libready", frozen=True):
     """The library answers calls with this many slots; said again when that changes. ``note``: why slots are not forked.
 
-    ``lacks``: why there are fewer slots than were asked for.
+    ``lacks``: why there are fewer slots than were asked for. No slots: all have ended, and those in their place take long.
     """
 
     library_id: int
@@ -563,7 +563,10 @@ class Forked(Struct, array_like=True, tag="forked", frozen=True):
 
 
 class SlotExited(Struct, array_like=True, tag="exited", frozen=True):
-    """A slot process ended; ``status`` is the exit code, negative for a signal; ``text``: what it said about it."""
+    """A slot process ended; ``status`` is the exit code, negative for a signal; ``text``: what it said about it.
+
+    ``pid`` 0: there was none, and ``text`` says why.
+    """
 
     slot_id: int
     pid: int

@@ -441,6 +441,8 @@ def close_slot(state: WorkerState, slot: WorkerSlot) -> None:
     del library.slots[slot.slot_id]
     library.answered += slot.first
     library.retiring -= slot.retiring
+    if slot.pid:
+        library.closing.add(slot.slot_id)
     state.orders.append(orders.CloseSlot(slot.slot_id))
 
 

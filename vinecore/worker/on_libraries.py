@@ -195,6 +195,9 @@ def host_said(state: WorkerState, library_id: int, message: object) -> None:
             slot.pid = message.pid
             if not _loads_itself(library):
                 slot_ready(state, message.slot_id)
+    elif isinstance(message, messages.SlotExited) and message.slot_id in library.closing:
+        library.closing.remove(message.slot_id)
+        _slot_ended(state, library)
 
 
 def _loads_itself(library: WorkerLibrary) -> bool:
@@ -257,33 +260,61 @@ def _tell_ready(state: WorkerState, library: WorkerLibrary) -> None:
         state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, slots, library.unsafe, lacks)))
 
 
+def _await_slots(state: WorkerState, library: WorkerLibrary) -> None:
+    """Note since when none of its slots takes calls, if that is so."""
+    if library.began and not library.start_began and not any(s.is_ready and not s.draining for s in library.slots.values()):
+        library.start_began = state.now
+        library.slow_at = state.now + SLOW_START_S
+        _plan_look(library)
+
+
+def _tell_none(state: WorkerState, library: WorkerLibrary) -> None:
+    """It was ready, and what comes in the place of its slots takes long: what waits here may run elsewhere."""
+    library.told_lacking = library.spec.slots
+    state.orders.append(orders.ToManager(messages.LibraryReady(library.library_id, 0, library.unsafe)))
+    for group in library.queue:
+        state.results.extend(messages.Result(call.task_id, call.attempt, messages.HANDED_BACK, 0) for call in group.calls)
+    library.queue.clear()
+    library.queued_calls = 0
+    # What is said next counts the calls that wait.
+    if state.results:
+        state.orders.append(orders.ToManager(messages.Done(state.results)))
+        state.results = []
+
+
 def slot_gone(state: WorkerState, slot_id: int, started: int, how: str) -> None:
     """A slot died. Those of a library must not die before their first call again and again."""
     slot = state.slots.get(slot_id)
     if slot is None:
         return
     library = state.libraries[slot.library_id]
-    others = [other for other in library.slots.values() if other is not slot and not other.draining]
-    goes_on = False
+    # Another one may have what this one did not get (a licence, a port, a process), or get it yet; one that takes no more calls
+    # may have it until it has ended.
+    others = [other for other in library.slots.values() if other is not slot]
+    goes_on = bool(others or library.closing)
     if started != NOT_REVOKED:
         why = ""
-    elif not _loads_itself(library):
-        why = _ended_early(state, library)
-    elif slot.is_ready:
-        why = _ended_idle(library, bool(slot.outstanding) or state.now < slot.ready_at + QUICK_END_S)
-    else:
+    elif not slot.is_ready:
         why = _start_failed(library)
-        # Another one may have what this one did not get (a licence, a port), or get it yet.
-        goes_on = bool(why and others)
+    elif _loads_itself(library):
+        why = _ended_idle(library, bool(slot.outstanding) or state.now < slot.ready_at + QUICK_END_S)
+        # One that works is none of those.
+        goes_on = any(other.outstanding for other in others)
+    else:
+        why = _ended_early(state, library)
     on_calls.slot_gone(state, slot_id, started, how, not why)
-    if goes_on:
-        _go_on_with_fewer(state, library, any(other.is_ready for other in others), how)
+    if slot.draining:
+        _slot_ended(state, library)
+    elif why and goes_on:
+        _go_on_with_fewer(state, library, any(other.is_ready and not other.draining for other in others), how)
     elif why:
         _give_up(state, library, f"slots of library {library.spec.name!r} ended {why}: its process {how or 'died'}")
+        return
+    _await_slots(state, library)
 
 
 def _start_failed(library: WorkerLibrary) -> str:
-    """A slot ended while it loaded the library itself. When that was so too often: how often, for people.
+    """A slot ended while it loaded the library itself, or could not be made. When that was so too often: how often, for people.
 
     However long each took: a program that waits for its licence, and ends without it, may take longer than any window.
     """
@@ -302,10 +333,19 @@ def _go_on_with_fewer(state: WorkerState, library: WorkerLibrary, is_ready: bool
         _tell_ready(state, library)
 
 
+def _slot_ended(state: WorkerState, library: WorkerLibrary) -> None:
+    """One that took no more calls: what it had (a licence, a port) is free now. Starts that failed until then do not count."""
+    library.failed_slots = 0
+    if library.lacking:
+        _refill(state, library)
+    _await_slots(state, library)
+
+
 def _refill(state: WorkerState, library: WorkerLibrary) -> None:
-    """Try those again that could not be started, each once."""
+    """Try those again that could not be started, each once; as often as at the beginning if there is no other."""
     count, library.lacking, library.refill_at = library.lacking, 0, 0.0
-    library.failed_slots = max(library.failed_slots, library.spec.max_restarts - 1)
+    library.failed_slots = max(library.failed_slots, library.spec.max_restarts - 1) if library.slots else 0
+    _plan_look(library)
     on_calls.open_slots(state, library, count)
 
 
@@ -350,6 +390,8 @@ def look_at_imports(state: WorkerState) -> None:
         step = library.step
         if library.slow_at and state.now >= library.slow_at:
             library.slow_at = 0.0
+            if library.ready_told:
+                _tell_none(state, library)
             slow = messages.LibrarySlow(library.library_id, state.now - library.start_began, _doing(library))
             state.orders.append(orders.ToManager(slow))
         if library.refill_at and state.now >= library.refill_at:

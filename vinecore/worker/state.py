@@ -113,6 +113,7 @@ class WorkerLibrary:
         "answered",
         "answered_then",
         "began",
+        "closing",
         "codes",
         "deadly",
         "early_ends",
@@ -209,6 +210,8 @@ class WorkerLibrary:
         self.idle_ends = 0
         self.answered_then = 0
         self.answered = 0
+        # Slots that were told to end when they had nothing to do, and whose processes may not have ended yet.
+        self.closing: set[int] = set()
         # Number of slots that are retiring.
         self.retiring = 0
 
