@@ -16,7 +16,8 @@ from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
 from vinecore.worker import events, orders
 from vinecore.worker.machine import WorkerMachine
-from vinecore.worker.on_calls import HOIST_LIMIT_S, STUCK_S
+from vinecore.worker.on_calls import HOIST_LIMIT_S
+from vinecore.worker.on_claims import STUCK_S
 from vinecore.worker.state import NOT_REVOKED
 
 ACTS = (

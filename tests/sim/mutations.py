@@ -88,7 +88,7 @@ MUTATIONS = [
     Mutation("the last retry is not used", "manager.on_tasks", "_raised", "entry.retries > 0", "entry.retries > 1"),
     Mutation(
         "the border of a revocation is ignored",
-        "worker.on_calls",
+        "worker.on_claims",
         "_take_back",
         "if not slot.taken <= number < end:",
         "if not slot.first <= number < end:",
@@ -111,7 +111,7 @@ MUTATIONS = [
         "state.orders.append(orders.UnlinkObjects([name]))",
         "pass",
     ),
-    Mutation("handed back calls vanish", "worker.on_calls", "_pay", "for call in group.calls:", "for call in ():"),
+    Mutation("handed back calls vanish", "worker.on_claims", "_pay", "for call in group.calls:", "for call in ():"),
     # Transfers between workers.
     Mutation("tickets do not expire", "model.ticket", "check_ticket", "if now_s > expires_s:", "if False:"),
     Mutation("tickets are made to last", "manager.transfers", "fetch", "+ LIFETIME_S", "+ 10**9"),

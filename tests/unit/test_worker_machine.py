@@ -10,7 +10,8 @@ from vinecore.wire import messages
 from vinecore.wire.messages import Call, Result
 from vinecore.worker import events, orders
 from vinecore.worker.machine import DOUBT_S, WorkerMachine
-from vinecore.worker.on_calls import CATCH_UP_S, CUT_FACTOR, CUT_LIMIT_S, REVOKE_SETTLE_S, STUCK_S
+from vinecore.worker.on_calls import CATCH_UP_S
+from vinecore.worker.on_claims import CUT_FACTOR, CUT_LIMIT_S, REVOKE_SETTLE_S, STUCK_S
 from vinecore.worker.state import NOT_REVOKED
 
 

@@ -15,7 +15,7 @@ import math
 
 from vinecore.errors import ProtocolError
 from vinecore.wire import messages
-from vinecore.worker import events, on_cache, on_calls, on_libraries, orders
+from vinecore.worker import events, on_cache, on_calls, on_claims, on_libraries, orders
 from vinecore.worker.state import WorkerState
 
 # Silence of the manager after which its link counts as dead: this many keepalive timeouts.
@@ -47,7 +47,7 @@ class WorkerMachine:
             self._manager_said(event.message)
         else:
             self._other(event)
-        self._next = on_calls.rebalance(state)
+        self._next = on_claims.rebalance(state)
         if state.results:
             state.orders.append(orders.ToManager(messages.Done(state.results)))
             state.results = []
@@ -74,7 +74,7 @@ class WorkerMachine:
         elif isinstance(message, messages.Cancel):
             on_calls.cancel(state, message.tasks)
         elif isinstance(message, messages.HandBack):
-            on_calls.hand_back(state, message.library_id, message.count)
+            on_claims.hand_back(state, message.library_id, message.count)
         elif isinstance(message, messages.Fetch):
             on_cache.fetch(state, message)
         elif isinstance(message, messages.StopFetch):
@@ -106,7 +106,7 @@ class WorkerMachine:
         elif isinstance(event, events.SlotTired):
             on_calls.slot_tired(state, event.slot_id)
         elif isinstance(event, events.ClaimRead):
-            on_calls.claim_read(state, event.slot_id, event.started)
+            on_claims.claim_read(state, event.slot_id, event.started)
         elif isinstance(event, events.ObjectArrived):
             on_cache.arrived(state, event.name, event.size_bytes)
         elif isinstance(event, events.ObjectFailed):

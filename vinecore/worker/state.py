@@ -95,6 +95,15 @@ class WorkerSlot:
         # Killed by us for a call that was cancelled: nobody else is to blame for its death.
         self.is_killed = False
 
+    def held(self) -> list[tuple[int, Call, Group]]:
+        """What it still has to answer for, with its sequence number: taken back calls only close the books."""
+        taken, returned = self.taken, self.returned
+        return [
+            (number, call, group)
+            for number, (call, group) in enumerate(self.outstanding, self.first)
+            if number < taken and number not in returned
+        ]
+
     def __repr__(self) -> str:
         return f"<WorkerSlot {self.slot_id} pid {self.pid} {len(self.outstanding)} outstanding>"
 
