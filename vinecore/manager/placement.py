@@ -247,18 +247,15 @@ def _fill(state: ManagerState, shape: Shape, instance: Instance, deep: bool) -> 
 
     Not where one did not fit and something runs: that will end, and offer the instance again.
     """
-    was_refused = False
-    if deep and near.is_held_up(instance, state.now):
-        deep = False
+    deep = deep and not near.is_held_up(instance, state.now)
     library = shape.library
     worker_id, limit = instance.worker_id, state.limit
     several = len(library.hungry) + (worker_id not in library.hungry)
     # The second round shares what is ready, so that one instance does not drain it before the next is asked.
     share = max(instance.slots, -(-len(shape.ready) // several)) if deep else instance.slots
-    taken = 0
+    taken, was_refused, none_fits = 0, False, False  # the last: of its own
     passed_over: list[TaskEntry] = []
     behind: TaskEntry | None = None  # of its own: the next one, where the first one lacks something
-    none_fits = False  # of its own
     while taken < share:
         if not _has_room(state, instance, 0.0, deep):
             break

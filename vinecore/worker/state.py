@@ -164,9 +164,7 @@ class WorkerLibrary:
     def __init__(self, spec: messages.StartLibrary) -> None:
         self.library_id = spec.library_id
         self.spec = spec
-        self.began = False
-        self.ready_told = False
-        self.stopping = False
+        self.began = self.ready_told = self.stopping = False
         self.slots: dict[int, WorkerSlot] = {}
         # Groups that no slot has; queued_calls is the number of calls in them.
         self.queue: deque[Group] = deque()
