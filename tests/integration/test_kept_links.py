@@ -1,4 +1,4 @@
-"""Several objects come from a peer over one connection; one that was closed meanwhile costs another try, and no object."""
+"""Objects of a peer, or of the manager, come over one connection; one that was closed meanwhile costs a try, and no object."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 
 from tests.kit.calls import LIMIT_S, eventually
+from tests.kit.processes import Worker
+from vinecore import Manager, Task
 from vinecore.errors import PeerError
 from vinecore.model.ticket import make_ticket
-from vinecore.shell import kept_links, peer_server, transfer, transfer_threads
+from vinecore.shell import kept_links, transfer, transfer_threads
+from vinecore.shell.manager_loop import ManagerLoop
 from vinecore.shell.peer_server import PeerServer
 from vinecore.shell.store import Store
 from vinecore.shell.tls import Identity, client_context, self_signed
@@ -87,7 +90,7 @@ def peers(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     found = Peers(tmp_path, request.param, monkeypatch)
     yield found
     found.close()
-    assert eventually(lambda: found.server._idle_count == 0), "who closes is not waited for"
+    assert eventually(lambda: found.server.requests.idle_count == 0), "who closes is not waited for"
 
 
 def test_objects_of_one_peer_come_over_one_link(peers: Peers) -> None:
@@ -117,7 +120,7 @@ def test_a_ticket_for_something_else_ends_the_link(peers: Peers) -> None:
 
 
 def test_links_that_idle_too_long_are_closed_there(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_server, "IDLE_S", 0.01)
+    monkeypatch.setattr(kept_links, "IDLE_S", 0.01)
     peers.bring("r0-1.1")
     assert eventually(lambda: peers.links[0].sock.fileno() == -1)
     peers.bring("r0-2.1")
@@ -132,7 +135,7 @@ def test_links_that_idle_too_long_are_closed_here(peers: Peers, monkeypatch: pyt
 
 
 def test_with_too_many_that_idle_a_link_ends_behind_its_object(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peer_server, "MOST_IDLE", 0)
+    monkeypatch.setattr(kept_links, "MOST_IDLE", 0)
     for number in range(3):
         peers.bring(f"r0-{number}.1")
     assert len(peers.links) == 3
@@ -146,14 +149,14 @@ def test_only_so_many_links_are_kept(peers: Peers, monkeypatch: pytest.MonkeyPat
 
 def fails_at_second(monkeypatch: pytest.MonkeyPatch, end: Callable[[transfer.DataLink], object]) -> list[object]:
     """The peer takes the second request over a link, and does with it what is given here."""
-    right, asked = PeerServer._next_request, []
+    right, asked = kept_links.Requests.next_of, []
 
-    def wrong(server: PeerServer, link: transfer.DataLink) -> object:
-        asked.append(right(server, link))
+    def wrong(requests: kept_links.Requests, link: transfer.DataLink) -> object:
+        asked.append(right(requests, link))
         end(link)
         raise PeerError("it ends here")
 
-    monkeypatch.setattr(PeerServer, "_next_request", wrong)
+    monkeypatch.setattr(kept_links.Requests, "next_of", wrong)
     return asked
 
 
@@ -183,3 +186,28 @@ def test_a_manager_that_is_left_ends_the_links_to_its_workers(peers: Peers) -> N
     peers.threads.interrupt()
     assert eventually(lambda: peers.links[0].sock.fileno() == -1)
     peers.bring("r0-2.1")
+
+
+def test_files_come_from_the_manager_over_few_links(
+    start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[transfer.DataLink] = []
+    serve = ManagerLoop._serve_data
+
+    def counted(loop: ManagerLoop, link: transfer.DataLink) -> None:
+        served.append(link)
+        serve(loop, link)
+
+    monkeypatch.setattr(ManagerLoop, "_serve_data", counted)
+    with Manager(port=0) as m:
+        start("127.0.0.1", m.port, "--cores", 1)
+        for number in range(30):
+            (tmp_path / str(number)).write_bytes(b"%d" % number)
+            task = Task("cat in", tag=str(number))
+            task.add_input(m.declare_file(tmp_path / str(number)), "in")
+            m.submit(task)
+        for _ in range(30):
+            done = m.wait(LIMIT_S)
+            assert done is not None and done.std_output == done.tag
+        assert 1 <= len(served) <= 2 * transfer_threads.TRANSFER_THREADS
+    assert eventually(lambda: all(link.sock.fileno() == -1 for link in served)), "the end of the manager is theirs"

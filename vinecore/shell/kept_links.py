@@ -1,6 +1,8 @@
-"""Links to peers that stay open for a moment behind an object, for the next one from there.
+"""Links that stay open for a moment behind an object, for the next one.
 
-For small objects the way to the other side (connection, mutual proof, a thread there) costs ten times what they cost themselves.
+    KeptLinks (of a worker that fetches) --Get--> Requests (of a peer, or of the manager)
+
+Small objects cost less than the way to the other side: a connection, a mutual proof, a thread there.
 """
 
 from __future__ import annotations
@@ -9,14 +11,18 @@ import select
 import threading
 import time
 
-from vinecore.shell.transfer import DataLink
+from vinecore.shell.transfer import STALL_S, DataLink
 
-Address = tuple[str, int]
+# Host and port, and the kind of link that is served there.
+Address = tuple[str, int, str]
 
-# The other side waits longer (``peer_server.IDLE_S``), so that links are rarely closed there first.
+# The other side waits longer, so that links are rarely closed there first.
 KEEP_S = 5.0
-# In all; the oldest go first. Bounds descriptors here, and threads there.
+IDLE_S = 10.0
+# In all; the oldest go first. Bounds descriptors.
 MOST_KEPT = 32
+# Links that wait for another request at one server: each has a thread.
+MOST_IDLE = 64
 
 
 class KeptLinks:
@@ -61,3 +67,30 @@ def _was_closed(link: DataLink) -> bool:
     poll = select.poll()
     poll.register(link.sock, select.POLLIN)
     return bool(poll.poll(0))
+
+
+class Requests:
+    """What comes over the links of one server, each of which is served by a thread."""
+
+    def __init__(self) -> None:
+        self.idle_count = 0
+        self._lock = threading.Lock()
+
+    def next_of(self, link: DataLink) -> object:
+        """What is asked for next over a link; None: too many wait for that already.
+
+        Raises:
+            PeerError, OSError: nothing more is asked for.
+        """
+        with self._lock:
+            if self.idle_count >= MOST_IDLE:
+                return None
+            self.idle_count += 1
+        try:
+            link.sock.settimeout(IDLE_S)
+            request = link.receive()
+            link.sock.settimeout(STALL_S)
+            return request
+        finally:
+            with self._lock:
+                self.idle_count -= 1

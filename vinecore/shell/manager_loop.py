@@ -29,6 +29,7 @@ from vinecore.manager.entries import FileEntry, TaskEntry
 from vinecore.manager.machine import ManagerMachine
 from vinecore.model.config import Tunables
 from vinecore.shell import transfer
+from vinecore.shell.kept_links import Requests
 from vinecore.shell.splice import Splices
 from vinecore.shell.strangers import ACCEPT_QUEUE, Strangers
 from vinecore.shell.stream import Link
@@ -107,6 +108,7 @@ class ManagerLoop:
         self._started = threading.Event()
         self._transfers: set[transfer.DataLink] = set()
         self._splices = Splices()
+        self._requests = Requests()
 
     # ------------------------------------------------------------ life (user threads)
 
@@ -420,7 +422,7 @@ class ManagerLoop:
     # ------------------------------------------------------------ data links (transfer threads)
 
     def _serve_data(self, link: transfer.DataLink) -> None:
-        """One object in, out or through."""
+        """One object in or through, or several out, one after the other."""
         request: object = None
         # Over TLS it comes straight from the thread that encrypted it.
         self._transfers.add(link)
@@ -428,17 +430,18 @@ class ManagerLoop:
             stack.callback(link.close)
             try:
                 request = link.receive()
-                if isinstance(request, messages.Get) and self._is_destination(request):
-                    # From here on it belongs to the table, and is closed with its splice.
-                    stack.pop_all()
-                    self._splices.park(request.transfer_id, link)
-                    self.post(events.SpliceOpened(time.monotonic(), request.transfer_id))
-                elif isinstance(request, messages.Get):
+                while isinstance(request, messages.Get) and not self._is_destination(request):
                     parts = self.objects.get(request.name)
                     if parts is None or request.transfer_id:
                         link.send(messages.Missing(request.name))
                     else:
                         transfer.send_object(link, request.name, parts)
+                    request = self._requests.next_of(link)
+                if isinstance(request, messages.Get):
+                    # From here on it belongs to the table, and is closed with its splice.
+                    stack.pop_all()
+                    self._splices.park(request.transfer_id, link)
+                    self.post(events.SpliceOpened(time.monotonic(), request.transfer_id))
                 elif isinstance(request, messages.Put) and self._is_source(request):
                     # How it went is the destination's to say.
                     with contextlib.suppress(PeerError, OSError):

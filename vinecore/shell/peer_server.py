@@ -13,6 +13,7 @@ from collections.abc import Callable
 from vinecore.errors import PeerError
 from vinecore.model.ticket import check_ticket
 from vinecore.shell import transfer
+from vinecore.shell.kept_links import Requests
 from vinecore.shell.store import Store
 from vinecore.shell.strangers import ACCEPT_QUEUE, Strangers
 from vinecore.shell.stream import Link
@@ -20,10 +21,6 @@ from vinecore.shell.tls import Identity
 from vinecore.shell.tls_gate import TlsGate
 from vinecore.wire import messages
 from vinecore.wire.handshake import Listener
-
-# How long a link may idle for its next request, and how many may at a time: each has a thread.
-IDLE_S = 10.0
-MOST_IDLE = 64
 
 
 class PeerServer:
@@ -45,9 +42,7 @@ class PeerServer:
         self.port = 0
         self._server: asyncio.Server | None = None
         self.strangers = Strangers()
-        # Links that wait for another request.
-        self._idle_count = 0
-        self._idle_lock = threading.Lock()
+        self.requests = Requests()
 
     async def start(self, port: int = 0) -> None:
         """Listen on every address; a port that cannot be had only means that peers get objects through the manager."""
@@ -91,28 +86,10 @@ class PeerServer:
                 if not isinstance(request, messages.Get) or key is None:
                     return
                 check_ticket(key, request.name, request.worker_id, request.expires_s, request.ticket, time.time())
-                link.sock.settimeout(transfer.STALL_S)
                 transfer.send_object(link, request.name, transfer.LocalPath(str(self.store.path(request.name)), is_stored=True))
-                request = self._next_request(link)
+                request = self.requests.next_of(link)
             if not self.encrypted:
                 link.sock.shutdown(socket.SHUT_WR)
-
-    def _next_request(self, link: transfer.DataLink) -> object:
-        """What the peer asks for next over the same link; None: too many wait for that already.
-
-        Raises:
-            PeerError, OSError: it asks for nothing more.
-        """
-        with self._idle_lock:
-            if self._idle_count >= MOST_IDLE:
-                return None
-            self._idle_count += 1
-        try:
-            link.sock.settimeout(IDLE_S)
-            return link.receive()
-        finally:
-            with self._idle_lock:
-                self._idle_count -= 1
 
 
 class _Closed(asyncio.Protocol):

@@ -117,9 +117,11 @@ class TransferThreads:
             OSError, VineError: of the last one that was asked.
         """
         request = messages.Get(worker_id, order.name, order.ticket, order.expires_s, order.transfer_id)
-        if not order.sources:
+        if order.transfer_id:
             with self._using(transfer.dial(self.address, self.secret, context=self.tls)) as link:
                 return transfer.fetch(link, self.store, request)
+        if not order.sources:
+            return self._fetch_over_any(order, (*self.address, "data"), _Fetching(), request)
         failure: Exception = PeerError("no peer was named")
         for number, source in enumerate(order.sources):
             try:
@@ -134,45 +136,55 @@ class TransferThreads:
                 failure = error
         raise failure
 
-    def _fetch_from_peer(self, order: orders.FetchObject, source: Address, request: messages.Get) -> int:
-        """The same with one peer, which ``stop`` may cut short; over the link of the last object from there, if it is still good.
+    def _fetch_from_peer(self, order: orders.FetchObject, source: tuple[str, int], request: messages.Get) -> int:
+        """The same with one peer, which ``stop`` may cut short.
 
         Raises:
             OSError, VineError: it failed.
         """
         fetching = _Fetching(source)
-        address = (source[0] or self.address[0], source[1])
+        try:
+            return self._fetch_over_any(order, (source[0] or self.address[0], source[1], "peer"), fetching, request)
+        finally:
+            with self._fetching_lock:
+                self._fetching.pop(order.name, None)
+                fetching.close()
+
+    def _fetch_over_any(self, order: orders.FetchObject, address: Address, fetching: _Fetching, request: messages.Get) -> int:
+        """Over the link of the last object from there, if it is still good, or over a new one.
+
+        Raises:
+            OSError, VineError: it failed.
+        """
 
         def opened(sock: socket.socket) -> None:
+            if fetching.source is None:
+                return
             with self._fetching_lock:
                 if fetching.is_stopped:
                     raise PeerError("the peer is gone")
                 fetching.use(sock)
                 self._fetching[order.name] = fetching
 
-        try:
-            link = self._kept.take(address)
-            if link is not None:
-                opened(link.sock)
-                try:
-                    with self._using(link, address):
-                        return transfer.fetch(link, self.store, request)
-                except (FileLost, ProtocolError):
+        link = self._kept.take(address)
+        if link is not None:
+            try:
+                with self._using(link, address):
+                    opened(link.sock)
+                    return transfer.fetch(link, self.store, request)
+            except (FileLost, ProtocolError):
+                raise
+            except (OSError, PeerError) as error:
+                if fetching.is_stopped or (isinstance(error, OSError) and error.errno in NO_ROOM):
                     raise
-                except (OSError, PeerError) as error:
-                    if fetching.is_stopped or (isinstance(error, OSError) and error.errno in NO_ROOM):
-                        raise
-                    # It may have been closed there while it idled: a new link will tell.
-            with self._using(transfer.dial(address, self.secret, "peer", self.tls, opened), address) as link:
-                return transfer.fetch(link, self.store, request)
-        finally:
-            with self._fetching_lock:
-                self._fetching.pop(order.name, None)
-                fetching.close()
+                # It may have been closed there while it idled: a new link will tell.
+        host, port, kind = address
+        with self._using(transfer.dial((host, port), self.secret, kind, self.tls, opened), address) as link:
+            return transfer.fetch(link, self.store, request)
 
     @contextlib.contextmanager
     def _using(self, link: transfer.DataLink, address: Address | None = None) -> Iterator[transfer.DataLink]:
-        """Close the link at the end, or keep it if it is good and leads to a peer; until then ``interrupt`` finds it."""
+        """Close the link at the end, or keep it if it is good and somebody may ask over it; until then ``interrupt`` finds it."""
         with self._links_lock:
             self._links.add(link)
         is_good = False
@@ -202,12 +214,12 @@ class TransferThreads:
 
 
 class _Fetching:
-    """A fetch from a peer, with a duplicate of its socket: the thread may close its own, and somebody else get its number."""
+    """A fetch, with a duplicate of its socket: the thread may close its own, and somebody else get its number."""
 
     __slots__ = ("is_stopped", "sock", "source")
 
-    def __init__(self, source: Address) -> None:
-        self.source = source
+    def __init__(self, source: tuple[str, int] | None = None) -> None:
+        self.source = source  # None: the manager, whose end ends the fetch in another way
         self.sock: socket.socket
         self.is_stopped = False
 
