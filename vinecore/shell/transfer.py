@@ -186,16 +186,33 @@ def fetch(link: DataLink, store: Store, request: messages.Get) -> int:
     Raises:
         FileLost: it does not have it, or only damaged. PeerError, OSError: the transfer failed.
     """
-    name = request.name
+    return receive_object(link, store, ask(link, request, SPLICE_WAIT_S if request.transfer_id else STALL_S))
+
+
+def ask(link: DataLink, request: messages.Get, wait_s: float) -> messages.Object:
+    """Ask the other side for an object; returns what it says of it, behind which the bytes come.
+
+    Raises:
+        FileLost: it does not have it. PeerError, OSError: it did not answer well, or not within ``wait_s``.
+    """
     link.send(request)
-    if request.transfer_id:
-        link.sock.settimeout(SPLICE_WAIT_S)
+    link.sock.settimeout(wait_s)
     header = link.receive()
     link.sock.settimeout(STALL_S)
     if isinstance(header, messages.Missing):
-        raise FileLost(header.why or f"the other side does not have {name}")
-    if not isinstance(header, messages.Object) or header.name != name:
+        raise FileLost(header.why or f"the other side does not have {request.name}")
+    if not isinstance(header, messages.Object) or header.name != request.name:
         raise ProtocolError("the manager answered with something else than the object that was asked for")
+    return header
+
+
+def receive_object(link: DataLink, store: Store, header: messages.Object) -> int:
+    """Store the object whose bytes come next; returns its size in bytes.
+
+    Raises:
+        FileLost: it is damaged. PeerError, OSError: the transfer failed.
+    """
+    name = header.name
     aside = store.aside(name)
     try:
         with open(aside, "xb", buffering=0) as file:
@@ -240,7 +257,7 @@ def send_object(link: DataLink, name: str, parts: Sequence[bytes | memoryview] |
     """Answer a Get with the bytes of an object held in memory or in a local file.
 
     Raises:
-        OSError: the file cannot be read, or the link is gone.
+        OSError: the file cannot be read, or the link is gone. PeerError: the file became shorter meanwhile.
     """
     if isinstance(parts, LocalPath):
         try:
@@ -252,7 +269,9 @@ def send_object(link: DataLink, name: str, parts: Sequence[bytes | memoryview] |
         with file:
             size = os.fstat(file.fileno()).st_size
             link.send(messages.Object(name, size, file_digest(file.fileno())))
-            link.sock.sendfile(file)
+            # As much as was announced, whatever is written to it meanwhile: other objects follow over this link.
+            if size and link.sock.sendfile(file, 0, size) < size:
+                raise PeerError(f"{parts.path} became shorter while it was sent")
         return
     check = xxhash.xxh3_128()
     size = 0

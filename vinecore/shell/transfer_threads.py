@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from vinecore.errors import FileLost, PeerError, ProtocolError, VineError
-from vinecore.shell import transfer
+from vinecore.errors import FileLost, PeerError, VineError
+from vinecore.shell import kept_links, transfer
 from vinecore.shell.kept_links import Address, KeptLinks
 from vinecore.shell.store import Store
 from vinecore.wire import messages
@@ -46,6 +46,8 @@ class TransferThreads:
         self.report = report
         # Of the manager that is served now.
         self.address: tuple[str, int] = ("", 0)
+        # Managers that were left: what was asked for one of them neither goes on for the next one, nor tells it anything.
+        self._left_count = 0
         # Connections in use by the threads.
         self._links: set[transfer.DataLink] = set()
         self._links_lock = threading.Lock()
@@ -65,9 +67,14 @@ class TransferThreads:
     def interrupt(self) -> None:
         """End the transfers that are under way: the manager that they were for is not served any more."""
         with self._links_lock:
+            self._left_count += 1
             for link in self._links:
                 link.interrupt()
-        self._kept.close()
+            self._kept.close()
+
+    def tidy(self) -> None:
+        """Close links that have idled for too long; any thread."""
+        self._kept.tidy()
 
     def close(self) -> None:
         """Drop what waits, end what runs."""
@@ -78,7 +85,7 @@ class TransferThreads:
 
     def fetch(self, order: orders.FetchObject, worker_id: int) -> None:
         """Bring one object here; reports ObjectArrived or ObjectFailed."""
-        self.submit(self._fetch, order, worker_id)
+        self.submit(self._fetch, order, worker_id, self._left_count)
 
     def stop(self, order: orders.StopFetch) -> None:
         """End the wait for a peer that is gone (the loop's thread); its fetch goes on with the next source, or fails."""
@@ -93,21 +100,29 @@ class TransferThreads:
         """Take one object to the manager; reports UploadEnded."""
         if self._senders is None:
             self._senders = ThreadPoolExecutor(UPLOAD_THREADS, "vine-upload")
-        self._senders.submit(self._upload, order, worker_id)
+        self._senders.submit(self._upload, order, worker_id, self._left_count)
 
-    def _fetch(self, order: orders.FetchObject, worker_id: int) -> None:
+    def _report(self, event: events.Event, era: int) -> None:
+        """Tell the manager of that time; under the lock: the next one's loop would take it for an event of its own."""
+        with self._links_lock:
+            if era == self._left_count:
+                self.report(event)
+
+    def _fetch(self, order: orders.FetchObject, worker_id: int, era: int) -> None:
         absent: list[int] = []
         unreached: list[int] = []
         event: events.Event
         try:
-            size = self._fetch_from_anywhere(order, worker_id, absent, unreached)
+            size = self._fetch_from_anywhere(order, worker_id, absent, unreached, era)
             event = events.ObjectArrived(time.monotonic(), order.name, size)
         except (OSError, VineError) as error:
             why = f"{type(error).__name__}: {error}"
             event = events.ObjectFailed(time.monotonic(), order.name, why, absent, unreached)
-        self.report(event)
+        self._report(event, era)
 
-    def _fetch_from_anywhere(self, order: orders.FetchObject, worker_id: int, absent: list[int], unreached: list[int]) -> int:
+    def _fetch_from_anywhere(
+        self, order: orders.FetchObject, worker_id: int, absent: list[int], unreached: list[int], era: int
+    ) -> int:
         """Ask the peers that were named, one after the other; without any, the manager.
 
         Parameters:
@@ -118,14 +133,15 @@ class TransferThreads:
         """
         request = messages.Get(worker_id, order.name, order.ticket, order.expires_s, order.transfer_id)
         if order.transfer_id:
-            with self._using(transfer.dial(self.address, self.secret, context=self.tls)) as link:
+            self._check(era)
+            with self._using(transfer.dial(self.address, self.secret, context=self.tls), era) as link:
                 return transfer.fetch(link, self.store, request)
         if not order.sources:
-            return self._fetch_over_any(order, (*self.address, "data"), _Fetching(), request)
+            return self._fetch_over_any(order, (*self.address, "data"), _Fetching(), request, era)
         failure: Exception = PeerError("no peer was named")
         for number, source in enumerate(order.sources):
             try:
-                return self._fetch_from_peer(order, source, request)
+                return self._fetch_from_peer(order, source, request, era)
             except FileLost as error:
                 absent.append(number)
                 failure = error
@@ -136,7 +152,7 @@ class TransferThreads:
                 failure = error
         raise failure
 
-    def _fetch_from_peer(self, order: orders.FetchObject, source: tuple[str, int], request: messages.Get) -> int:
+    def _fetch_from_peer(self, order: orders.FetchObject, source: tuple[str, int], request: messages.Get, era: int) -> int:
         """The same with one peer, which ``stop`` may cut short.
 
         Raises:
@@ -144,13 +160,15 @@ class TransferThreads:
         """
         fetching = _Fetching(source)
         try:
-            return self._fetch_over_any(order, (source[0] or self.address[0], source[1], "peer"), fetching, request)
+            return self._fetch_over_any(order, (source[0] or self.address[0], source[1], "peer"), fetching, request, era)
         finally:
             with self._fetching_lock:
                 self._fetching.pop(order.name, None)
                 fetching.close()
 
-    def _fetch_over_any(self, order: orders.FetchObject, address: Address, fetching: _Fetching, request: messages.Get) -> int:
+    def _fetch_over_any(
+        self, order: orders.FetchObject, address: Address, fetching: _Fetching, request: messages.Get, era: int
+    ) -> int:
         """Over the link of the last object from there, if it is still good, or over a new one.
 
         Raises:
@@ -166,29 +184,47 @@ class TransferThreads:
                 fetching.use(sock)
                 self._fetching[order.name] = fetching
 
+        self._check(era)
         link = self._kept.take(address)
         if link is not None:
+            has_answered = False
             try:
-                with self._using(link, address):
+                with self._using(link, era, address):
                     opened(link.sock)
-                    return transfer.fetch(link, self.store, request)
-            except (FileLost, ProtocolError):
-                raise
-            except (OSError, PeerError) as error:
-                if fetching.is_stopped or (isinstance(error, OSError) and error.errno in NO_ROOM):
+                    header = transfer.ask(link, request, kept_links.ANSWER_S)
+                    has_answered = True
+                    return transfer.receive_object(link, self.store, header)
+            except (OSError, PeerError):
+                # It may have been closed there while it idled: a new link will tell. What breaks later would have, over any.
+                if has_answered or fetching.is_stopped:
                     raise
-                # It may have been closed there while it idled: a new link will tell.
+        self._check(era)
         host, port, kind = address
-        with self._using(transfer.dial((host, port), self.secret, kind, self.tls, opened), address) as link:
+        with self._using(transfer.dial((host, port), self.secret, kind, self.tls, opened), era, address) as link:
             return transfer.fetch(link, self.store, request)
 
+    def _check(self, era: int) -> None:
+        """Before links are taken or made: those would be the next manager's, and ``interrupt`` does not end a dial.
+
+        Raises:
+            PeerError: the manager of that time was left.
+        """
+        if era != self._left_count:
+            raise PeerError("the manager is not served any more")
+
     @contextlib.contextmanager
-    def _using(self, link: transfer.DataLink, address: Address | None = None) -> Iterator[transfer.DataLink]:
-        """Close the link at the end, or keep it if it is good and somebody may ask over it; until then ``interrupt`` finds it."""
+    def _using(self, link: transfer.DataLink, era: int, address: Address | None = None) -> Iterator[transfer.DataLink]:
+        """Close the link at the end, or keep it if it is good and somebody may ask over it; until then ``interrupt`` finds it.
+
+        Raises:
+            PeerError: the manager of that time was left.
+        """
+        is_good = False
         with self._links_lock:
             self._links.add(link)
-        is_good = False
         try:
+            # ``interrupt`` came before, or finds it from here on.
+            self._check(era)
             yield link
             is_good = True
         except FileLost:
@@ -198,19 +234,20 @@ class TransferThreads:
             # Under the lock: a number that is given away here may be somebody else's when ``interrupt`` uses it.
             with self._links_lock:
                 self._links.discard(link)
-                if is_good and address is not None:
+                if is_good and address is not None and era == self._left_count:
                     self._kept.keep(address, link)
                 else:
                     link.close()
 
-    def _upload(self, order: orders.UploadObject, worker_id: int) -> None:
+    def _upload(self, order: orders.UploadObject, worker_id: int, era: int) -> None:
         reason = ""
         try:
-            with self._using(transfer.dial(self.address, self.secret, context=self.tls)) as link:
+            self._check(era)
+            with self._using(transfer.dial(self.address, self.secret, context=self.tls), era) as link:
                 transfer.upload(link, self.store, worker_id, order.transfer_id, order.name)
         except (OSError, VineError) as error:
             reason = f"{type(error).__name__}: {error}"
-        self.report(events.UploadEnded(time.monotonic(), order.transfer_id, order.name, reason))
+        self._report(events.UploadEnded(time.monotonic(), order.transfer_id, order.name, reason), era)
 
 
 class _Fetching:
