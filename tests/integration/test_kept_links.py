@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import stat
 import threading
 import time
@@ -237,6 +238,23 @@ def test_a_file_that_shrinks_while_it_is_sent_ends_the_link(peers: Peers, monkey
     event = peers.heard()
     assert isinstance(event, events.ObjectFailed) and (event.absent, event.unreached) == ([], [0])
     peers.bring("r0-2.1")
+
+
+def test_a_disk_that_takes_only_a_part_of_the_last_bytes_has_no_room(peers: Peers) -> None:
+    """It says so at the next write only, and there is none; no peer is to blame, and none is asked in vain."""
+    peers.bring("r0-1.1")
+    size = 3_000_000
+    peers.source.path("r0-2.1").write_bytes(bytes(size))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+    try:
+        peers.ask("r0-2.1")
+        event = peers.heard()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(event, events.ObjectFailed) and (event.absent, event.unreached) == ([], [])
+    assert not peers.store.path("r0-2.1").exists() and not peers.threads._kept._idle
+    peers.bring("r0-2.1", size)
 
 
 def test_what_was_asked_for_a_manager_that_is_left_does_not_go_on(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ TRANSFER_THREADS = 4
 # Others than those: a fetch through the manager waits for the upload of another worker, which must never wait for that in turn.
 UPLOAD_THREADS = 4
 # Errors of the disk here, and not of the other side.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class TransferThreads:
