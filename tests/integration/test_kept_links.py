@@ -294,6 +294,43 @@ def test_links_that_idle_too_long_are_closed_without_another_object(peers: Peers
     assert eventually(lambda: peers.links[0].sock.fileno() == -1) and not peers.threads._kept._idle
 
 
+def unheard(peers: Peers, monkeypatch: pytest.MonkeyPatch, count: int) -> list[object]:
+    """The peers' server is taken for a manager, which ends so many dials without a word."""
+    right, dialled = transfer.dial, []
+
+    def dial(address: tuple[str, int], secret: bytes | None, kind: str = "data", *rest: Any, **named: Any) -> transfer.DataLink:
+        dialled.append(kind)
+        if len(dialled) <= count:
+            raise ConnectionResetError("one too many")
+        return right(address, secret, "peer", *rest, **named)
+
+    monkeypatch.setattr(transfer, "dial", dial)
+    peers.threads.address = peers.address
+    return dialled
+
+
+def ask_manager(peers: Peers, name: str) -> None:
+    peers.source.path(name).write_bytes(b"at the manager")
+    peers.threads.fetch(orders.FetchObject(name, 0, [], make_ticket(KEY, name, 7, EXPIRES_S), EXPIRES_S), 7)
+
+
+def test_a_manager_that_does_not_hear_us_among_others_is_asked_again(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lets few strangers wait for each address, and many workers of one machine may want the same file at once."""
+    dialled = unheard(peers, monkeypatch, 3)
+    ask_manager(peers, "r0-1.1")
+    assert isinstance(peers.heard(), events.ObjectArrived) and len(dialled) == 4
+
+
+def test_a_manager_that_is_left_is_not_asked_again(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    dialled = unheard(peers, monkeypatch, 1_000_000)
+    ask_manager(peers, "r0-1.1")
+    assert eventually(lambda: len(dialled) > 2)
+    peers.threads.interrupt()
+    peers.threads.submit(done.set)
+    assert done.wait(LIMIT_S) and peers.reports.empty()
+
+
 def test_files_come_from_the_manager_over_few_links(
     start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,8 @@ from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S
 RECEIVE_BYTES = 1 << 20
 # A transfer without a single byte for this long is given up.
 STALL_S = 60.0
+# How a link ends that the other side closed without a word: it hears only so many strangers at a time.
+UNHEARD = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, ssl.SSLEOFError)
 # A splice may begin late: its source has other objects to send before. Lower: a busy source loses calls; higher: a lost one is
 # noticed later (one whose worker is gone is noticed by the manager).
 SPLICE_WAIT_S = 300.0
@@ -49,7 +51,7 @@ class DataLink:
         """The next message.
 
         Raises:
-            PeerError: the other side closed, or sent what is no message of a data link.
+            PeerError: the other side sent what is no message of a data link. OSError: it closed, or is silent.
         """
         while True:
             payload = self.reader.next_frame()
@@ -57,7 +59,7 @@ class DataLink:
                 return messages.decode_on_data_link(payload)
             data = self.sock.recv(65536)
             if not data:
-                raise PeerError("the data link was closed by the other side")
+                raise ConnectionAbortedError("the data link was closed by the other side")
             self.reader.push(data)
 
     def receive_bytes(self, size_bytes: int, digest: bytes, take: Callable[[memoryview], object]) -> None:
@@ -119,8 +121,11 @@ def dial(
         binding = b""
         if context is not None:
             sock.sendall(DATA_PREAMBLE)
-            if sock.recv(1) != GO_AHEAD:
-                raise PeerError("the other side does not speak TLS")
+            go_ahead = sock.recv(1)
+            if not go_ahead:
+                raise ConnectionAbortedError("the data link was closed before TLS")
+            if go_ahead != GO_AHEAD:
+                raise ProtocolError("the other side does not speak TLS")
             sock = context.wrap_socket(sock)
             binding = binding_of(sock.getpeercert(True))
         return _shaken(sock, Dialer(secret, os.urandom(32), kind, binding))
@@ -164,7 +169,7 @@ def _shaken(sock: socket.socket, handshake: Dialer | Listener) -> DataLink:
             sock.settimeout(max(0.001, until - time.monotonic()))
             data = sock.recv(BEFORE_AUTH_LIMIT_BYTES)
             if not data:
-                raise PeerError("the data link was closed during the handshake")
+                raise ConnectionAbortedError("the data link was closed during the handshake")
             reader.push(data)
             continue
         try:
