@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -188,6 +190,147 @@ def test_a_manager_that_is_left_ends_the_links_to_its_workers(peers: Peers) -> N
     peers.bring("r0-2.1")
 
 
+def test_who_stands_still_is_asked_again_over_a_new_link(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was stopped, or whose machine is gone, would be waited for as long as one that sends."""
+    monkeypatch.setattr(kept_links, "ANSWER_S", 0.1)
+    silent = threading.Event()
+    asked = fails_at_second(monkeypatch, lambda link: silent.wait(2 * LIMIT_S))
+    peers.bring("r0-1.1")
+    try:
+        peers.bring("r0-2.1")
+    finally:
+        silent.set()
+    assert len(peers.links) == 2 and len(asked) == 1
+
+
+def changed_while_sent(monkeypatch: pytest.MonkeyPatch, change: Callable[[str], object]) -> None:
+    """What is sent first changes right behind the moment at which its size and digest were taken."""
+    right = transfer.file_digest
+
+    def digest(fd: int) -> bytes:
+        found = right(fd)
+        monkeypatch.setattr(transfer, "file_digest", right)
+        change(f"/proc/self/fd/{fd}")
+        return found
+
+    monkeypatch.setattr(transfer, "file_digest", digest)
+
+
+def test_a_file_that_grows_while_it_is_sent_leaves_the_link_as_it_is(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def grow(path: str) -> None:
+        with open(path, "ab") as file:
+            file.write(bytes(500_000))
+
+    changed_while_sent(monkeypatch, grow)
+    peers.source.path("r0-1.1").write_bytes(b"in time")
+    peers.ask("r0-1.1")
+    assert isinstance(peers.heard(), events.ObjectArrived) and peers.store.path("r0-1.1").read_bytes() == b"in time"
+    peers.bring("r0-2.1")
+    assert len(peers.links) == 1
+
+
+def test_a_file_that_shrinks_while_it_is_sent_ends_the_link(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else both sides would wait for the other one."""
+    monkeypatch.setattr(kept_links, "IDLE_S", 2 * LIMIT_S)
+    changed_while_sent(monkeypatch, lambda path: os.truncate(path, 3))
+    peers.source.path("r0-1.1").write_bytes(b"too short")
+    peers.ask("r0-1.1")
+    event = peers.heard()
+    assert isinstance(event, events.ObjectFailed) and (event.absent, event.unreached) == ([], [0])
+    peers.bring("r0-2.1")
+
+
+def test_a_disk_that_takes_only_a_part_of_the_last_bytes_has_no_room(peers: Peers) -> None:
+    """It says so at the next write only, and there is none; no peer is to blame, and none is asked in vain."""
+    peers.bring("r0-1.1")
+    size = 3_000_000
+    peers.source.path("r0-2.1").write_bytes(bytes(size))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+    try:
+        peers.ask("r0-2.1")
+        event = peers.heard()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(event, events.ObjectFailed) and (event.absent, event.unreached) == ([], [])
+    assert not peers.store.path("r0-2.1").exists() and not peers.threads._kept._idle
+    peers.bring("r0-2.1", size)
+
+
+def test_what_was_asked_for_a_manager_that_is_left_does_not_go_on(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither over a new link, nor at the end of the line; and the next manager hears nothing of it."""
+    silent = threading.Event()
+    asked = fails_at_second(monkeypatch, lambda link: silent.wait(LIMIT_S))
+    peers.bring("r0-1.1")
+    for name in ("r0-2.1", "r0-3.1"):
+        peers.source.path(name).write_bytes(b"of old")
+        peers.ask(name)
+    assert eventually(lambda: len(asked) == 1)
+    peers.threads.interrupt()
+    silent.set()
+    peers.bring("r0-4.1")
+    assert len(peers.links) == 2 and peers.reports.empty()
+    assert not any(peers.store.path(name).exists() for name in ("r0-2.1", "r0-3.1"))
+
+
+def test_nothing_is_kept_behind_an_end(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    right, done = Store.aside, threading.Event()
+
+    def interrupted(store: Store, name: str) -> Path:
+        peers.threads.interrupt()
+        return right(store, name)
+
+    monkeypatch.setattr(Store, "aside", interrupted)
+    peers.source.path("r0-1.1").touch()
+    peers.ask("r0-1.1")
+    peers.threads.submit(done.set)
+    assert done.wait(LIMIT_S) and len(peers.links) == 1 and not peers.threads._kept._idle
+
+
+def test_links_that_idle_too_long_are_closed_without_another_object(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_links, "KEEP_S", -1.0)
+    peers.bring("r0-1.1")
+    peers.threads.tidy()
+    assert eventually(lambda: peers.links[0].sock.fileno() == -1) and not peers.threads._kept._idle
+
+
+def unheard(peers: Peers, monkeypatch: pytest.MonkeyPatch, count: int) -> list[object]:
+    """The peers' server is taken for a manager, which ends so many dials without a word."""
+    right, dialled = transfer.dial, []
+
+    def dial(address: tuple[str, int], secret: bytes | None, kind: str = "data", *rest: Any, **named: Any) -> transfer.DataLink:
+        dialled.append(kind)
+        if len(dialled) <= count:
+            raise ConnectionResetError("one too many")
+        return right(address, secret, "peer", *rest, **named)
+
+    monkeypatch.setattr(transfer, "dial", dial)
+    peers.threads.address = peers.address
+    return dialled
+
+
+def ask_manager(peers: Peers, name: str) -> None:
+    peers.source.path(name).write_bytes(b"at the manager")
+    peers.threads.fetch(orders.FetchObject(name, 0, [], make_ticket(KEY, name, 7, EXPIRES_S), EXPIRES_S), 7)
+
+
+def test_a_manager_that_does_not_hear_us_among_others_is_asked_again(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lets few strangers wait for each address, and many workers of one machine may want the same file at once."""
+    dialled = unheard(peers, monkeypatch, 3)
+    ask_manager(peers, "r0-1.1")
+    assert isinstance(peers.heard(), events.ObjectArrived) and len(dialled) == 4
+
+
+def test_a_manager_that_is_left_is_not_asked_again(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    dialled = unheard(peers, monkeypatch, 1_000_000)
+    ask_manager(peers, "r0-1.1")
+    assert eventually(lambda: len(dialled) > 2)
+    peers.threads.interrupt()
+    peers.threads.submit(done.set)
+    assert done.wait(LIMIT_S) and peers.reports.empty()
+
+
 def test_files_come_from_the_manager_over_few_links(
     start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,3 +354,32 @@ def test_files_come_from_the_manager_over_few_links(
             assert done is not None and done.std_output == done.tag
         assert 1 <= len(served) <= 2 * transfer_threads.TRANSFER_THREADS
     assert eventually(lambda: all(link.sock.fileno() == -1 for link in served)), "the end of the manager is theirs"
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_of_the_users_process_keeps_no_link(
+    start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of one would not reach its worker, which would ask over it, and wait."""
+    served: list[transfer.DataLink] = []
+    serve = ManagerLoop._serve_data
+
+    def counted(loop: ManagerLoop, link: transfer.DataLink) -> None:
+        served.append(link)
+        serve(loop, link)
+
+    monkeypatch.setattr(ManagerLoop, "_serve_data", counted)
+    with Manager(port=0) as m:
+        start("127.0.0.1", m.port, "--cores", 1)
+        (tmp_path / "file").write_bytes(b"content")
+        task = Task("cat in")
+        task.add_input(m.declare_file(tmp_path / "file"), "in")
+        m.submit(task)
+        done = m.wait(LIMIT_S)
+        assert done is not None and done.std_output == "content"
+        numbers = [link.sock.fileno() for link in served]
+        assert numbers and -1 not in numbers
+        child = os.fork()
+        if child == 0:
+            os._exit(sum(stat.S_ISSOCK(os.fstat(number).st_mode) for number in numbers))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -19,6 +19,9 @@ Address = tuple[str, int, str]
 # The other side waits longer, so that links are rarely closed there first.
 KEEP_S = 5.0
 IDLE_S = 10.0
+# An answer over a kept link is waited for this long, then a new one has to prove that somebody is there. Higher: one that stands
+# still, or is gone without a word, is noticed later than it would be by a dial; lower: slow disks there cost connections.
+ANSWER_S = 5.0
 # In all; the oldest go first. Bounds descriptors.
 MOST_KEPT = 32
 # Links that wait for another request at one server: each has a thread.
@@ -35,10 +38,8 @@ class KeptLinks:
 
     def take(self, address: Address) -> DataLink | None:
         """A link to there that was good a moment ago; the caller owns it from now on."""
-        now = time.monotonic()
+        self.tidy()
         with self._lock:
-            while self._idle and self._idle[0][1] < now:
-                self._idle.pop(0)[2].close()
             for number in reversed(range(len(self._idle))):
                 if self._idle[number][0] == address:
                     link = self._idle.pop(number)[2]
@@ -46,6 +47,13 @@ class KeptLinks:
                         return link
                     link.close()
         return None
+
+    def tidy(self) -> None:
+        """Close those that have idled for too long."""
+        now = time.monotonic()
+        with self._lock:
+            while self._idle and self._idle[0][1] < now:
+                self._idle.pop(0)[2].close()
 
     def keep(self, address: Address, link: DataLink) -> None:
         """A link whose last object has come as it should."""

@@ -499,7 +499,9 @@ class ManagerLoop:
         self.awake = False
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, self._wake_fd)
-        for sock in [self.listener, *(link.transport.get_extra_info("socket") for link in self.links.values() if link.transport)]:
+        links = [link.transport.get_extra_info("socket") for link in self.links.values() if link.transport]
+        # Links for objects too: workers that were told nothing else learn from their end that it came.
+        for sock in [self.listener, *links, *(link.sock for link in self._transfers)]:
             with contextlib.suppress(OSError):
                 # Replaced, not closed: the number must not be closed a second time by the socket's finaliser.
                 os.dup2(null, sock.fileno())

@@ -7,6 +7,7 @@ the bytes behind them are raw and checked against the xxh3 in the header.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import ssl
@@ -25,6 +26,8 @@ from vinecore.wire.handshake import BEFORE_AUTH_LIMIT_BYTES, HANDSHAKE_TIMEOUT_S
 RECEIVE_BYTES = 1 << 20
 # A transfer without a single byte for this long is given up.
 STALL_S = 60.0
+# How a link ends that the other side closed without a word: it hears only so many strangers at a time.
+UNHEARD = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, ssl.SSLEOFError)
 # A splice may begin late: its source has other objects to send before. Lower: a busy source loses calls; higher: a lost one is
 # noticed later (one whose worker is gone is noticed by the manager).
 SPLICE_WAIT_S = 300.0
@@ -48,7 +51,7 @@ class DataLink:
         """The next message.
 
         Raises:
-            PeerError: the other side closed, or sent what is no message of a data link.
+            PeerError: the other side sent what is no message of a data link. OSError: it closed, or is silent.
         """
         while True:
             payload = self.reader.next_frame()
@@ -56,7 +59,7 @@ class DataLink:
                 return messages.decode_on_data_link(payload)
             data = self.sock.recv(65536)
             if not data:
-                raise PeerError("the data link was closed by the other side")
+                raise ConnectionAbortedError("the data link was closed by the other side")
             self.reader.push(data)
 
     def receive_bytes(self, size_bytes: int, digest: bytes, take: Callable[[memoryview], object]) -> None:
@@ -118,8 +121,11 @@ def dial(
         binding = b""
         if context is not None:
             sock.sendall(DATA_PREAMBLE)
-            if sock.recv(1) != GO_AHEAD:
-                raise PeerError("the other side does not speak TLS")
+            go_ahead = sock.recv(1)
+            if not go_ahead:
+                raise ConnectionAbortedError("the data link was closed before TLS")
+            if go_ahead != GO_AHEAD:
+                raise ProtocolError("the other side does not speak TLS")
             sock = context.wrap_socket(sock)
             binding = binding_of(sock.getpeercert(True))
         return _shaken(sock, Dialer(secret, os.urandom(32), kind, binding))
@@ -163,7 +169,7 @@ def _shaken(sock: socket.socket, handshake: Dialer | Listener) -> DataLink:
             sock.settimeout(max(0.001, until - time.monotonic()))
             data = sock.recv(BEFORE_AUTH_LIMIT_BYTES)
             if not data:
-                raise PeerError("the data link was closed during the handshake")
+                raise ConnectionAbortedError("the data link was closed during the handshake")
             reader.push(data)
             continue
         try:
@@ -186,25 +192,48 @@ def fetch(link: DataLink, store: Store, request: messages.Get) -> int:
     Raises:
         FileLost: it does not have it, or only damaged. PeerError, OSError: the transfer failed.
     """
-    name = request.name
+    return receive_object(link, store, ask(link, request, SPLICE_WAIT_S if request.transfer_id else STALL_S))
+
+
+def ask(link: DataLink, request: messages.Get, wait_s: float) -> messages.Object:
+    """Ask the other side for an object; returns what it says of it, behind which the bytes come.
+
+    Raises:
+        FileLost: it does not have it. PeerError, OSError: it did not answer well, or not within ``wait_s``.
+    """
     link.send(request)
-    if request.transfer_id:
-        link.sock.settimeout(SPLICE_WAIT_S)
+    link.sock.settimeout(wait_s)
     header = link.receive()
     link.sock.settimeout(STALL_S)
     if isinstance(header, messages.Missing):
-        raise FileLost(header.why or f"the other side does not have {name}")
-    if not isinstance(header, messages.Object) or header.name != name:
+        raise FileLost(header.why or f"the other side does not have {request.name}")
+    if not isinstance(header, messages.Object) or header.name != request.name:
         raise ProtocolError("the manager answered with something else than the object that was asked for")
+    return header
+
+
+def receive_object(link: DataLink, store: Store, header: messages.Object) -> int:
+    """Store the object whose bytes come next; returns its size in bytes.
+
+    Raises:
+        FileLost: it is damaged. PeerError, OSError: the transfer failed.
+    """
+    name = header.name
     aside = store.aside(name)
     try:
         with open(aside, "xb", buffering=0) as file:
-            link.receive_bytes(header.size_bytes, header.digest, file.write)
+            link.receive_bytes(header.size_bytes, header.digest, lambda piece: _write(file, piece))
         aside.rename(store.path(name))
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     return header.size_bytes
+
+
+def _write(file: io.FileIO, piece: memoryview) -> None:
+    """All of it: a disk with room for a part takes that, and only refuses what comes next."""
+    while piece:
+        piece = piece[file.write(piece) :]
 
 
 def upload(link: DataLink, store: Store, worker_id: int, transfer_id: int, name: str) -> None:
@@ -240,7 +269,7 @@ def send_object(link: DataLink, name: str, parts: Sequence[bytes | memoryview] |
     """Answer a Get with the bytes of an object held in memory or in a local file.
 
     Raises:
-        OSError: the file cannot be read, or the link is gone.
+        OSError: the file cannot be read, or the link is gone. PeerError: the file became shorter meanwhile.
     """
     if isinstance(parts, LocalPath):
         try:
@@ -252,7 +281,9 @@ def send_object(link: DataLink, name: str, parts: Sequence[bytes | memoryview] |
         with file:
             size = os.fstat(file.fileno()).st_size
             link.send(messages.Object(name, size, file_digest(file.fileno())))
-            link.sock.sendfile(file)
+            # As much as was announced, whatever is written to it meanwhile: other objects follow over this link.
+            if size and link.sock.sendfile(file, 0, size) < size:
+                raise PeerError(f"{parts.path} became shorter while it was sent")
         return
     check = xxhash.xxh3_128()
     size = 0

@@ -289,6 +289,7 @@ class WorkerLoop:
             if done:
                 break
             self._handle(events.Tick(time.monotonic()))
+            self.transfers.tidy()
             if self._lost_workspace():
                 break
             state = self.machine.state
