@@ -421,6 +421,34 @@ def test_a_group_of_long_calls_is_cut_after_the_time_that_no_group_was_to_take()
     assert world.of(orders.Revoke)
 
 
+def test_what_could_not_be_given_is_not_owed_for_ever() -> None:
+    """Ten requests in vain, and the eleventh took all that had come meanwhile."""
+    world = WorkerWorld()
+    world.run([kept(1), call(2, 1)])
+    world.now += STUCK_S
+    for _ in range(10):
+        world.say(messages.HandBack(5, 1))
+        assert not world.results() and not world.of(orders.Revoke)
+    world.machine.state.libraries[1].mean_us = 1e5
+    world.run(*[[call(number)] for number in range(3, 23)])
+    world.say(messages.HandBack(1, 1))
+    assert world.results() == [(22, messages.HANDED_BACK)]
+
+
+def test_the_rest_of_a_group_counts_as_given() -> None:
+    world = WorkerWorld(slots=1)
+    world.machine.state.libraries[1].mean_us = 4000.0
+    world.run([call(1), call(2), call(3)], [call(4)], [call(5)])
+    world.now += CUT_FACTOR * 4000e-6
+    library = world.machine.state.libraries[1]
+    library.queue.rotate()  # nothing but the bundle is at the slot
+    world.say(messages.HandBack(4, 1))
+    assert world.results() == [(4, messages.HANDED_BACK), (5, messages.HANDED_BACK)]
+    world.run([call(6)])
+    settle(world)
+    assert world.results() == [(2, messages.HANDED_BACK), (3, messages.HANDED_BACK)]
+
+
 def boxed(task_id: int) -> Call:
     box = messages.Sandbox([], [messages.Product("out", f"r0-{task_id}.1.0")], [])
     return Call(task_id, 1, 1, -1, b"", [], 0, True, False, box)
