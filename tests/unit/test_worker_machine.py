@@ -506,6 +506,22 @@ def test_a_silent_manager_is_left_at_the_second_look() -> None:
     assert left == orders.LeaveManager(False, "the manager was silent for 40 s")
 
 
+def test_a_manager_that_has_nothing_to_say_is_asked_before_it_is_left() -> None:
+    """A worker that answers calls all the while is not asked by its manager, and left it in the middle of its work."""
+    world = WorkerWorld()
+    for _ in range(3):
+        for _ in range(19):
+            world.now += 1
+            assert not world.do(events.Tick(0.0))
+        world.now += 2
+        world.do(events.Tick(0.0))
+        assert world.told(messages.Ping)
+        world.do(events.Tick(0.0))
+        assert not world.told(messages.Ping), "once"
+        world.say(messages.decode_from_manager(messages.encode(messages.Pong())))
+    assert not world.machine.state.leaving
+
+
 def test_a_worker_that_stood_still_hears_what_was_said_meanwhile() -> None:
     """Its first look comes before its socket is read: pings lie there, and that more silence is allowed now."""
     world = WorkerWorld()
