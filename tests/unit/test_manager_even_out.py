@@ -134,3 +134,14 @@ def test_one_that_has_nothing_to_give_is_asked_ever_less_often() -> None:
     times = [world.now - stuck.progress_at for _ in range(1000) if asked_after(world, 0.01)]
     assert len(times) < 25, "it was asked ten times a second"
     assert times[-1] > 8.0, "it is asked still"
+
+
+def test_bundles_are_asked_back_by_the_number_of_their_calls() -> None:
+    """By that of the bundles one of them came back at a time, ten in a second."""
+    world, stuck = tiny_world()
+    graph, entries = world.builder.vertices([[] for _ in range(300)])
+    world.do(events.VerticesSubmitted(0.0, graph, entries))
+    assert 1 < stuck.groups_out < 20 and stuck.outstanding == 300
+    world.join(2, cores=1)
+    world.builder.library.instances[2].mean_us = TINY_US
+    assert asked_after(world, 2 * STUCK_S) == [299]

@@ -104,10 +104,9 @@ def _ask(state: ManagerState, instance: Instance, waiting: int, room: int) -> in
 
 
 def _behind(instance: Instance) -> tuple[int, float]:
-    """Calls, or groups, that wait behind what runs there, and how long that may take before they are asked for."""
-    groups = instance.groups_out - instance.slots
-    if groups > 0:
-        return groups, 0.0 if _is_much(instance) else near.STUCK_S
+    """Calls that wait behind what runs there, and how long that may take before they are asked for."""
+    if instance.groups_out > instance.slots:
+        return instance.outstanding - instance.slots, 0.0 if _is_much(instance) else near.STUCK_S
     # Nothing but bundles, perhaps: what is left of them is cut there.
     return instance.outstanding - instance.groups_out, max(near.STUCK_S, min(near.long_s(instance), CUT_LIMIT_S))
 
