@@ -44,6 +44,7 @@ GOLDEN: dict[str, list[tuple[msgspec.Struct, str]]] = {
         (m.Upload(11, "r1-7.1"), "93a675706c6f61640ba672312d372e31"),
         (m.Unlink(["a", "b"]), "92a6756e6c696e6b92a161a162"),
         (m.Ping(), "91a470696e67"),
+        (m.Pong(), "91a4706f6e67"),
         (m.Keepalive(5.0, 20.0), "93a96b656570616c697665cb4014000000000000cb4034000000000000"),
         (m.Release(True, "done"), "93a772656c65617365c3a4646f6e65"),
     ],

@@ -421,6 +421,34 @@ def test_a_group_of_long_calls_is_cut_after_the_time_that_no_group_was_to_take()
     assert world.of(orders.Revoke)
 
 
+def test_what_could_not_be_given_is_not_owed_for_ever() -> None:
+    """Ten requests in vain, and the eleventh took all that had come meanwhile."""
+    world = WorkerWorld()
+    world.run([kept(1), call(2, 1)])
+    world.now += STUCK_S
+    for _ in range(10):
+        world.say(messages.HandBack(5, 1))
+        assert not world.results() and not world.of(orders.Revoke)
+    world.machine.state.libraries[1].mean_us = 1e5
+    world.run(*[[call(number)] for number in range(3, 23)])
+    world.say(messages.HandBack(1, 1))
+    assert world.results() == [(22, messages.HANDED_BACK)]
+
+
+def test_the_rest_of_a_group_counts_as_given() -> None:
+    world = WorkerWorld(slots=1)
+    world.machine.state.libraries[1].mean_us = 4000.0
+    world.run([call(1), call(2), call(3)], [call(4)], [call(5)])
+    world.now += CUT_FACTOR * 4000e-6
+    library = world.machine.state.libraries[1]
+    library.queue.rotate()  # nothing but the bundle is at the slot
+    world.say(messages.HandBack(4, 1))
+    assert world.results() == [(4, messages.HANDED_BACK), (5, messages.HANDED_BACK)]
+    world.run([call(6)])
+    settle(world)
+    assert world.results() == [(2, messages.HANDED_BACK), (3, messages.HANDED_BACK)]
+
+
 def boxed(task_id: int) -> Call:
     box = messages.Sandbox([], [messages.Product("out", f"r0-{task_id}.1.0")], [])
     return Call(task_id, 1, 1, -1, b"", [], 0, True, False, box)
@@ -476,6 +504,22 @@ def test_a_silent_manager_is_left_at_the_second_look() -> None:
     world.now += DOUBT_S
     (left,) = world.do(events.Tick(0.0))
     assert left == orders.LeaveManager(False, "the manager was silent for 40 s")
+
+
+def test_a_manager_that_has_nothing_to_say_is_asked_before_it_is_left() -> None:
+    """A worker that answers calls all the while is not asked by its manager, and left it in the middle of its work."""
+    world = WorkerWorld()
+    for _ in range(3):
+        for _ in range(19):
+            world.now += 1
+            assert not world.do(events.Tick(0.0))
+        world.now += 2
+        world.do(events.Tick(0.0))
+        assert world.told(messages.Ping)
+        world.do(events.Tick(0.0))
+        assert not world.told(messages.Ping), "once"
+        world.say(messages.decode_from_manager(messages.encode(messages.Pong())))
+    assert not world.machine.state.leaving
 
 
 def test_a_worker_that_stood_still_hears_what_was_said_meanwhile() -> None:

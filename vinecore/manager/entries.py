@@ -355,6 +355,7 @@ class Instance:
         "error",
         "error_data",
         "failed_at",
+        "gave_at",
         "groups",
         "groups_out",
         "is_open",
@@ -408,9 +409,10 @@ class Instance:
         self.error_data = b""
         # When it failed; of those that are GONE.
         self.failed_at = 0.0
-        # When it answered last (or began to work), and when it was asked for work back.
+        # When it answered last (or began to work), when it was asked for work back, and when it gave some.
         self.progress_at = 0.0
         self.asked_at = 0.0
+        self.gave_at = 0.0
 
     def move(self, state: str) -> None:
         """Change the state, and what the library counts of it."""

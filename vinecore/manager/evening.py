@@ -18,9 +18,15 @@ from vinecore.wire import messages
 
 # Pause before an instance is asked again; higher: later balance where it could not give anything at first.
 ASK_AGAIN_S = 0.1
+# One that gave nothing since it answered is asked ever less often: after this share of the time until then, at most so long.
+PATIENCE_SHARE = 0.25
+ASK_AGAIN_LIMIT_S = 1.0
 # The rest of a bundle is asked for after this time at the latest, longer than a bundle was to take; lower: more values that could
 # stay in a slot are written, and travel.
 CUT_LIMIT_S = 0.25
+# More work than this for each slot, by measured time, is asked for without waiting for a long call; lower: more is moved that
+# would have had its turn soon.
+BACKLOG_S = 0.5
 # Busy instances looked at, and free slots counted, at most; and seconds between two looks for each instance of a library.
 EVEN_OUT_LOOKS = 256
 EVEN_OUT_PAUSE_S = 1e-5
@@ -39,6 +45,7 @@ def _even_out(state: ManagerState, library: LibraryEntry) -> list[float]:
     library.line_up()
     room = _free_slots(library)
     dues: list[float] = []
+    bundles: list[Instance] = []
     # The next look would otherwise follow at once, where many answer at any time.
     soonest = state.now + EVEN_OUT_PAUSE_S * len(library.instances)
     for instance in list(islice(library.piled.values(), EVEN_OUT_LOOKS if room else 0)):
@@ -47,31 +54,67 @@ def _even_out(state: ManagerState, library: LibraryEntry) -> list[float]:
             instance.is_piled = False
             del library.piled[instance.worker_id]
             continue
-        library.piled.move_to_end(instance.worker_id)
-        if not instance.worker.takes_work():
-            continue
-        due = max(instance.progress_at + patience_s, instance.asked_at + ASK_AGAIN_S)
-        if state.now < due:
+        due = max(instance.progress_at + patience_s, _ask_again_at(instance))
+        if instance.worker.takes_work() and state.now >= due:
+            if room <= 0:
+                break  # asking more of them would only move work to and fro; the next look begins with this one
+            if instance.groups_out > instance.slots:
+                room -= _ask(state, instance, waiting, room)
+                dues.append(state.now + ASK_AGAIN_S)
+            else:
+                bundles.append(instance)
+        elif instance.worker.takes_work():
             dues.append(max(due, soonest))
-            continue
+        library.piled.move_to_end(instance.worker_id)
+    # Behind those that have whole groups to give: these may have nothing that can be cut off.
+    for instance in bundles:
         if room <= 0:
-            break  # asking more of them would only move work to and fro
-        instance.asked_at = state.now
-        share = _calls_of_slot(state, instance.mean_us)
-        asked = min(waiting, room * share, MOST_PER_SLOT)
-        room -= -(-asked // share)
-        state.orders.append(orders.SendTo(instance.worker_id, messages.HandBack(asked, library.library_id)))
+            library.piled.move_to_end(instance.worker_id, last=False)
+            continue
+        room -= _ask(state, instance, _behind(instance)[0], room)
         dues.append(state.now + ASK_AGAIN_S)
     return dues
 
 
+def _ask_again_at(instance: Instance) -> float:
+    """When it may be asked again."""
+    pause_s = ASK_AGAIN_S
+    if _is_silent(instance):
+        pause_s = max(pause_s, min(PATIENCE_SHARE * (instance.asked_at - instance.progress_at), ASK_AGAIN_LIMIT_S))
+    return instance.asked_at + pause_s
+
+
+def _is_silent(instance: Instance) -> bool:
+    """It was asked for what waits there, and gave nothing."""
+    return instance.asked_at > max(instance.progress_at, instance.gave_at)
+
+
+def _ask(state: ManagerState, instance: Instance, waiting: int, room: int) -> int:
+    """Ask for as much as free slots can take; returns how many of them that needs. One that gave nothing keeps none of them."""
+    share = _calls_of_slot(state, instance.mean_us)
+    asked = min(waiting, room * share)
+    needed = 0 if _is_silent(instance) else -(-asked // share)
+    if _is_much(instance):
+        # Into the common line, for those too whose slots get free later.
+        asked = max(asked, instance.outstanding - instance.slots * share)
+    asked = min(asked, MOST_PER_SLOT)
+    instance.asked_at = state.now
+    state.orders.append(orders.SendTo(instance.worker_id, messages.HandBack(asked, instance.library.library_id)))
+    return needed
+
+
 def _behind(instance: Instance) -> tuple[int, float]:
-    """Calls, or groups, that wait behind what runs there, and how long that may take before they are asked for."""
-    groups = instance.groups_out - instance.slots
-    if groups > 0:
-        return groups, near.STUCK_S
+    """Calls that wait behind what runs there, and how long that may take before they are asked for."""
+    if instance.groups_out > instance.slots:
+        return instance.outstanding - instance.slots, 0.0 if _is_much(instance) else near.STUCK_S
     # Nothing but bundles, perhaps: what is left of them is cut there.
     return instance.outstanding - instance.groups_out, max(near.STUCK_S, min(near.long_s(instance), CUT_LIMIT_S))
+
+
+def _is_much(instance: Instance) -> bool:
+    """Calls turned out longer than they were thought to be when they were placed there: its answers come in time all the same."""
+    is_piled = instance.groups_out > instance.slots
+    return is_piled and instance.outstanding * instance.mean_us > BACKLOG_S * 1e6 * instance.slots
 
 
 def _calls_of_slot(state: ManagerState, mean_us: float) -> int:

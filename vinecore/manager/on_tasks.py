@@ -203,7 +203,9 @@ def answered(state: ManagerState, worker_id: int, results: list[Result]) -> None
         if bundle is not None and bundle.remaining == 0:
             _bundle_ended(state, bundle)
     for instance in freed:
-        if instance not in gave_back:
+        if instance in gave_back:
+            instance.gave_at = state.now
+        else:
             instance.progress_at = state.now
         library = instance.library
         library.offer(instance)

@@ -389,7 +389,7 @@ class WorkerLoop:
             if type(message) is messages.Welcome and message.peer_key:
                 self.peers.identity = Identity.of_pem(message.peer_key, message.peer_certificate, self.store.objects)
             self._handle(events.ManagerSaid(now, message))
-            if type(message) is not messages.Ping:
+            if type(message) is not messages.Ping and type(message) is not messages.Pong:
                 self.last_work = now
 
     def _handle(self, event: events.Event) -> None:

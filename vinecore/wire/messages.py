@@ -324,7 +324,7 @@ class Unlink(Struct, array_like=True, tag="unlink", frozen=True):
 
 
 class Ping(Struct, array_like=True, tag="ping", frozen=True):
-    """Keepalive of either side; the worker answers with Pong. Harmless at any time."""
+    """Keepalive of either side; the other one answers with Pong. Harmless at any time."""
 
 
 class Keepalive(Struct, array_like=True, tag="keepalive", frozen=True):
@@ -628,6 +628,7 @@ FromManager = (
     | Upload
     | Unlink
     | Ping
+    | Pong
     | Keepalive
     | Release
 )

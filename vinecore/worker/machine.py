@@ -20,6 +20,8 @@ from vinecore.worker.state import WorkerState
 
 # Silence of the manager after which its link counts as dead: this many keepalive timeouts.
 SILENCE_FACTOR = 2.0
+# After this share of it the manager is asked for a word.
+ASK_SHARE = 0.5
 # Least time from the look that finds it silent to the one that leaves it. A worker that stood still itself (suspended, say) has
 # the manager's words in its socket, which is read after a look that is overdue: that one must not be the last.
 DOUBT_S = 1.0
@@ -90,7 +92,7 @@ class WorkerMachine:
         elif isinstance(message, messages.Release):
             state.leaving = True
             state.orders.append(orders.LeaveManager(message.exit, message.reason))
-        else:
+        elif not isinstance(message, messages.Pong):
             raise ProtocolError(f"the manager sent {type(message).__name__}, which a worker does not take")
 
     def _other(self, event: events.Event) -> None:
@@ -118,8 +120,18 @@ class WorkerMachine:
                 state.orders.append(orders.StopHost(library_id))
         elif isinstance(event, events.Tick):
             on_libraries.look_at_imports(state)
-            if state.welcome is not None and not state.leaving and event.now - state.last_heard > state.silence_s:
-                self._found_silent()
+            if state.welcome is not None and not state.leaving:
+                self._look_for_silence()
+
+    def _look_for_silence(self) -> None:
+        """Ask a manager that says nothing, in time: it asks silent workers only, and we may answer calls all the while."""
+        state = self.state
+        silent_s = state.now - state.last_heard
+        if silent_s > state.silence_s:
+            self._found_silent()
+        elif silent_s > ASK_SHARE * state.silence_s and state.asked_at <= state.last_heard:
+            state.asked_at = state.now
+            state.orders.append(orders.ToManager(messages.Ping()))
 
     def _found_silent(self) -> None:
         state = self.state

@@ -29,7 +29,8 @@ def hand_back(state: WorkerState, library_id: int, count: int) -> None:
     library = state.libraries.get(library_id)
     if library is None:
         return
-    library.owed += count
+    # Not on top of what was asked for before and was not there: it would be taken from what comes later.
+    library.owed = count
     _pay(state, library)
     if library.owed > 0:
         for slot in library.slots.values():
@@ -37,6 +38,8 @@ def hand_back(state: WorkerState, library_id: int, count: int) -> None:
                 border = _border(state, library, slot)
                 if border is not None:
                     _revoke(state, slot, border)
+        if not any(slot.is_revoking for slot in library.slots.values()):
+            library.owed = 0
 
 
 def _pay(state: WorkerState, library: WorkerLibrary) -> None:
@@ -175,6 +178,7 @@ def _take_back(state: WorkerState, slot: WorkerSlot, border: int) -> None:
     for number, call in _movable(slot, border):
         slot.returned.add(number)
         slot.had -= 1
+        library.owed -= 1
         state.results.append(Result(call.task_id, call.attempt, messages.HANDED_BACK, 0))
     start = _group_start(slot, border)
     # When nothing can be taken the mark is past the end: answers clear the revocation in the usual way.

@@ -251,6 +251,8 @@ class WorkerState:
     silence_s: float = math.inf
     # When a look first found it silent for so long; older than what was heard last: not since then.
     doubted_at: float = -math.inf
+    # When it was asked for a word last.
+    asked_at: float = -math.inf
     leaving: bool = False
 
     def libraries_busy(self) -> bool:
