@@ -35,6 +35,8 @@ class FakeSlot:
         self.unread: dict[int, str] = {}
         self.out: list[messages.Result] = []
         self.kept: dict[int, bytes] = {}
+        self.group: list[messages.Call] = []
+        self.written: set[int] = set()
         self.uses_left: dict[int, int] = {}
         self.inline: dict[int, bytes] = {}
         self.last_flush = 0.0
@@ -104,6 +106,7 @@ class FakeSlot:
         sequence = batch.first
         self.last_flush = self.network.now
         for group in batch.groups:
+            self.group = group
             for call in group:
                 self.write(self.started, sequence)
                 if sequence >= self.read(self.revoked):
@@ -116,6 +119,7 @@ class FakeSlot:
                 sequence += 1
             self.kept.clear()
             self.uses_left.clear()
+            self.written.clear()
         self.inline.clear()
         self._flush()
 
@@ -135,10 +139,13 @@ class FakeSlot:
         if box is not None and self.worker.disk_full:
             self._lost(call, "its sandbox failed: no space left on device")
             return
+        before = dict(self.kept), dict(self.uses_left)
         try:
             inputs = [self._input(ref) for ref in call.inputs]
             inputs += [self._input(mount.source) for mount in box.mounts] if box is not None else []
         except KeyError as error:
+            self.kept, self.uses_left = before
+            self._write_later([made for made in self.group if made.task_id in call.inputs])
             name = str(error.args[0]).encode()
             self.out.append(messages.Result(call.task_id, call.attempt, messages.NO_INPUT, 0, name))
             return
@@ -263,8 +270,13 @@ class FakeSlot:
 
     def _hand_out(self, group: list[messages.Call]) -> None:
         """Values that were kept for the rest of a group are written when that is handed back."""
-        for call in group:
-            if call.task_id in self.kept and not call.publish:
+        self._write_later(group)
+        self.kept.clear()
+        self.uses_left.clear()
+
+    def _write_later(self, calls: list[messages.Call]) -> None:
+        for call in calls:
+            if call.task_id in self.kept and not call.publish and call.task_id not in self.written:
                 result = messages.Result(call.task_id, call.attempt, messages.WRITTEN_LATER, 0, self.kept[call.task_id])
                 if self.network.spec(call.task_id).size_bytes > messages.INLINE_LIMIT_BYTES:
                     if self.worker.disk_full:
@@ -272,9 +284,8 @@ class FakeSlot:
                     result.value, result.size_bytes = b"", self.network.spec(call.task_id).size_bytes
                     self.worker.store[f"{RUN}-{call.task_id}.{call.attempt}"] = self.kept[call.task_id]
                 self.out.append(result)
+                self.written.add(call.task_id)
                 self.network.written_later += 1
-        self.kept.clear()
-        self.uses_left.clear()
 
     def _input(self, ref: int | str) -> bytes:
         if isinstance(ref, str):

@@ -99,3 +99,41 @@ def test_a_full_disk_is_no_fault_of_a_call_of_a_program(tmp_path: Path, monkeypa
     result = slot.execute(call())
     assert result.status == messages.LOST and b"No space left" in result.value
     assert list(slot.sandboxes.path.iterdir()) == []
+
+
+class Sink(Slot):
+    """One whose results are looked at instead of being sent; the first task makes a value that is kept."""
+
+    value = b""
+
+    def execute(self, call: messages.Call) -> messages.Result:
+        if call.task_id != 1:
+            return super().execute(call)
+        result = messages.Result(1, 1, messages.OK_KEPT, 0)
+        self.keep(call, self.value, result)
+        return result
+
+    def flush(self) -> None:
+        pass
+
+    def report(self, result: messages.Result, at_once: bool = True) -> None:
+        self.out.append(result)
+
+
+@pytest.mark.parametrize("order", [["made", "gone"], ["gone", "made"]])
+@pytest.mark.parametrize("size", [10, 200_000], ids=["inline", "stored"])
+def test_what_a_vertex_reads_beside_an_input_that_is_gone_is_written(tmp_path: Path, order: list[str], size: int) -> None:
+    """It was kept for that vertex alone, and was made again with all that it was made from."""
+    begin = messages.Begin(1, "library", b"", [], str(tmp_path), "r", 1000)
+    claims = memoryview(bytearray(16)).cast("Q")
+    claims[1] = 2**63
+    slot = Sink(None, claims, begin, {})  # type: ignore[arg-type]
+    slot.value = b"x" * size
+    slot.pieces[7] = [None, None]
+    refs: list[int | str] = [{"made": 1, "gone": "r-9.1"}[name] for name in order]
+    group = [messages.Call(1, 1, 7, 0, b"", [], 2, False)]
+    group += [messages.Call(number, 1, 7, 1, b"", refs, 0, True) for number in (2, 3)]
+    slot.run_batch(messages.Batch(0, [group], []))
+    told = [(result.task_id, result.status) for result in slot.out]
+    assert told == [(1, messages.OK_KEPT), (1, messages.WRITTEN_LATER), (2, messages.NO_INPUT), (3, messages.NO_INPUT)]
+    assert payloads.decode(slot.out[1].value) == slot.value if size < 1000 else (tmp_path / "r-1.1").exists()

@@ -180,6 +180,9 @@ class Slot:
         # Values of the running group and inline inputs of the running batch, by task id.
         self.kept: dict[int, object] = {}
         self.uses_left: dict[int, int] = {}
+        # What runs now, and which of its kept values were written after all.
+        self.group: list[Call] = []
+        self.written: set[int] = set()
         self.inline: dict[int, bytes] = {}
         self.decoded: dict[int, object] = {}
         # Values of the running batch that went into the store, by task id.
@@ -247,6 +250,7 @@ class Slot:
             self._watch()
         self.last_flush = perf_counter()
         for group in batch.groups:
+            self.group = group
             for call in group:
                 claims[0] = sequence
                 if sequence >= claims[1]:
@@ -259,6 +263,8 @@ class Slot:
             if self.kept:
                 self.kept.clear()
                 self.uses_left.clear()
+            if self.written:
+                self.written.clear()
         self.inline.clear()
         self.decoded.clear()
         self.stored.clear()
@@ -312,6 +318,9 @@ class Slot:
             if call.uses:
                 self.keep(call, value, result)
         except MissingInput as error:
+            if self.kept:
+                # It runs elsewhere, and what else it reads of this group has to be there.
+                self.write_later([made for made in self.group if made.task_id in call.inputs])
             result = Result(call.task_id, call.attempt, messages.NO_INPUT, 0, str(error).encode())
         except NoRoom as error:
             result = Result(call.task_id, call.attempt, messages.LOST, 0, str(error).encode())
@@ -337,21 +346,26 @@ class Slot:
             self.stored[call.task_id] = f"{self.run_name}-{call.task_id}.{call.attempt}"
 
     def hand_out(self, group: list[Call]) -> None:
-        """The group ends early: values that stayed here for its later calls are needed elsewhere.
+        """The group ends early: values that stayed here for its later calls are needed elsewhere."""
+        self.write_later(group)
+        self.kept.clear()
+        self.uses_left.clear()
+
+    def write_later(self, calls: list[Call]) -> None:
+        """Publish what these calls have made, where it was kept for others of their group.
 
         What cannot be written is made again, where it fails in the user's sight.
         """
-        for call in group:
-            if call.task_id in self.kept and not call.publish:
-                value = self.kept.pop(call.task_id)
+        for call in calls:
+            if call.task_id in self.kept and not call.publish and call.task_id not in self.written:
+                value = self.kept[call.task_id]
                 try:
                     result = self.publish(call, value, self.encode(call, value))
                 except Exception:
                     continue
+                self.written.add(call.task_id)
                 result.status = messages.WRITTEN_LATER
                 self.report(result, False)
-        self.kept.clear()
-        self.uses_left.clear()
 
     def encode(self, call: Call, value: object) -> bytes | payloads.Encoded:
         """A value as it travels: a payload, or what a sandboxed task asked for."""
@@ -372,7 +386,7 @@ class Slot:
             piece = self.pieces[call.code_id]
             if isinstance(piece, Broken):
                 piece()
-            inputs = [self.vertex_input(ref) for ref in call.inputs] if call.inputs else ()
+            inputs = self.vertex_inputs(call.inputs) if call.inputs else ()
             return vertices.run_packed(piece[call.index], self.functions, inputs)
         function = self.functions[call.code_id]
         args, kwargs = self.arguments(call)
@@ -387,6 +401,20 @@ class Slot:
         else:
             data = call.payload
         return payloads.decode_arguments(data, [self.call_input(ref) for ref in refs])
+
+    def vertex_inputs(self, refs: list[int | str]) -> list[object]:
+        """All of them; those that were kept are not used up when one is missing."""
+        given: list[object] = []
+        try:
+            for ref in refs:
+                given.append(self.vertex_input(ref))  # noqa: PERF401 - what was read is known when one is missing
+        except MissingInput:
+            for ref, value in zip(refs, given, strict=False):
+                if isinstance(ref, int) and ref not in self.decoded and ref not in self.stored:
+                    self.kept[ref] = value
+                    self.uses_left[ref] = self.uses_left.get(ref, 0) + 1
+            raise
+        return given
 
     def vertex_input(self, ref: int | str) -> object:
         """An input of a graph's vertex: shared between vertices of this slot."""
