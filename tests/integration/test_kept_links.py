@@ -331,17 +331,23 @@ def test_a_manager_that_is_left_is_not_asked_again(peers: Peers, monkeypatch: py
     assert done.wait(LIMIT_S) and peers.reports.empty()
 
 
-def test_files_come_from_the_manager_over_few_links(
-    start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    served: list[transfer.DataLink] = []
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[transfer.DataLink]:
+    """The links that managers have served."""
+    found: list[transfer.DataLink] = []
     serve = ManagerLoop._serve_data
 
     def counted(loop: ManagerLoop, link: transfer.DataLink) -> None:
-        served.append(link)
+        found.append(link)
         serve(loop, link)
 
     monkeypatch.setattr(ManagerLoop, "_serve_data", counted)
+    return found
+
+
+def test_files_come_from_the_manager_over_few_links(
+    start: Callable[..., Worker], tmp_path: Path, served: list[transfer.DataLink]
+) -> None:
     with Manager(port=0) as m:
         start("127.0.0.1", m.port, "--cores", 1)
         for number in range(30):
@@ -358,17 +364,9 @@ def test_files_come_from_the_manager_over_few_links(
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_a_fork_of_the_users_process_keeps_no_link(
-    start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Worker], tmp_path: Path, served: list[transfer.DataLink]
 ) -> None:
     """The end of one would not reach its worker, which would ask over it, and wait."""
-    served: list[transfer.DataLink] = []
-    serve = ManagerLoop._serve_data
-
-    def counted(loop: ManagerLoop, link: transfer.DataLink) -> None:
-        served.append(link)
-        serve(loop, link)
-
-    monkeypatch.setattr(ManagerLoop, "_serve_data", counted)
     with Manager(port=0) as m:
         start("127.0.0.1", m.port, "--cores", 1)
         (tmp_path / "file").write_bytes(b"content")
